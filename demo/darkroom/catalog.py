@@ -1,0 +1,49 @@
+"""Which models exist, where they live, and what they are run with when nothing is asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.errors import AskedWrongly, near_matches
+
+EMBEDDED = Path(__file__).resolve().parent / "models"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model that can be asked for by name.
+
+    `source` is a hub repository ("owner/name") or the folder of a model that ships with Darkroom. `size` is the
+    height and width of its pictures in pixels.
+    """
+
+    name: str
+    source: str
+    size: int
+    steps: int = 30
+    guidance_scale: float = 7.5
+    embedded: bool = False
+
+
+TXT2IMG = {
+    version.name: version
+    for version in (
+        Version("emoji", str(EMBEDDED / "emoji"), 128, steps=20, guidance_scale=3.0, embedded=True),
+        Version("1.4", "CompVis/stable-diffusion-v1-4", 512),
+        Version("1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
+        Version("dreamshaper-7", "Lykon/dreamshaper-7", 512),
+        Version("2.0-base", "stabilityai/stable-diffusion-2-base", 512),
+        Version("2.0", "stabilityai/stable-diffusion-2", 768),
+        Version("2.1-base", "stabilityai/stable-diffusion-2-1-base", 512),
+        Version("2.1", "stabilityai/stable-diffusion-2-1", 768),
+    )
+}
+
+
+def find_version(name: str, versions: dict[str, Version]) -> Version:
+    """The version called `name`, or `AskedWrongly` with the names that are near it."""
+    if name in versions:
+        return versions[name]
+    raise AskedWrongly(
+        f"--version {name!r} is not known here.{near_matches(name, list(versions))} "
+        f"Known: {', '.join(versions)}; any other diffusers model goes with --model."
+    )

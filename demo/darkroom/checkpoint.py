@@ -1,0 +1,161 @@
+"""A model folder in the diffusers layout: its networks, their configurations, and what identifies their weights."""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from darkroom.errors import AskedWrongly
+from darkroom.fingerprints import Fingerprints
+
+NETWORKS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+"""The networks of a Stable Diffusion 1.x or 2.x model, and the stem of their weight files."""
+
+SUPPORTED = ("StableDiffusionPipeline",)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
+
+    `digests` maps each network to a hash of its configuration and weights.
+    """
+
+    folder: Path
+    digests: dict[str, str]
+    revision: str
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The JSON configuration of a network or of the scheduler."""
+        return _read_json(self.folder / part / _config_name(part))
+
+    @cached_property
+    def unet(self) -> dict[str, Any]:
+        return self.config("unet")
+
+    @cached_property
+    def vae(self) -> dict[str, Any]:
+        return self.config("vae")
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        return self.config("scheduler")
+
+    @cached_property
+    def text(self) -> dict[str, Any]:
+        return self.config("text_encoder")
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent, along each side: 8 for every Stable Diffusion model."""
+        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+    @property
+    def free_multiple(self) -> int:
+        """A graph with free sizes takes multiples of this many pixels: latents must halve at every UNet level."""
+        return self.vae_factor * 2 ** (len(self.unet["block_out_channels"]) - 1)
+
+    @property
+    def default_size(self) -> int:
+        """Height and width in pixels that the UNet was trained for."""
+        size = self.unet.get("sample_size") or 64
+        return int(size if isinstance(size, int) else size[0]) * self.vae_factor
+
+
+def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
+    """Checks that `folder` holds a complete Stable Diffusion 1.x or 2.x model and identifies its weights.
+
+    Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
+    """
+    if not folder.is_dir():
+        raise AskedWrongly(f"the model folder {folder} does not exist.")
+    index = _read_json(folder / "model_index.json")
+    kind = str(index.get("_class_name"))
+    if kind not in SUPPORTED:
+        raise AskedWrongly(f"{folder} holds a {kind}; this script runs {' and '.join(SUPPORTED)} models.")
+    digests = {}
+    for part, stem in NETWORKS.items():
+        config = folder / part / "config.json"
+        contents = [json.dumps(_read_json(config), sort_keys=True)]
+        for weights in weight_files(folder / part, stem):
+            contents.append(fingerprints.sha256(weights, check=check_safetensors))
+        digests[part] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
+    rest = [json.dumps(_read_json(folder / "scheduler" / "scheduler_config.json"), sort_keys=True)]
+    for name in tokenizer_files(folder / "tokenizer"):
+        rest.append(hashlib.sha256((folder / "tokenizer" / name).read_bytes()).hexdigest())
+    revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
+    checkpoint = Checkpoint(folder, digests, revision)
+    if (channels := checkpoint.unet.get("in_channels", 4)) != checkpoint.vae.get("latent_channels", 4):
+        raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
+    if checkpoint.unet.get("addition_embed_type"):
+        raise AskedWrongly(f"the UNet of {folder} wants SDXL's added conditions, not a Stable Diffusion 1.x or 2.x prompt.")
+    return checkpoint
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one network: the plain one, a sharded set, or else the fp16 variant."""
+    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / name.replace(".safetensors", ".safetensors.index.json")
+        if not index.is_file():
+            index = folder / f"{stem}.safetensors.index.fp16.json" if ".fp16." in name else index
+        if index.is_file():
+            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            for shard in shards:
+                if not (folder / shard).is_file():
+                    raise AskedWrongly(f"{folder / shard} is missing; {index.name} names it.")
+            return [folder / shard for shard in shards]
+    pickles = sorted(path.name for kind in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(kind))
+    if pickles:
+        raise AskedWrongly(
+            f"{folder / pickles[0]} is a pickle, which can run code when read: only safetensors files are loaded. "
+            f"Save the model again with save_pretrained(..., safe_serialization=True)."
+        )
+    raise AskedWrongly(f"{folder / (stem + '.safetensors')} is missing.")
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The files that define the tokenizer: vocab.json and merges.txt, or tokenizer.json alone."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        names = ["vocab.json", "merges.txt"]
+    elif (folder / "tokenizer.json").is_file():
+        names = ["tokenizer.json"]
+    else:
+        raise AskedWrongly(f"{folder / 'vocab.json'} or {folder / 'merges.txt'} is missing.")
+    return [*names, *(n for n in ("tokenizer_config.json", "special_tokens_map.json") if (folder / n).is_file())]
+
+
+def check_safetensors(path: Path) -> None:
+    """Reads the header of a safetensors file and checks that all the bytes it promises are there."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError("the header is cut off")
+            header = json.loads(file.read(length))
+        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise AskedWrongly(f"{path} is not a whole safetensors file ({error}); fetch it again.") from None
+    if size != 8 + length + end:
+        raise AskedWrongly(f"{path} is truncated or damaged: {size} bytes, where {8 + length + end} belong; fetch it again.")
+
+
+def _config_name(part: str) -> str:
+    return "scheduler_config.json" if part == "scheduler" else "config.json"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise AskedWrongly(f"{path} is missing; a diffusers model folder needs it.") from None
+    except (ValueError, OSError) as error:
+        raise AskedWrongly(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise AskedWrongly(f"{path} does not hold a JSON object.")
+    return value

@@ -1,0 +1,1 @@
+"""Flags, progress and messages; the one main that every script calls."""

@@ -1,0 +1,50 @@
+"""What a run says: results on stdout, everything about them on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Console:
+    """`quiet` leaves warnings and results; `machine` sends the human form of a result to stderr."""
+
+    def __init__(self, verbose: bool = False, quiet: bool = False, machine: bool = False) -> None:
+        self.verbose = verbose
+        self.quiet = quiet
+        self.machine = machine
+
+    def result(self, text: str) -> None:
+        """What the run was for: the path of a picture, or the machine-readable result."""
+        print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """What people read beside the result."""
+        if not self.quiet:
+            print(text, file=sys.stderr if self.machine else sys.stdout, flush=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def job(self, title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """One line of progress for a long job, when someone is looking; the value advances it by one."""
+        if self.quiet or not sys.stderr.isatty():
+            self.detail(title)
+            yield lambda: None
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = [BarColumn(), MofNCompleteColumn()] if total else []
+        with Progress(
+            SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), *columns, TimeElapsedColumn(),
+            console=RichConsole(stderr=True),
+        ) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda: progress.advance(task)
+            if total is None:
+                progress.update(task, total=1, completed=1)

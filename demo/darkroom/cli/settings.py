@@ -1,0 +1,65 @@
+"""Where things go: folders, threads and talkativeness; nothing here changes a pixel."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.errors import AskedWrongly, Failed
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """The root of the checkout this code runs from, or the current folder when it is installed elsewhere."""
+    root = PACKAGE.parent.parent
+    return root if (root / "setup.cfg").is_file() and (root / "demo").is_dir() else Path.cwd()
+
+
+@dataclass(frozen=True)
+class Settings:
+    onnx_dir: Path
+    engine_dir: Path
+    output_dir: Path
+    framework_model_dir: Path | None
+    hf_token: str | None
+    threads: int | None
+    num_warmup_runs: int
+
+    @classmethod
+    def from_flags(cls, flags) -> "Settings":
+        """Raises `AskedWrongly` for values that cannot be meant and for an output folder that cannot be written."""
+        if flags.threads is not None and flags.threads < 1:
+            raise AskedWrongly(f"--threads must be 1 or more, not {flags.threads}.")
+        if flags.num_warmup_runs < 0:
+            raise AskedWrongly(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
+        return cls(
+            onnx_dir=_folder(flags.onnx_dir, "onnx"),
+            engine_dir=_folder(flags.engine_dir, "engines"),
+            output_dir=_writable(_folder(flags.output_dir, "output")),
+            framework_model_dir=Path(flags.framework_model_dir) if flags.framework_model_dir else None,
+            hf_token=flags.hf_token or os.environ.get("HF_TOKEN") or None,
+            threads=flags.threads,
+            num_warmup_runs=flags.num_warmup_runs,
+        )
+
+
+def make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"{folder} cannot be made: {error.strerror}.") from None
+    return folder
+
+
+def _folder(asked: str | None, name: str) -> Path:
+    return Path(asked) if asked else home() / name
+
+
+def _writable(folder: Path) -> Path:
+    """Checks, without making anything, that pictures can be written to `folder`."""
+    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not standing.is_dir():
+        raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise AskedWrongly(f"--output-dir {folder} cannot be written; name another folder.")
+    return folder

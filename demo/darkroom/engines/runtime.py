@@ -1,0 +1,55 @@
+"""What every runtime offers: build an engine for a stage into a folder, and load it from there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from darkroom.stages.contract import Profile, Stage
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine: the stage, the sizes it is for, and the precision it computes in."""
+
+    stage: Stage
+    profile: Profile
+    precision: str
+
+
+class Engine(Protocol):
+    """A loaded stage. Arrays go in and come out by the names and shapes of its contract."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Runs the stage once: float32 out at every precision. The array is the caller's to keep."""
+        ...
+
+
+class Runtime(Protocol):
+    """One way of running networks. `compiles` tells whether engines are built from a graph and kept."""
+
+    name: str
+    compiles: bool
+
+    def version(self) -> str:
+        """The version of the runtime, part of every engine's key."""
+        ...
+
+    def device(self) -> str:
+        """What engines are built for, part of every engine's key."""
+        ...
+
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that this runtime computes in on this machine."""
+        ...
+
+    def build(self, job: Job, graph: Path, folder: Path) -> None:
+        """Compiles an ONNX graph into files in `folder`."""
+        ...
+
+    def load(self, job: Job, source: Path, threads: int | None) -> Engine:
+        """Loads what `build` wrote into `source`; a runtime that does not compile takes the model folder."""
+        ...

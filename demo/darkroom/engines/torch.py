@@ -1,0 +1,58 @@
+"""PyTorch: eager, the reference that every other runtime is checked against; compiled, the baseline to beat."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from darkroom.engines.cpu import processor
+from darkroom.engines.runtime import Engine, Job
+from darkroom.errors import AskedWrongly
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Torch:
+    """Nothing is built ahead: the model folder itself is loaded. Compiled code is cached by torch's inductor."""
+
+    compiles = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if name == "torch-compile" and not (shutil.which("g++") or shutil.which("clang++")):
+            raise AskedWrongly("--engine torch-compile needs a C++ compiler (g++ or clang++); --engine torch does not.")
+
+    def version(self) -> str:
+        return torch.__version__
+
+    def device(self) -> str:
+        return f"CPU: {processor()}"
+
+    def precisions(self) -> tuple[str, ...]:
+        return tuple(DTYPES)
+
+    def build(self, job: Job, graph: Path, folder: Path) -> None:
+        raise NotImplementedError("torch runs the model folder as it is")
+
+    def load(self, job: Job, source: Path, threads: int | None) -> Engine:
+        from darkroom.export.modules import load_module
+
+        if threads:
+            torch.set_num_threads(threads)
+        module = load_module(job.stage, source, DTYPES[job.precision])
+        return _Engine(torch.compile(module) if self.name == "torch-compile" else module)
+
+
+class _Engine:
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+            return self._module(**tensors).numpy()
+
+
+def runtime(name: str) -> Torch:
+    return Torch(name)

@@ -1,0 +1,1 @@
+"""torch module -> checked ONNX graph."""

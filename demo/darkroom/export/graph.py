@@ -1,0 +1,96 @@
+"""Exports one stage to ONNX and checks the graph against the torch module before anyone may keep it."""
+
+import logging
+import warnings
+from pathlib import Path
+
+from darkroom.errors import Failed
+from darkroom.stages.contract import Stage
+
+GRAPH = "model.onnx"
+GRAPH_DATA = "model.onnx.data"
+
+
+TOLERANCE = 1e-4
+"""Largest difference from torch that a float32 graph may show, relative to the largest value."""
+
+TRACED_LATENTS = 8
+
+
+def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int, int] | None, folder: Path) -> dict:
+    """Writes `model.onnx` (and `model.onnx.data` above 2 GB) for a stage into `folder`.
+
+    The batch is free. Height and width are free too, in steps that survive every halving in the UNet, unless
+    `fixed` gives them in latents. Raises `Failed` when the graph disagrees with torch. Returns facts for the
+    manifest: the error that was measured and the exporter's versions.
+    """
+    import onnx
+    import torch
+
+    from darkroom.export.modules import example_inputs, load_module
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    module = load_module(stage, model_folder)
+    height, width = fixed or (TRACED_LATENTS, TRACED_LATENTS)
+    # An example batch of 1 would be traced as a constant; 2 stays free.
+    inputs = example_inputs(stage, _sizes(2, height, width))
+    free = {"B"} if fixed else {"B", "h", "w", "H", "W"}
+    axes = {
+        tensor.name: {axis: size for axis, size in enumerate(tensor.shape) if size in free}
+        for tensor in (*stage.inputs, *stage.outputs)
+    }
+    path = folder / GRAPH
+    with torch.no_grad():
+        torch.onnx.export(
+            module, tuple(inputs.values()), str(path), dynamo=False, opset_version=opset, dynamic_axes=axes,
+            input_names=list(inputs), output_names=[tensor.name for tensor in stage.outputs],
+        )
+    _gather_external_data(path)
+    height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)
+    error = _error_against_torch(path, stage, module, _sizes(1, height, width))
+    if not error <= TOLERANCE:
+        raise Failed(
+            f"the exported {stage.name} graph differs from torch by {error:.1e} (allowed: {TOLERANCE:.0e}): "
+            f"it was not kept. Try another --onnx-opset, or --engine torch."
+        )
+    return {"error_against_torch": error, "torch": torch.__version__, "onnx": onnx.__version__}
+
+
+def _sizes(batch: int, height: int, width: int, factor: int = 8) -> dict[str, int]:
+    return {"B": batch, "h": height, "w": width, "H": height * factor, "W": width * factor}
+
+
+def _gather_external_data(path: Path) -> None:
+    """The exporter writes one file for each tensor of a large graph: makes them one."""
+    import onnx
+
+    strays = [stray for stray in path.parent.iterdir() if stray != path]
+    if not strays:
+        return
+    graph = onnx.load(str(path))
+    for stray in strays:
+        stray.unlink()
+    path.unlink()
+    onnx.save_model(graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=GRAPH_DATA)
+
+
+def _error_against_torch(path: Path, stage: Stage, module, sizes: dict[str, int]) -> float:
+    """Largest difference between the graph, run by ONNX Runtime, and torch, relative to the largest value."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from darkroom.export.modules import example_inputs
+
+    inputs = example_inputs(stage, sizes, seed=1)
+    with torch.no_grad():
+        expected = module(*inputs.values()).numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    if found.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))

@@ -1,0 +1,145 @@
+"""The torch side of each stage: diffusers' networks wrapped to the contract of `stages`.
+
+These modules are what graphs are exported from, what every runtime is checked against, and what the torch runtime
+runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darkroom.checkpoint import NETWORKS
+from darkroom.stages.contract import Stage
+
+BYTE_TOKENS = 256
+"""Every byte-level vocabulary begins with one token a byte: ids below this exist in all of them."""
+
+
+class Clip(nn.Module):
+    """(B, 77) token ids -> (B, 77, D) hidden states, `clip_skip` layers before the last, normalised."""
+
+    def __init__(self, encoder: nn.Module, clip_skip: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.clip_skip = clip_skip
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if not self.clip_skip:
+            return self.encoder(input_ids=input_ids.long()).last_hidden_state.float()
+        states = self.encoder(input_ids=input_ids.long(), output_hidden_states=True).hidden_states
+        inner = getattr(self.encoder, "text_model", self.encoder)
+        return inner.final_layer_norm(states[-(self.clip_skip + 1)]).float()
+
+
+class Unet(nn.Module):
+    """One network call without guidance: the output for each image at its own timestep."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor) -> Tensor:
+        dtype = self.unet.dtype
+        output = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text_embeddings.to(dtype))
+        return output.sample.float()
+
+
+class GuidedUnet(Unet):
+    """Classifier-free guidance (Ho and Salimans 2022) inside the graph, with a scale for each image.
+
+    A scale of 1 or less means no guidance, as in diffusers: it enters as 1.
+    """
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor, negative_embeddings: Tensor,
+        guidance_scale: Tensor,
+    ) -> Tensor:
+        text = torch.cat([negative_embeddings, text_embeddings])
+        output = super().forward(torch.cat([latents, latents]), torch.cat([timestep, timestep]), text)
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale.clamp(min=1).reshape(-1, 1, 1, 1) * (conditional - unconditional)
+
+
+class VaeDecoder(nn.Module):
+    """Latents as the UNet has them -> (B, 3, H, W) images in [-1, 1]."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+
+
+class VaeEncoder(nn.Module):
+    """(B, 3, H, W) images -> (B, 8, h, w): mean and log-variance of the posterior, unscaled."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters.float()
+
+
+def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The stage's module with the weights in a diffusers folder, ready to be called without gradients."""
+    network = _load_network(stage.network, folder, dtype)
+    network.eval().requires_grad_(False)
+    match stage.name:
+        case "clip":
+            return Clip(network, int(stage.options["clip_skip"])).eval()
+        case "unet":
+            return (GuidedUnet if stage.options["guided"] else Unet)(network).eval()
+        case "vae":
+            return VaeDecoder(network).eval()
+        case "vae_encoder":
+            return VaeEncoder(network).eval()
+    raise ValueError(f"no module for the stage {stage.name}")
+
+
+def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs that keep to the contract, on the given sizes: what graphs are traced and checked with."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for tensor in stage.inputs:
+        shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+        if tensor.dtype == "int32":
+            value = torch.randint(0, BYTE_TOKENS, shape, generator=generator, dtype=torch.int32)
+        elif tensor.name == "timestep":
+            value = torch.rand(shape, generator=generator) * 999
+        elif tensor.name == "guidance_scale":
+            value = 1 + 7 * torch.rand(shape, generator=generator)
+        else:
+            value = torch.randn(shape, generator=generator)
+        inputs[tensor.name] = value
+    return inputs
+
+
+def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
+    _silence()
+    stem = NETWORKS[network]
+    plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
+    variant = None if any((folder / network / name).exists() for name in plain) else "fp16"
+    options: dict[str, Any] = {"subfolder": network, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    if network == "text_encoder":
+        from transformers import CLIPTextModel
+
+        # Eager attention: the fused kernel leaks a float32 mask into half-precision graphs, and traces larger.
+        return CLIPTextModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    cls = UNet2DConditionModel if network == "unet" else AutoencoderKL
+    return cls.from_pretrained(folder, torch_dtype=dtype, **options)
+
+
+def _silence() -> None:
+    """The libraries' notices and progress bars are about them, not about what the user is doing."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

@@ -1,0 +1,67 @@
+"""Fetches model folders from the Hugging Face hub."""
+
+import os
+import re
+from pathlib import Path
+
+from darkroom.errors import AskedWrongly, Failed
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+WANTED = (
+    "model_index.json", "scheduler/*.json", "tokenizer/*", "text_encoder/config.json", "unet/config.json", "vae/config.json",
+)
+WEIGHTS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+SECONDS_TO_CONNECT = "5"
+
+
+def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
+    """The folder of a hub repository's model: what is on disk already, or else downloaded.
+
+    Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
+    handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.
+    """
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS_TO_CONNECT)
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS_TO_CONNECT)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+    if folder and (target["local_dir"] / "model_index.json").is_file():
+        return target["local_dir"]
+    patterns = [*WANTED, *(f"{stem}.safetensors" for stem in WEIGHTS)]
+    if not folder:
+        try:
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+        except Exception:  # not on disk yet, or not whole; whatever the reason, the hub is asked next
+            pass
+    try:
+        api = huggingface_hub.HfApi(token=token)
+        _reachable(api.endpoint)
+        files = api.list_repo_files(repository)
+        for stem in WEIGHTS:
+            if f"{stem}.safetensors" not in files:
+                patterns += [f"{stem}.fp16.safetensors", f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
+    except GatedRepoError:
+        raise Failed(
+            f"the hub gives {repository} only to people who accepted its terms: accept them on its page, then "
+            f"pass --hf-token or set HF_TOKEN."
+        ) from None
+    except RepositoryNotFoundError:
+        raise AskedWrongly(f"the hub has no model {repository}, or it is private and needs --hf-token.") from None
+    except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
+        raise Failed(
+            f"{repository} could not be fetched from the hub ({type(error).__name__}): connect to the network and run "
+            f"this again, or pass a folder that holds the model with --model."
+        ) from None
+
+
+def _reachable(endpoint: str) -> None:
+    """Fails at once without a network, where the hub's client would try again and again."""
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or endpoint)
+    socket.create_connection((parts.hostname, parts.port or 443), timeout=float(SECONDS_TO_CONNECT)).close()

@@ -1,0 +1,113 @@
+"""PNG files that carry their own recipe."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from darkroom.errors import AskedWrongly, Failed
+from darkroom.request import digest
+
+RECIPE_CHUNK = "darkroom"
+GALLERY_CHUNK = "parameters"
+"""The text chunk, and its form, that gallery tools and web interfaces read settings from."""
+
+NAME_CHARACTERS = 10
+HASH_DIGITS = 4
+PER_IMAGE = ("image", "seed", "slot")
+"""What in a recipe differs between the pictures of one run, and so stays out of the hash in their names."""
+
+
+def to_bytes(picture: np.ndarray, what: str) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1] -> uint8. Raises `Failed` for a picture that is not one."""
+    if not np.isfinite(picture).all():
+        raise Failed(f"{what} holds values that are not numbers: it was not kept. Try --precision fp32.")
+    pixels = (picture * 255).round().astype(np.uint8)
+    if (pixels == pixels[:1, :1]).all():
+        raise Failed(f"{what} is one constant colour: it was not kept. Try --precision fp32, or other settings.")
+    return pixels
+
+
+def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) -> str:
+    """`txt2img-fp32-a_red_appl-1-03fe.png`: what anyone types, made safe for every file system."""
+    prompt = recipe["prompt"][:NAME_CHARACTERS].replace(" ", "_")
+    safe = "".join(c if c.isalnum() or c in "-_.,+!'()" else "_" for c in prompt)
+    same_for_the_run = {key: value for key, value in recipe.items() if key not in (*PER_IMAGE, "prompt")}
+    return f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{digest(same_for_the_run)[:digits]}.png"
+
+
+def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path:
+    """Writes a picture under the name its recipe gives it, and returns the path.
+
+    A picture with the same recipe is replaced; where the name is taken by another, the name gets more digits.
+    """
+    path = next(
+        path
+        for path in (folder / file_name(pipeline, recipe, digits) for digits in range(HASH_DIGITS, 65))
+        if not path.exists() or _recipe_or_none(path) == recipe
+    )
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=_text_chunks(recipe))
+        with Image.open(temporary) as written:
+            if written.size != pixels.shape[1::-1]:
+                raise Failed(f"{path} could not be written whole.")
+        temporary.replace(path)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe that a picture carries; `AskedWrongly` when it is no PNG or carries none."""
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(RECIPE_CHUNK)
+    except FileNotFoundError:
+        raise AskedWrongly(f"--recipe {path}: there is no such file.") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise AskedWrongly(f"--recipe {path} is not a PNG that can be read: {error}.") from None
+    if text is None:
+        raise AskedWrongly(f"--recipe {path}: this picture carries no Darkroom recipe.")
+    try:
+        recipe = json.loads(text)
+        if not isinstance(recipe["request"], dict) or not isinstance(recipe["image"], int):
+            raise ValueError("it is not a recipe")
+    except (ValueError, KeyError, TypeError) as error:
+        raise AskedWrongly(f"--recipe {path}: its recipe cannot be read ({error}).") from None
+    return recipe
+
+
+def _recipe_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_recipe(path)
+    except AskedWrongly:
+        return None
+
+
+def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
+    request = recipe["request"]
+    settings = {
+        "Steps": request["denoising_steps"],
+        "Sampler": request["scheduler"] or recipe["scheduler"],
+        "CFG scale": request["guidance_scale"],
+        "Seed": recipe["seed"],
+        "Size": f"{request['width']}x{request['height']}",
+        "Model hash": recipe["revision"][:10],
+        "Model": request["model"] or "folder",
+        "Clip skip": request["clip_skip"] or None,
+        "Version": f"darkroom {recipe['darkroom']}",
+    }
+    lines = [recipe["prompt"]]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in settings.items() if value is not None))
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(GALLERY_CHUNK, "\n".join(lines))
+    chunks.add_itxt(RECIPE_CHUNK, json.dumps(recipe, sort_keys=True))
+    return chunks

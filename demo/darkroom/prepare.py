@@ -1,0 +1,218 @@
+"""Request -> everything it needs is compiled and in the store; returns a pipeline of loaded engines.
+
+The one door between the half that compiles (torch, diffusers, ONNX) and the half that runs. Compiling happens in
+child processes, so this process never imports the heavy half unless the runtime itself is torch.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint import Checkpoint
+from darkroom.child import run_in_child
+from darkroom.engines.runtime import Engine, Job, Runtime
+from darkroom.engines.store import Key, Store
+from darkroom.errors import AskedWrongly
+from darkroom.pipeline import Pipeline
+from darkroom.request import Request
+from darkroom.schedule import scheduler_class
+from darkroom.schedule.table import Table
+from darkroom.stages.contract import Profile, Stage
+from darkroom.stages.stable_diffusion import STAGES, stages
+from darkroom.text import ClipTokenizer
+
+GRAPH_REVISION = 1
+TABLE_REVISION = 1
+"""Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
+
+TABLE_FILE = "table.npz"
+
+Job_ = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pipeline that is ready to run, and what a recipe records of it: the keys of its artefacts."""
+
+    pipeline: Pipeline
+    scheduler: str
+    artefacts: dict[str, str]
+    runtime_version: str
+
+
+class Preparer:
+    """Compiles what a request on one model needs, or finds it compiled.
+
+    `graphs` and `engines` are the stores; `job` wraps each long job in whatever shows its progress.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, runtime: Runtime, graphs: Store, engines: Store,
+        threads: int | None = None, verbose: bool = False, job: Job_ = lambda title: nullcontext(),
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.runtime = runtime
+        self.graphs = graphs
+        self.engines = engines
+        self.threads = threads
+        self.verbose = verbose
+        self.job = job
+
+    def prepare(self, request: Request) -> Prepared:
+        """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit."""
+        self._check(request)
+        scheduler, table_key = self._schedule_key(request)
+        tokenizer = ClipTokenizer(self.checkpoint.folder / "tokenizer", self.checkpoint.text["max_position_embeddings"])
+        table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
+        contracts = stages(self.checkpoint, request.guided, request.clip_skip)
+        profile = self._profile(request)
+        jobs = {name: Job(contracts[name], profile, request.precision) for name in STAGES}
+        keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
+        sources = {name: self._source(jobs[name], keys[name], request) for name in STAGES}
+        with ThreadPoolExecutor() as pool:
+            loading = {name: pool.submit(self.runtime.load, jobs[name], sources[name], self.threads) for name in STAGES}
+            loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
+        factor = self.checkpoint.vae_factor
+        pipeline = Pipeline(
+            tokenizer=tokenizer,
+            clip=loaded["clip"],
+            unet=loaded["unet"],
+            vae=loaded["vae"],
+            table=Table.load(table_folder / TABLE_FILE),
+            latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
+            guidance_scale=request.guidance_scale if request.guided else None,
+            negative_prompt=request.negative_prompt,
+        )
+        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
+        return Prepared(pipeline, scheduler, artefacts, self.runtime.version())
+
+    def _check(self, request: Request) -> None:
+        offered = self.runtime.precisions()
+        if request.precision not in offered:
+            raise AskedWrongly(
+                f"--precision {request.precision} cannot be computed by --engine {self.runtime.name} on this machine; "
+                f"it offers {' and '.join(offered)}."
+            )
+        layers = self.checkpoint.text["num_hidden_layers"]
+        if request.clip_skip > layers:
+            raise AskedWrongly(f"--clip-skip {request.clip_skip} is more than the {layers} layers of the text encoder.")
+        factor, multiple = self.checkpoint.vae_factor, self.checkpoint.free_multiple
+        for name in ("height", "width"):
+            pixels = getattr(request, name)
+            if pixels % factor:
+                raise AskedWrongly(f"--{name} must be a multiple of {factor} for this model, not {pixels}.")
+            if request.build == "dynamic-shape" and pixels % multiple:
+                raise AskedWrongly(
+                    f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
+                )
+
+    def _schedule_key(self, request: Request) -> tuple[str, Key]:
+        class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
+        facts = {
+            "kind": "schedule", "class": class_name, "config": config, "steps": request.denoising_steps,
+            "diffusers": _installed_version("diffusers"), "revision": TABLE_REVISION,
+        }
+        return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
+
+    def _compile_schedule(self, key: Key) -> Path:
+        """Compiled before the store is touched: a schedule that cannot be made leaves nothing behind."""
+        facts = key.facts
+        with self.job(f"compiling the schedule {facts['class']}, {facts['steps']} steps"):
+            table = run_in_child(compile_table, facts["class"], facts["config"], facts["steps"], verbose=self.verbose)
+
+        def build(folder: Path) -> dict[str, Any]:
+            table.save(folder / TABLE_FILE)
+            return {"calls": len(table)}
+
+        return self.engines.make(key, build)
+
+    def _profile(self, request: Request) -> Profile:
+        batch = request.batch_size if request.build == "static" else None
+        free_size = request.build == "dynamic-shape"
+        height, width = (None, None) if free_size else (request.height, request.width)
+        return Profile(batch, height, width, self.checkpoint.vae_factor)
+
+    def _fixed_latents(self, job: Job) -> tuple[int, int] | None:
+        """The latent size a graph must be traced at, or None when one traced with free sizes will do."""
+        profile, multiple = job.profile, self.checkpoint.free_multiple
+        if profile.height is None or (profile.height % multiple == 0 and profile.width % multiple == 0):
+            return None
+        return profile.height // profile.vae_factor, profile.width // profile.vae_factor
+
+    def _graph_key(self, job: Job, request: Request) -> Key:
+        stage, fixed = job.stage, self._fixed_latents(job) if job.stage.name != "clip" else None
+        facts = {
+            "kind": "graph", "stage": stage.name, "options": stage.options, "opset": request.onnx_opset,
+            "weights": self.checkpoint.digests[stage.network], "fixed": list(fixed) if fixed else None,
+            "precision": "fp32", "revision": GRAPH_REVISION,
+        }
+        return Key(f"{stage.name}-{self._name()}-fp32", facts)
+
+    def _engine_key(self, job: Job, request: Request) -> Key:
+        facts: dict[str, Any] = {
+            "kind": "engine", "stage": job.stage.name, "options": job.stage.options, "precision": job.precision,
+            "model": self.checkpoint.revision, "weights": self.checkpoint.digests[job.stage.network],
+            "shapes": {tensor.name: list(job.profile.shape(tensor)) for tensor in job.stage.inputs},
+            "runtime": self.runtime.name, "version": self.runtime.version(), "device": self.runtime.device(),
+        }
+        if self.runtime.compiles:
+            facts["graph"] = self._graph_key(job, request).facts
+        return Key(f"{job.stage.name}-{self._name()}-{job.profile.label()}-{self.runtime.name}-{job.precision}", facts)
+
+    def _name(self) -> str:
+        return self.checkpoint.folder.name[:40]
+
+    def _source(self, job: Job, key: Key, request: Request) -> Path:
+        """The folder that an engine is loaded from; built first if it is not there."""
+        if not self.runtime.compiles:
+            return self.checkpoint.folder
+        if folder := self.engines.find(key):
+            return folder
+        graph = self._graph(job, request)
+
+        def build(folder: Path) -> dict[str, Any]:
+            run_in_child(build_engine, self.runtime.name, job, graph, folder, verbose=self.verbose)
+            return {}
+
+        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {job.profile.label()})"):
+            return self.engines.make(key, build)
+
+    def _graph(self, job: Job, request: Request) -> Path:
+        from darkroom.export.graph import GRAPH, export_stage
+
+        key = self._graph_key(job, request)
+        if not (folder := self.graphs.find(key)):
+
+            def build(folder: Path) -> dict[str, Any]:
+                fixed = tuple(key.facts["fixed"]) if key.facts["fixed"] else None
+                arguments = (self.checkpoint.folder, job.stage, request.onnx_opset, fixed, folder)
+                return run_in_child(export_stage, *arguments, verbose=self.verbose)
+
+            with self.job(f"exporting the {job.stage.name} to ONNX"):
+                folder = self.graphs.make(key, build)
+        return folder / GRAPH
+
+
+def compile_table(class_name: str, config: dict[str, Any], steps: int) -> Table:
+    """Runs in a child: it imports diffusers."""
+    from darkroom.schedule.compile import compile_schedule
+
+    return compile_schedule(class_name, config, steps)
+
+
+def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:
+    """Runs in a child: its memory goes back when it is done."""
+    from darkroom.engines import find_runtime
+
+    find_runtime(runtime).build(job, graph, folder)
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

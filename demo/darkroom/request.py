@@ -1,0 +1,126 @@
+"""What was asked: everything that determines the pixels, validated, and nothing else."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.errors import AskedWrongly, near_matches
+from darkroom.noise import SEED_LIMIT
+from darkroom.schedule import SCHEDULERS
+
+PIXEL_MULTIPLE = 8
+"""Height and width are multiples of what one latent covers."""
+
+BUILDS = ("static", "dynamic-batch", "dynamic-shape")
+"""What an engine leaves free: nothing; the batch; the batch, height and width."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run. Raises `AskedWrongly` for values that no model could be run with.
+
+    `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
+    `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
+    encoder layers left out.
+    """
+
+    model: str | None
+    prompts: tuple[str, ...]
+    negative_prompt: str
+    batch_size: int
+    batch_count: int
+    height: int
+    width: int
+    denoising_steps: int
+    guidance_scale: float
+    clip_skip: int
+    scheduler: str | None
+    seed: int
+    engine: str
+    precision: str
+    build: str
+    onnx_opset: int
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise AskedWrongly("no prompt was given: say what the picture should show, in quotes.")
+        for prompt in self.prompts:
+            if not prompt.strip():
+                raise AskedWrongly("a prompt is empty: say what the picture should show.")
+        for name in ("batch_size", "batch_count", "denoising_steps"):
+            if getattr(self, name) < 1:
+                raise AskedWrongly(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}.")
+        for name in ("height", "width"):
+            pixels = getattr(self, name)
+            if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
+                near = max(PIXEL_MULTIPLE, round(pixels / PIXEL_MULTIPLE) * PIXEL_MULTIPLE)
+                raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise AskedWrongly(f"--guidance-scale must be a number from 0 up, not {self.guidance_scale}.")
+        if self.clip_skip < 0:
+            raise AskedWrongly(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise AskedWrongly(
+                f"--scheduler {self.scheduler!r} is not known here.{near_matches(self.scheduler, list(SCHEDULERS))} "
+                f"Known: {', '.join(SCHEDULERS)}."
+            )
+        if self.build not in BUILDS:
+            raise AskedWrongly(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
+        if not (0 <= self.seed and self.seed + self.image_count <= SEED_LIMIT):
+            raise AskedWrongly(
+                f"--seed must leave every image a seed from 0 to {SEED_LIMIT - 1}; {self.seed} does not. "
+                f"Without --seed a random one is drawn."
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on: above a scale of 1, as in diffusers."""
+        return self.guidance_scale > 1
+
+    @property
+    def image_count(self) -> int:
+        return len(self.prompts) * self.batch_size * self.batch_count
+
+    def batches(self) -> Iterator["Batch"]:
+        """The images in order, prompt by prompt, cut into full batches."""
+        each = self.batch_size * self.batch_count
+        for first in range(0, self.image_count, self.batch_size):
+            images = range(first, first + self.batch_size)
+            yield Batch(
+                first, tuple(self.prompts[image // each] for image in images), tuple(self.seed + image for image in images)
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"prompts": list(self.prompts)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Request":
+        """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
+        try:
+            return cls(**fields | {"prompts": tuple(fields["prompts"])})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise AskedWrongly(f"the recipe does not hold a whole request ({error}).") from None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that go through the engines together. `first` is the index of its first image in the run, from 0."""
+
+    first: int
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def draw_seed() -> int:
+    """A seed for a run that names none: 32 bits, so that it is short enough to type again."""
+    return secrets.randbits(32)
+
+
+def digest(value: dict[str, Any]) -> str:
+    """SHA-256 of a JSON value in its canonical form, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

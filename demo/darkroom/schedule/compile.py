@@ -1,0 +1,198 @@
+"""Reads a diffusers scheduler off into a `Table` by running it once on basis vectors instead of images.
+
+The initial noise, each network output and each noise draw is one axis of a vector space. After a run through the
+real scheduler every sample is a row of coefficients over those axes, and each step's short recurrence is solved
+from the rows. Nothing about any scheduler is written down here, so all of them come out exactly as diffusers has
+them. A scheduler that is not linear, or needs a longer history than the table's windows, is refused.
+"""
+
+import importlib
+import inspect
+import sys
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from darkroom.errors import AskedWrongly
+from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Trajectory
+
+NONLINEAR = ("thresholding", "clip_sample")
+"""Configuration switches that make a scheduler clip its samples, which no table of weights can do."""
+
+CLOSE_ENOUGH = 1e-6
+TOLERANCE = 3e-5
+"""Relative residuals: where the search for a shorter recurrence stops, and what is still accepted (float32
+schedulers divide by alphas down to 0.07, so their own rounding reaches 1e-6)."""
+
+
+def compile_schedule(class_name: str, config: dict[str, Any], steps: int) -> Table:
+    """Compiles `steps` steps of the diffusers scheduler `class_name` made from `config`.
+
+    Raises `AskedWrongly` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
+    """
+    scheduler = _make(class_name, config)
+    name = class_name.removesuffix("Scheduler")
+    for switch in NONLINEAR:
+        if getattr(scheduler.config, switch, False):
+            raise AskedWrongly(
+                f"the scheduler {name} with {switch}=true clips its samples, which is not linear: it cannot be compiled. "
+                f"Set {switch} to false in the model's scheduler_config.json, or use another --scheduler."
+            )
+    limit = int(scheduler.config.num_train_timesteps)
+    if steps > limit:
+        raise AskedWrongly(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
+    try:
+        rows = _Run(scheduler, steps)
+        table = rows.solve()
+        agrees = _agrees_off_basis(scheduler, steps, table)
+    except (ValueError, IndexError, ZeroDivisionError, AssertionError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AskedWrongly(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
+    if not agrees:
+        raise AskedWrongly(f"the scheduler {name} is not linear in its inputs: it cannot be compiled.")
+    return table
+
+
+def _make(class_name: str, config: dict[str, Any]) -> Any:
+    diffusers = importlib.import_module("diffusers")
+    cls = getattr(diffusers, class_name, None)
+    if cls is None or not hasattr(cls, "set_timesteps"):
+        raise AskedWrongly(f"diffusers has no scheduler called {class_name!r}, which the model's configuration names.")
+    try:
+        return cls.from_config(config)
+    except ImportError as error:
+        raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {error}") from None
+
+
+def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) -> tuple[list, list, list, list, list]:
+    """Runs the scheduler as diffusers' pipelines do, with prepared outputs and noise.
+
+    `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `start`. Returns timesteps, network
+    inputs, outputs, samples (one more than calls) and for each call the index of its noise draw or None.
+    """
+    scheduler.set_timesteps(steps)
+    draws: list[int] = []
+
+    def draw(*_: Any, **__: Any) -> Any:
+        draws.append(len(draws))
+        return noises(draws[-1])
+
+    accepted = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"eta": 0.0} if "eta" in accepted else {}
+    module = sys.modules[type(scheduler).__module__]
+    samples, inputs, made, drawn = [start * scheduler.init_noise_sigma], [], [], []
+    with mock.patch.object(module, "randn_tensor", draw) if hasattr(module, "randn_tensor") else mock.MagicMock():
+        for call, timestep in enumerate(scheduler.timesteps):
+            inputs.append(scheduler.scale_model_input(samples[-1], timestep))
+            made.append(outputs(call, inputs[-1]))
+            before = len(draws)
+            samples.append(scheduler.step(made[-1], timestep, samples[-1], **extra, return_dict=False)[0])
+            if len(draws) > before + 1:
+                raise ValueError("it draws noise more than once in a step")
+            drawn.append(before if len(draws) > before else None)
+    return [float(t) for t in scheduler.timesteps], inputs, made, samples, drawn
+
+
+class _Run:
+    """The rows of one run over the basis: axis 0 the initial noise, then outputs, then noise draws."""
+
+    def __init__(self, scheduler: Any, steps: int) -> None:
+        import torch
+
+        scheduler.set_timesteps(steps)
+        calls = len(scheduler.timesteps)
+        width = 1 + 2 * calls
+
+        def axis(index: int) -> Any:
+            vector = torch.zeros(1, width, 1, 1)
+            vector[0, index] = 1
+            return vector
+
+        self.initial_scale = float(scheduler.init_noise_sigma)
+        self.timesteps, inputs, outputs, samples, self.drawn = _drive(
+            scheduler, steps, axis(0), lambda call, _: axis(1 + call), lambda draw: axis(1 + calls + draw)
+        )
+        self.inputs, self.outputs, self.samples = (
+            np.array([tensor.reshape(-1).double().numpy() for tensor in tensors]) for tensors in (inputs, outputs, samples)
+        )
+        self.noises = [None if d is None else axis(1 + calls + d).reshape(-1).double().numpy() for d in self.drawn]
+
+    def solve(self) -> Table:
+        calls = len(self.timesteps)
+        if not np.isfinite(self.samples).all():
+            raise ValueError("its coefficients are not finite")
+        scale = np.einsum("ij,ij->i", self.inputs, self.samples[:-1]) / np.einsum("ij,ij->i", *[self.samples[:-1]] * 2)
+        if not np.allclose(self.inputs, scale[:, None] * self.samples[:-1], rtol=0, atol=1e-5):
+            raise ValueError("it does more than scale the network's input")
+        weights = np.zeros((calls, SAMPLE_WINDOW + OUTPUT_WINDOW + 1))
+        for call in range(calls):
+            weights[call] = self._solve_step(call)
+        sample, output, noise = np.split(weights, [SAMPLE_WINDOW, SAMPLE_WINDOW + OUTPUT_WINDOW], axis=1)
+        return Table(
+            initial_scale=self.initial_scale,
+            timesteps=np.array(self.timesteps, np.float32),
+            input_scale=scale.astype(np.float32),
+            sample_weights=sample.astype(np.float32),
+            output_weights=output.astype(np.float32),
+            noise_weights=noise[:, 0].astype(np.float32),
+            noise_drawn=np.array([noise is not None for noise in self.noises]),
+        )
+
+    def _solve_step(self, call: int) -> np.ndarray:
+        """The weights of the shortest window that reproduces the row of sample `call + 1`.
+
+        Shortest first: in longer windows earlier samples are nearly combinations of later ones, and solving for
+        all of them at once would give large weights that cancel.
+        """
+        target = self.samples[call + 1]
+        best, best_residual = None, np.inf
+        windows = sorted(
+            ((s, o) for s in range(1, SAMPLE_WINDOW + 1) for o in range(1, OUTPUT_WINDOW + 1)), key=lambda w: (sum(w), w)
+        )
+        for samples, outputs in windows:
+            columns: list[tuple[int, np.ndarray]] = []
+            columns += [(k, self.samples[call - k]) for k in range(samples) if call - k >= 0]
+            columns += [(SAMPLE_WINDOW + k, self.outputs[call - k]) for k in range(outputs) if call - k >= 0]
+            noise = self.noises[call]
+            if noise is not None:
+                columns.append((SAMPLE_WINDOW + OUTPUT_WINDOW, noise))
+            matrix = np.stack([column for _, column in columns], axis=1)
+            norms = np.linalg.norm(matrix, axis=0)
+            solution = np.linalg.lstsq(matrix / norms, target, rcond=1e-12)[0]
+            residual = np.linalg.norm(matrix / norms @ solution - target) / max(np.linalg.norm(target), 1e-30)
+            if residual < best_residual:
+                best_residual = residual
+                best = np.zeros(SAMPLE_WINDOW + OUTPUT_WINDOW + 1)
+                best[[index for index, _ in columns]] = solution / norms
+            if residual <= CLOSE_ENOUGH:
+                break
+        if best is None or best_residual > TOLERANCE:
+            raise ValueError(f"call {call} depends on more history than a table holds (residual {best_residual:.1e})")
+        return best
+
+
+def _agrees_off_basis(scheduler: Any, steps: int, table: Table) -> bool:
+    """Whether table and scheduler agree on large random vectors, where clipping of any kind would show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*_: Any) -> Any:
+        return 3 * torch.randn(1, 64, 1, 1, generator=generator)
+
+    start, noises = random(), []
+
+    def noise(_: int) -> Any:
+        noises.append(random())
+        return noises[-1]
+
+    _, _, outputs, samples, drawn = _drive(scheduler, steps, start, lambda *_: random(), noise)
+    trajectory = Trajectory(table, start.numpy())
+    for call, output in enumerate(outputs):
+        draw = drawn[call]
+        trajectory.advance(call, output.numpy(), None if draw is None else noises[draw].numpy())
+        expected = samples[call + 1].numpy()
+        if np.abs(trajectory.sample - expected).max() > 1e-3 * max(np.abs(expected).max(), 1e-6):
+            return False
+    return True

@@ -1,0 +1,53 @@
+"""What a stage is: named inputs and outputs whose shapes are written in the sizes that a user knows."""
+
+from dataclasses import dataclass, field
+
+FREE = -1
+"""A size that an engine leaves open."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W"."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network as the pipeline meets it. `options` are choices that change its graph."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    network: str
+    options: dict[str, int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free."""
+
+    batch: int | None
+    height: int | None
+    width: int | None
+    vae_factor: int = 8
+
+    def sizes(self) -> dict[str, int]:
+        """A number for every symbol of a shape; `FREE` where the profile leaves it open."""
+        sizes = {"B": self.batch, "H": self.height, "W": self.width}
+        for latent, pixel in (("h", self.height), ("w", self.width)):
+            sizes[latent] = None if pixel is None else pixel // self.vae_factor
+        return {symbol: FREE if size is None else size for symbol, size in sizes.items()}
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The tensor's shape under this profile, `FREE` in the open places."""
+        sizes = self.sizes()
+        return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+    def label(self) -> str:
+        """`b1-128x128`; a free size is written `any`."""
+        batch, height, width = ("any" if size is None else str(size) for size in (self.batch, self.height, self.width))
+        return f"b{batch}-{height}x{width}"

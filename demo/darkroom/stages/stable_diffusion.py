@@ -1,0 +1,39 @@
+"""The stages of Stable Diffusion 1.x and 2.x.
+
+All of them speak of the user's batch: classifier-free guidance happens inside the UNet's graph, with a timestep
+and a guidance scale for each image, so the doubled batch is nobody's business but the graph's.
+"""
+
+from darkroom.checkpoint import Checkpoint
+from darkroom.stages.contract import Stage, Tensor
+
+STAGES = ("clip", "unet", "vae")
+"""What text-to-image runs, in order."""
+
+
+def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, Stage]:
+    """The contracts for one model. `clip_skip` counts text encoder layers left out at the end, as in diffusers.
+
+    clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
+    unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
+                  guided, also negative_embeddings (B, 77, D) and guidance_scale (B,)
+    vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
+    vae_encoder:  images (B, 3, H, W) in [-1, 1] -> moments (B, 8, h, w), unscaled
+    """
+    context = checkpoint.text["max_position_embeddings"]
+    width = checkpoint.text["hidden_size"]
+    channels = checkpoint.vae["latent_channels"]
+    latents = Tensor("latents", ("B", channels, "h", "w"))
+    text = Tensor("text_embeddings", ("B", context, width))
+    images = Tensor("images", ("B", 3, "H", "W"))
+    unet_inputs = [latents, Tensor("timestep", ("B",)), text]
+    if guided:
+        unet_inputs += [Tensor("negative_embeddings", text.shape), Tensor("guidance_scale", ("B",))]
+    ids = Tensor("input_ids", ("B", context), "int32")
+    moments = Tensor("moments", ("B", 2 * channels, "h", "w"))
+    return {
+        "clip": Stage("clip", (ids,), (text,), "text_encoder", {"clip_skip": clip_skip}),
+        "unet": Stage("unet", tuple(unet_inputs), (Tensor("output", latents.shape),), "unet", {"guided": guided}),
+        "vae": Stage("vae", (latents,), (images,), "vae"),
+        "vae_encoder": Stage("vae_encoder", (images,), (moments,), "vae"),
+    }
