@@ -91,7 +91,9 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
     if (channels := checkpoint.unet.get("in_channels", 4)) != checkpoint.vae.get("latent_channels", 4):
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     if checkpoint.unet.get("addition_embed_type"):
-        raise AskedWrongly(f"the UNet of {folder} wants SDXL's added conditions, not a Stable Diffusion 1.x or 2.x prompt.")
+        raise AskedWrongly(
+            f"the UNet of {folder} wants SDXL's added conditions, not a Stable Diffusion 1.x or 2.x prompt."
+        )
     return checkpoint
 
 
@@ -142,7 +144,9 @@ def check_safetensors(path: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise AskedWrongly(f"{path} is not a whole safetensors file ({error}); fetch it again.") from None
     if size != 8 + length + end:
-        raise AskedWrongly(f"{path} is truncated or damaged: {size} bytes, where {8 + length + end} belong; fetch it again.")
+        raise AskedWrongly(
+            f"{path} is truncated or damaged: {size} bytes, where {8 + length + end} belong; fetch it again."
+        )
 
 
 def _config_name(part: str) -> str:

@@ -30,7 +30,9 @@ def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = 
         ended_well, value = receiver.recv()
     except EOFError:
         child.join()
-        reason = "it ran out of memory, most likely" if child.exitcode == -signal.SIGKILL else f"exit code {child.exitcode}"
+        reason = (
+            "it ran out of memory, most likely" if child.exitcode == -signal.SIGKILL else f"exit code {child.exitcode}"
+        )
         raise Failed(f"the process that ran {function.__name__} ended early: {reason}.") from None
     except BaseException:
         child.terminate()

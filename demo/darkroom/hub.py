@@ -4,12 +4,18 @@ import os
 import re
 from pathlib import Path
 
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.checkpoint import NETWORKS, weight_files
+from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 WANTED = (
-    "model_index.json", "scheduler/*.json", "tokenizer/*", "text_encoder/config.json", "unet/config.json", "vae/config.json",
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
 )
 WEIGHTS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
 SECONDS_TO_CONNECT = "5"
@@ -28,7 +34,7 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
-    if folder and (target["local_dir"] / "model_index.json").is_file():
+    if folder and _whole(target["local_dir"]):
         return target["local_dir"]
     patterns = [*WANTED, *(f"{stem}.safetensors" for stem in WEIGHTS)]
     if not folder:
@@ -56,6 +62,14 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
             f"{repository} could not be fetched from the hub ({type(error).__name__}): connect to the network and run "
             f"this again, or pass a folder that holds the model with --model."
         ) from None
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a download into `folder` was finished: the hub's client renames each file when it is whole."""
+    try:
+        return all(weight_files(folder / part, stem) for part, stem in NETWORKS.items())
+    except DarkroomError:
+        return False
 
 
 def _reachable(endpoint: str) -> None:

@@ -36,7 +36,9 @@ def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) 
     prompt = recipe["prompt"][:NAME_CHARACTERS].replace(" ", "_")
     safe = "".join(c if c.isalnum() or c in "-_.,+!'()" else "_" for c in prompt)
     same_for_the_run = {key: value for key, value in recipe.items() if key not in (*PER_IMAGE, "prompt")}
-    return f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{digest(same_for_the_run)[:digits]}.png"
+    return (
+        f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{digest(same_for_the_run)[:digits]}.png"
+    )
 
 
 def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path:

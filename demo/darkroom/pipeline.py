@@ -39,11 +39,13 @@ class Pipeline:
         start = time.perf_counter()
         with clock.time("CLIP"):
             text = self.encode(batch.prompts)
-            negative = None if self.guidance_scale is None else self.encode((self.negative_prompt,) * len(batch.prompts))
+            negative = (
+                None if self.guidance_scale is None else self.encode((self.negative_prompt,) * len(batch.prompts))
+            )
         streams = [NoiseStream(seed) for seed in batch.seeds]
-        latents = None
         with clock.time("UNet"):
-            for latents in self.denoise(streams, text, negative):
+            for step in self.denoise(streams, text, negative):
+                latents = step
                 clock.unet_calls += 1
                 on_call()
         with clock.time("VAE-Dec"):

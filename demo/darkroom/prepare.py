@@ -21,7 +21,7 @@ from darkroom.pipeline import Pipeline
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
-from darkroom.stages.contract import Profile, Stage
+from darkroom.stages.contract import Profile
 from darkroom.stages.stable_diffusion import STAGES, stages
 from darkroom.text import ClipTokenizer
 
@@ -31,7 +31,7 @@ TABLE_REVISION = 1
 
 TABLE_FILE = "table.npz"
 
-Job_ = Callable[[str], AbstractContextManager[Any]]
+ShowJob = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,14 @@ class Preparer:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, runtime: Runtime, graphs: Store, engines: Store,
-        threads: int | None = None, verbose: bool = False, job: Job_ = lambda title: nullcontext(),
+        self,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        graphs: Store,
+        engines: Store,
+        threads: int | None = None,
+        verbose: bool = False,
+        job: ShowJob = lambda title: nullcontext(),
     ) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime
@@ -113,8 +119,12 @@ class Preparer:
     def _schedule_key(self, request: Request) -> tuple[str, Key]:
         class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
         facts = {
-            "kind": "schedule", "class": class_name, "config": config, "steps": request.denoising_steps,
-            "diffusers": _installed_version("diffusers"), "revision": TABLE_REVISION,
+            "kind": "schedule",
+            "class": class_name,
+            "config": config,
+            "steps": request.denoising_steps,
+            "diffusers": _installed_version("diffusers"),
+            "revision": TABLE_REVISION,
         }
         return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
 
@@ -146,18 +156,29 @@ class Preparer:
     def _graph_key(self, job: Job, request: Request) -> Key:
         stage, fixed = job.stage, self._fixed_latents(job) if job.stage.name != "clip" else None
         facts = {
-            "kind": "graph", "stage": stage.name, "options": stage.options, "opset": request.onnx_opset,
-            "weights": self.checkpoint.digests[stage.network], "fixed": list(fixed) if fixed else None,
-            "precision": "fp32", "revision": GRAPH_REVISION,
+            "kind": "graph",
+            "stage": stage.name,
+            "options": stage.options,
+            "opset": request.onnx_opset,
+            "weights": self.checkpoint.digests[stage.network],
+            "fixed": list(fixed) if fixed else None,
+            "precision": "fp32",
+            "revision": GRAPH_REVISION,
         }
         return Key(f"{stage.name}-{self._name()}-fp32", facts)
 
     def _engine_key(self, job: Job, request: Request) -> Key:
         facts: dict[str, Any] = {
-            "kind": "engine", "stage": job.stage.name, "options": job.stage.options, "precision": job.precision,
-            "model": self.checkpoint.revision, "weights": self.checkpoint.digests[job.stage.network],
+            "kind": "engine",
+            "stage": job.stage.name,
+            "options": job.stage.options,
+            "precision": job.precision,
+            "model": self.checkpoint.revision,
+            "weights": self.checkpoint.digests[job.stage.network],
             "shapes": {tensor.name: list(job.profile.shape(tensor)) for tensor in job.stage.inputs},
-            "runtime": self.runtime.name, "version": self.runtime.version(), "device": self.runtime.device(),
+            "runtime": self.runtime.name,
+            "version": self.runtime.version(),
+            "device": self.runtime.device(),
         }
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts

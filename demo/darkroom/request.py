@@ -92,7 +92,9 @@ class Request:
         for first in range(0, self.image_count, self.batch_size):
             images = range(first, first + self.batch_size)
             yield Batch(
-                first, tuple(self.prompts[image // each] for image in images), tuple(self.seed + image for image in images)
+                first,
+                tuple(self.prompts[image // each] for image in images),
+                tuple(self.seed + image for image in images),
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -114,6 +116,11 @@ class Batch:
     first: int
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def images(self) -> range:
+        """The indices of its images in the run, from 0."""
+        return range(self.first, self.first + len(self.seeds))
 
 
 def draw_seed() -> int:

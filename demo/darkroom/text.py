@@ -94,8 +94,12 @@ def _byte_pair_encoder(folder: Path, settings: dict[str, str]) -> Tokenizer:
     merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     encoder = Tokenizer(
         models.BPE(
-            vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
-            fuse_unk=False, unk_token=settings["unk_token"],
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=settings["unk_token"],
         )
     )
     encoder.normalizer = normalizers.Sequence(

@@ -41,7 +41,10 @@ class Console:
 
         columns = [BarColumn(), MofNCompleteColumn()] if total else []
         with Progress(
-            SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), *columns, TimeElapsedColumn(),
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            *columns,
+            TimeElapsedColumn(),
             console=RichConsole(stderr=True),
         ) as progress:
             task = progress.add_task(title, total=total)

@@ -28,36 +28,77 @@ class Parser(argparse.ArgumentParser):
 def txt2img_parser(program: str, versions: list[str]) -> Parser:
     """Every flag of text-to-image. A default of None means: what the model or the machine suggests."""
     parser = Parser(
-        prog=program, allow_abbrev=False, description="Makes pictures from prompts, through engines compiled for this machine.",
+        prog=program,
+        allow_abbrev=False,
+        description="Makes pictures from prompts, through engines compiled for this machine.",
     )
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what the pictures should show; several make several")
+    parser.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="what the pictures should show; several make several"
+    )
     picture = parser.add_argument_group("the picture")
     picture.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what they should not show")
     picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
     picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
-    picture.add_argument("--denoising-steps", type=int, metavar="N", help="steps of the scheduler; default: the model's own")
-    picture.add_argument("--guidance-scale", type=float, metavar="X", help="how strictly to follow the prompt; 1 and below turn guidance off")
-    picture.add_argument("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)}; default: the model's own")
+    picture.add_argument(
+        "--denoising-steps", type=int, metavar="N", help="steps of the scheduler; default: the model's own"
+    )
+    picture.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="how strictly to follow the prompt; 1 and below turn guidance off",
+    )
+    picture.add_argument(
+        "--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)}; default: the model's own"
+    )
     picture.add_argument("--seed", type=int, metavar="S", help="image k gets the seed S+k; default: drawn and printed")
     picture.add_argument("--clip-skip", type=int, metavar="N", help="leave out the last N layers of the text encoder")
-    picture.add_argument("--batch-size", type=int, metavar="B", help="images that go through the engines together; default 1")
+    picture.add_argument(
+        "--batch-size", type=int, metavar="B", help="images that go through the engines together; default 1"
+    )
     picture.add_argument("--batch-count", type=int, metavar="C", help="batches for each prompt; default 1")
     picture.add_argument("--recipe", metavar="PNG", help="remake the picture in this file, from the recipe it carries")
     model = parser.add_argument_group("the model")
     model.add_argument("--version", metavar="NAME", help=f"one of {', '.join(versions)}; default: {versions[0]}")
-    model.add_argument("--model", metavar="PATH_OR_REPO", help="a diffusers model folder, or a hub repository owner/name")
+    model.add_argument(
+        "--model", metavar="PATH_OR_REPO", help="a diffusers model folder, or a hub repository owner/name"
+    )
     model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    model.add_argument("--framework-model-dir", metavar="DIR", help="download models here; default: the hub's own cache")
+    model.add_argument(
+        "--framework-model-dir", metavar="DIR", help="download models here; default: the hub's own cache"
+    )
     engine = parser.add_argument_group("the engines")
     engine.add_argument("--engine", default=None, metavar="NAME", help=f"auto (default), {', '.join(RUNTIMES)}")
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     build = engine.add_mutually_exclusive_group()
-    build.add_argument("--build-static-batch", dest="build", action="store_const", const=BUILDS[0], help="engines for this batch and size alone (default)")
-    build.add_argument("--build-dynamic-batch", dest="build", action="store_const", const=BUILDS[1], help="engines for any batch at this size")
-    build.add_argument("--build-dynamic-shape", dest="build", action="store_const", const=BUILDS[2], help="engines for any batch and size")
-    engine.add_argument("--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}")
+    build.add_argument(
+        "--build-static-batch",
+        dest="build",
+        action="store_const",
+        const=BUILDS[0],
+        help="engines for this batch and size alone (default)",
+    )
+    build.add_argument(
+        "--build-dynamic-batch",
+        dest="build",
+        action="store_const",
+        const=BUILDS[1],
+        help="engines for any batch at this size",
+    )
+    build.add_argument(
+        "--build-dynamic-shape",
+        dest="build",
+        action="store_const",
+        const=BUILDS[2],
+        help="engines for any batch and size",
+    )
+    engine.add_argument(
+        "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
+    )
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
-    engine.add_argument("--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0")
+    engine.add_argument(
+        "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
+    )
     folders = parser.add_argument_group("folders")
     folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
     folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")

@@ -1,222 +1,149 @@
 """The one main that every script calls."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from darkroom import __version__
-from darkroom.catalog import TXT2IMG, Version, find_version
+from darkroom.catalog import TXT2IMG, Version
 from darkroom.checkpoint import Checkpoint, open_checkpoint
+from darkroom.cli.asked import asked_recipe, asked_request, asked_version
 from darkroom.cli.console import Console
-from darkroom.cli.flags import DEFAULT_OPSET, OPSETS, txt2img_parser
+from darkroom.cli.flags import txt2img_parser
 from darkroom.cli.settings import Settings, make_folder
+from darkroom.engines import find_runtime
+from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.pictures import save, to_bytes
+from darkroom.prepare import Prepared, Preparer
+from darkroom.request import Batch, Request
+from darkroom.timing import StageClock, medians, table, throughput
 
 PIPELINE = "txt2img"
-
-REPLAYED = (
-    "negative_prompt", "height", "width", "denoising_steps", "guidance_scale", "scheduler", "seed", "clip_skip",
-    "batch_size", "batch_count", "version", "engine", "precision", "build", "onnx_opset",
-)
-"""Flags that a recipe fixes, and that are refused beside --recipe."""
+INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
 
 
 def txt2img(arguments: list[str] | None = None, program: str = "demo_txt2img.py") -> int:
     """Text to image. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
     try:
-        flags = txt2img_parser(program, list(TXT2IMG)).parse_args(arguments)
-        _run(flags)
+        _run(txt2img_parser(program, list(TXT2IMG)).parse_args(arguments))
     except DarkroomError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: stopped; nothing half-made was kept.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
-def _run(flags) -> None:
-    from darkroom.engines import find_runtime
-    from darkroom.engines.store import Store
-    from darkroom.prepare import Preparer
-    from darkroom.timing import StageClock, medians, table, throughput
-
+def _run(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
-    recipe = _recipe(flags) if flags.recipe else None
+    recipe = asked_recipe(flags)
     settings = Settings.from_flags(flags)
-    version = _version(flags, recipe)
-    # What is wrong with the request is said before a model is fetched or opened for it.
-    request = _request(flags, version, None) if recipe is None else _replayed(recipe)
+    version = asked_version(flags, recipe, TXT2IMG)
+    if recipe is None:
+        # What is wrong with the request is said before a model is fetched for it.
+        request = asked_request(flags, version, None, flags.engine or "auto")
+    else:
+        request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
     graphs, engines = Store(settings.onnx_dir), Store(settings.engine_dir)
     checkpoint = _open(version, settings, engines, console)
     if recipe is None:
-        request = _request(flags, version, checkpoint, engine=runtime.name)
-    elif recipe.get("revision") != checkpoint.revision:
-        raise AskedWrongly(
-            f"--recipe {flags.recipe}: the picture was made with other weights than those in {checkpoint.folder}."
-            + ("" if request.model else " Name the model's folder with --model.")
-        )
+        request = asked_request(flags, version, checkpoint, runtime.name)
     preparer = Preparer(checkpoint, runtime, graphs, engines, settings.threads, flags.verbose, console.job)
+    if recipe is not None and recipe.get("revision") != checkpoint.revision:
+        raise AskedWrongly(
+            f"--recipe {flags.recipe} was made with other weights than those in {checkpoint.folder}; "
+            f"name the folder or repository that has them with --model."
+        )
     prepared = preparer.prepare(request)
-    engines.fingerprints.remember()
-    graphs.fingerprints.remember()
+    for store in (graphs, engines):
+        store.fingerprints.remember()
     common = {
-        "darkroom": __version__, "request": request.as_json(), "revision": checkpoint.revision,
-        "scheduler": prepared.scheduler, "artefacts": prepared.artefacts,
+        "darkroom": __version__,
+        "request": request.as_json(),
+        "revision": checkpoint.revision,
+        "scheduler": prepared.scheduler,
+        "artefacts": prepared.artefacts,
         "runtime": f"{runtime.name} {prepared.runtime_version}",
     }
-    if recipe is not None and {key: recipe.get(key) for key in ("artefacts", "runtime")} != {
-        key: common[key] for key in ("artefacts", "runtime")
-    }:
-        console.warn(f"the picture was made by {recipe.get('runtime')} and other engines; this one's pixels may differ.")
-    _warn_of_cuts(prepared.pipeline.tokenizer, request, console)
-
+    _warn_of_cuts(prepared, request, console)
     batches = list(request.batches())
     if recipe is not None:
-        batches = [batch for batch in batches if batch.first <= recipe["image"] - 1 < batch.first + request.batch_size]
-    if flags.seed is None and recipe is None:
+        batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
+        if any(recipe.get(key) != common[key] for key in ("artefacts", "runtime")):
+            console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
+    elif flags.seed is None:
         console.say(f"seed: {request.seed}")
-    if settings.num_warmup_runs:
-        with console.job("warming up", settings.num_warmup_runs) as advance:
-            for _ in range(settings.num_warmup_runs):
-                prepared.pipeline.run(batches[0], StageClock())
-                advance()
-        prepared.pipeline.forget()
+    _warm_up(prepared, batches[0], settings.num_warmup_runs, console)
 
     make_folder(settings.output_dir)
     clocks, made = [], []
     with console.job("denoising", len(batches) * len(prepared.pipeline.table)) as advance:
         for batch in batches:
-            clock = StageClock()
-            pictures = prepared.pipeline.run(batch, clock, advance)
-            clocks.append(clock)
+            clocks.append(StageClock())
+            pictures = prepared.pipeline.run(batch, clocks[-1], advance)
             made += _keep(batch, pictures, common, recipe, settings.output_dir)
+    console.say(table(clocks, request.batch_size))
     if flags.json:
-        result = {
-            "images": made, "request": request.as_json(), "revision": checkpoint.revision,
-            "runtime": common["runtime"], "artefacts": prepared.artefacts, "unet_calls": clocks[0].unet_calls,
-            "milliseconds": medians(clocks), "images_per_second": throughput(clocks, request.batch_size),
+        result = common | {
+            "images": made,
+            "unet_calls": clocks[0].unet_calls,
+            "milliseconds": medians(clocks),
+            "images_per_second": throughput(clocks, request.batch_size),
         }
-        console.say(table(clocks, request.batch_size))
         console.result(json.dumps(result))
     else:
-        console.say(table(clocks, request.batch_size))
         for picture in made:
             console.result(picture["path"])
 
 
-def _keep(batch, pictures, common: dict[str, Any], recipe: dict[str, Any] | None, folder: Path) -> list[dict[str, Any]]:
-    """Saves the pictures of a batch (the one that is remade, when a recipe is replayed)."""
-    from darkroom.pictures import save, to_bytes
+def _open(version: Version, settings: Settings, engines: Store, console: Console) -> Checkpoint:
+    if version.embedded:
+        return open_checkpoint(Path(version.source), engines.fingerprints)
+    from darkroom.hub import fetch
 
+    with console.job(f"fetching {version.source}"):
+        folder = fetch(version.source, settings.hf_token, settings.framework_model_dir)
+    return open_checkpoint(folder, engines.fingerprints)
+
+
+def _warm_up(prepared: Prepared, batch: Batch, runs: int, console: Console) -> None:
+    """Untimed runs. What they encoded is forgotten, so that the timed run does all of its work."""
+    if not runs:
+        return
+    with console.job("warming up", runs) as advance:
+        for _ in range(runs):
+            prepared.pipeline.forget()
+            prepared.pipeline.run(batch, StageClock())
+            advance()
+    prepared.pipeline.forget()
+
+
+def _keep(
+    batch: Batch, pictures: np.ndarray, common: dict[str, Any], recipe: dict[str, Any] | None, folder: Path
+) -> list[dict[str, Any]]:
+    """Saves the pictures of a batch; when a recipe is replayed, the one that it is for."""
     kept = []
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1
         if recipe is not None and image != recipe["image"]:
             continue
         pixels = to_bytes(picture, f"image {image} (seed {seed})")
-        own = common | {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
-        path = save(pixels, folder, PIPELINE, own)
+        path = save(pixels, folder, PIPELINE, common | {"image": image, "seed": seed, "slot": slot, "prompt": prompt})
         kept.append({"path": str(path), "image": image, "seed": seed, "prompt": prompt})
     return kept
 
 
-def _recipe(flags) -> dict[str, Any]:
-    from darkroom.pictures import read_recipe
-
-    if flags.prompt:
-        raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
-    for name in REPLAYED:
-        if getattr(flags, name) is not None:
-            flag = "--build-..." if name == "build" else f"--{name.replace('_', '-')}"
-            raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
-    return read_recipe(Path(flags.recipe))
-
-
-def _replayed(recipe: dict[str, Any]):
-    from darkroom.request import Request
-
-    return Request.from_json(recipe["request"])
-
-
-def _version(flags, recipe: dict[str, Any] | None) -> Version:
-    """The model that is meant: by its version name, its folder, its hub repository, or a recipe's record of it."""
-    from darkroom.hub import REPOSITORY
-
-    if flags.model is not None and flags.version is not None:
-        raise AskedWrongly("--model and --version cannot be given together: each names the model.")
-    if flags.model is not None:
-        if Path(flags.model).is_dir() or not REPOSITORY.fullmatch(flags.model):
-            return Version("", flags.model, 0, embedded=True)
-        return Version(flags.model, flags.model, 0)
-    if recipe is not None:
-        name = recipe["request"].get("model")
-        if not name:
-            raise AskedWrongly(f"--recipe {flags.recipe}: made with a model folder; name it with --model.")
-        return TXT2IMG[name] if name in TXT2IMG else Version(name, name, 0)
-    return find_version(flags.version or next(iter(TXT2IMG)), TXT2IMG)
-
-
-def _open(version: Version, settings: Settings, engines, console: Console) -> Checkpoint:
-    if version.embedded:
-        folder = Path(version.source)
-    else:
-        from darkroom.hub import fetch
-
-        with console.job(f"fetching {version.source}"):
-            folder = fetch(version.source, settings.hf_token, settings.framework_model_dir)
-    return open_checkpoint(folder, engines.fingerprints)
-
-
-def _request(flags, version: Version, checkpoint: Checkpoint | None, engine: str | None = None):
-    """The request that the flags make. Without a checkpoint sizes and seed are stand-ins, for an early check."""
-    from darkroom.request import Request, draw_seed
-
-    if flags.seed is None and checkpoint is not None:
-        seed = draw_seed()
-    else:
-        seed = 0 if flags.seed is None else flags.seed
-    size = version.size or (checkpoint.default_size if checkpoint else 512)
-    opset = _or(flags.onnx_opset, DEFAULT_OPSET)
-    if opset not in OPSETS:
-        raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}.")
-    return Request(
-        model=version.name or None,
-        prompts=tuple(flags.prompt),
-        negative_prompt=_or(flags.negative_prompt, ""),
-        batch_size=_or(flags.batch_size, 1),
-        batch_count=_or(flags.batch_count, 1),
-        height=_or(flags.height, size),
-        width=_or(flags.width, size),
-        denoising_steps=_or(flags.denoising_steps, version.steps),
-        guidance_scale=_or(flags.guidance_scale, version.guidance_scale),
-        clip_skip=_or(flags.clip_skip, 0),
-        scheduler=flags.scheduler,
-        seed=seed,
-        engine=engine or _or(flags.engine, "auto"),
-        precision=_precision(flags.precision),
-        build=_or(flags.build, "static"),
-        onnx_opset=opset,
-    )
-
-
-def _precision(asked: str | None) -> str:
-    from darkroom.engines.runtime import PRECISIONS
-    from darkroom.errors import near_matches
-
-    if asked is not None and asked not in PRECISIONS:
-        raise AskedWrongly(f"--precision {asked!r} is not known here.{near_matches(asked, list(PRECISIONS))} Known: {', '.join(PRECISIONS)}.")
-    return asked or "fp32"
-
-
-def _warn_of_cuts(tokenizer, request, console: Console) -> None:
+def _warn_of_cuts(prepared: Prepared, request: Request, console: Console) -> None:
+    tokenizer = prepared.pipeline.tokenizer
     texts = [*dict.fromkeys(request.prompts), *([request.negative_prompt] if request.guided else [])]
     for cut in tokenizer.encode(texts).cut:
         if cut:
-            console.warn(f"the prompt is longer than the {tokenizer.context} tokens CLIP reads; this was cut: {cut!r}")
-
-
-def _or(value, default):
-    return default if value is None else value
+            console.warn(f"a prompt is longer than the {tokenizer.context} tokens CLIP reads; cut off: {cut!r}")

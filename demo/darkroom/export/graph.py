@@ -44,8 +44,14 @@ def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int,
     path = folder / GRAPH
     with torch.no_grad():
         torch.onnx.export(
-            module, tuple(inputs.values()), str(path), dynamo=False, opset_version=opset, dynamic_axes=axes,
-            input_names=list(inputs), output_names=[tensor.name for tensor in stage.outputs],
+            module,
+            tuple(inputs.values()),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            dynamic_axes=axes,
+            input_names=list(inputs),
+            output_names=[tensor.name for tensor in stage.outputs],
         )
     _gather_external_data(path)
     height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)

@@ -53,7 +53,11 @@ class GuidedUnet(Unet):
     """
 
     def forward(  # type: ignore[override]
-        self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor, negative_embeddings: Tensor,
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_embeddings: Tensor,
+        negative_embeddings: Tensor,
         guidance_scale: Tensor,
     ) -> Tensor:
         text = torch.cat([negative_embeddings, text_embeddings])
@@ -123,7 +127,12 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
     stem = NETWORKS[network]
     plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
     variant = None if any((folder / network / name).exists() for name in plain) else "fp16"
-    options: dict[str, Any] = {"subfolder": network, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    options: dict[str, Any] = {
+        "subfolder": network,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": variant,
+    }
     if network == "text_encoder":
         from transformers import CLIPTextModel
 

@@ -36,7 +36,7 @@ def compile_schedule(class_name: str, config: dict[str, Any], steps: int) -> Tab
     for switch in NONLINEAR:
         if getattr(scheduler.config, switch, False):
             raise AskedWrongly(
-                f"the scheduler {name} with {switch}=true clips its samples, which is not linear: it cannot be compiled. "
+                f"the scheduler {name} with {switch}=true clips its samples: not linear, so it cannot be compiled. "
                 f"Set {switch} to false in the model's scheduler_config.json, or use another --scheduler."
             )
     limit = int(scheduler.config.num_train_timesteps)
@@ -65,7 +65,7 @@ def _make(class_name: str, config: dict[str, Any]) -> Any:
         raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {error}") from None
 
 
-def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) -> tuple[list, list, list, list, list]:
+def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) -> tuple[list, ...]:
     """Runs the scheduler as diffusers' pipelines do, with prepared outputs and noise.
 
     `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `start`. Returns timesteps, network
@@ -114,7 +114,8 @@ class _Run:
             scheduler, steps, axis(0), lambda call, _: axis(1 + call), lambda draw: axis(1 + calls + draw)
         )
         self.inputs, self.outputs, self.samples = (
-            np.array([tensor.reshape(-1).double().numpy() for tensor in tensors]) for tensors in (inputs, outputs, samples)
+            np.array([tensor.reshape(-1).double().numpy() for tensor in tensors])
+            for tensors in (inputs, outputs, samples)
         )
         self.noises = [None if d is None else axis(1 + calls + d).reshape(-1).double().numpy() for d in self.drawn]
 
@@ -148,7 +149,8 @@ class _Run:
         target = self.samples[call + 1]
         best, best_residual = None, np.inf
         windows = sorted(
-            ((s, o) for s in range(1, SAMPLE_WINDOW + 1) for o in range(1, OUTPUT_WINDOW + 1)), key=lambda w: (sum(w), w)
+            ((s, o) for s in range(1, SAMPLE_WINDOW + 1) for o in range(1, OUTPUT_WINDOW + 1)),
+            key=lambda w: (sum(w), w),
         )
         for samples, outputs in windows:
             columns: list[tuple[int, np.ndarray]] = []

@@ -1,0 +1,103 @@
+"""Flags -> what was asked: which model, and the request."""
+
+import argparse
+from pathlib import Path
+from typing import Any, TypeVar
+
+from darkroom.catalog import Version, find_version
+from darkroom.checkpoint import Checkpoint
+from darkroom.cli.flags import DEFAULT_OPSET, OPSETS
+from darkroom.engines.runtime import PRECISIONS
+from darkroom.errors import AskedWrongly, near_matches
+from darkroom.hub import REPOSITORY
+from darkroom.request import Request, draw_seed
+
+FIXED_BY_RECIPE = (
+    "negative_prompt",
+    "height",
+    "width",
+    "denoising_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "clip_skip",
+    "batch_size",
+    "batch_count",
+    "version",
+    "engine",
+    "precision",
+    "build",
+    "onnx_opset",
+)
+"""Flags that determine pixels, and so are refused beside --recipe."""
+
+PROVISIONAL_SIZE = 512
+Value = TypeVar("Value")
+
+
+def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
+    """The recipe in the picture that --recipe names, or None without that flag."""
+    if flags.recipe is None:
+        return None
+    from darkroom.pictures import read_recipe
+
+    if flags.prompt:
+        raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
+    for name in FIXED_BY_RECIPE:
+        if getattr(flags, name) is not None:
+            flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
+            raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
+    return read_recipe(Path(flags.recipe))
+
+
+def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, versions: dict[str, Version]) -> Version:
+    """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
+    if flags.model is not None and flags.version is not None:
+        raise AskedWrongly("--model and --version cannot be given together: each names the model.")
+    if flags.model is not None:
+        is_folder = Path(flags.model).is_dir() or not REPOSITORY.fullmatch(flags.model)
+        return Version("" if is_folder else flags.model, flags.model, 0, embedded=is_folder)
+    if recipe is not None:
+        name = recipe["request"].get("model")
+        if not name:
+            raise AskedWrongly(f"--recipe {flags.recipe} was made with a model folder; name it with --model.")
+        return versions[name] if name in versions else Version(name, name, 0)
+    return find_version(flags.version or next(iter(versions)), versions)
+
+
+def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Checkpoint | None, engine: str) -> Request:
+    """The request that the flags make, with the version's defaults for what they leave out.
+
+    Without a checkpoint, sizes and seed are stand-ins: good for finding out what is wrong before a model is
+    fetched.
+    """
+    if flags.precision is not None and flags.precision not in PRECISIONS:
+        near = near_matches(flags.precision, list(PRECISIONS))
+        raise AskedWrongly(f"--precision {flags.precision!r} is not known here.{near} Known: {', '.join(PRECISIONS)}.")
+    opset = _or(flags.onnx_opset, DEFAULT_OPSET)
+    if opset not in OPSETS:
+        raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}.")
+    size = version.size or (checkpoint.default_size if checkpoint else PROVISIONAL_SIZE)
+    return Request(
+        model=version.name or None,
+        prompts=tuple(flags.prompt),
+        negative_prompt=_or(flags.negative_prompt, ""),
+        batch_size=_or(flags.batch_size, 1),
+        batch_count=_or(flags.batch_count, 1),
+        height=_or(flags.height, size),
+        width=_or(flags.width, size),
+        denoising_steps=_or(flags.denoising_steps, version.steps),
+        guidance_scale=_or(flags.guidance_scale, version.guidance_scale),
+        clip_skip=_or(flags.clip_skip, 0),
+        scheduler=flags.scheduler,
+        seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
+        engine=engine,
+        precision=flags.precision or PRECISIONS[0],
+        build=flags.build or "static",
+        onnx_opset=opset,
+    )
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    """The value, also when it is 0 or empty, unless nothing was given."""
+    return default if value is None else value
