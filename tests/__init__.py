@@ -1,0 +1,1 @@
+"""What Darkroom promises, one statement a test; the folders mirror demo/darkroom."""

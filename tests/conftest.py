@@ -1,0 +1,45 @@
+"""Fixtures: a tiny model, diffusers over it, and folders that tests share or have to themselves."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+
+from tests.support import Diffusers, Studio, write_tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion of 64x64 pixels, in the hub's layout. To be read only."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def diffusers_tiny(tiny_model: Path) -> Diffusers:
+    """The same model in diffusers' own pipeline."""
+    return Diffusers(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose graphs and engines are built once for all tests that only use them."""
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture
+def studio(stores: Path, tiny_model: Path, tmp_path: Path) -> Studio:
+    """The tiny model with shared graphs and engines, and an output folder of this test's own."""
+    for name in ("onnx", "engines"):
+        (stores / name).mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(stores / name)
+    return Studio(tmp_path, tiny_model)
+
+
+@pytest.fixture
+def empty_studio(tiny_model: Path, tmp_path: Path) -> Studio:
+    """The tiny model and folders where nothing was ever built."""
+    root = tmp_path / "studio"
+    root.mkdir()
+    return Studio(root, tiny_model)

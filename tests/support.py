@@ -1,0 +1,304 @@
+"""What several tests share: a tiny model in the hub's layout, ways to run the script, and a ruler for pictures."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "demo" / "demo_txt2img.py"
+
+SIZE = 64
+"""Height and width in pixels of the tiny model's pictures."""
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
+"""Words that the merges of the tiny model's tokenizer come from."""
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two 8-bit pictures, in dB; infinite when they are the same."""
+    assert first.shape == second.shape, f"{first.shape} against {second.shape}"
+    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def listing(*folders: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder below `folders`, with size and modification time in nanoseconds."""
+    paths = [path for folder in folders for path in (folder, *sorted(folder.rglob("*"))) if path.exists()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended: what the shell sees of it."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run that made pictures: its `--json` result, and the pictures in order."""
+
+    result: dict[str, Any]
+    pictures: list[np.ndarray]
+    err: str
+    children: list[str]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(image["path"]) for image in self.result["images"]]
+
+
+def flags(**values: Any) -> list[str]:
+    """`batch_size=2, verbose=True` -> `--batch-size=2 --verbose`; None leaves a flag out."""
+    named = {f"--{name.replace('_', '-')}": value for name, value in values.items() if value not in (None, False)}
+    return [name if value is True else f"{name}={value}" for name, value in named.items()]
+
+
+@contextlib.contextmanager
+def children_inline() -> Iterator[list[str]]:
+    """Heavy work runs in this process, where torch is loaded already; yields the names of what was called."""
+    called: list[str] = []
+
+    def call(function: Callable[..., Any], *arguments: Any, verbose: bool = False) -> Any:
+        called.append(function.__name__)
+        return function(*arguments)
+
+    with mock.patch("darkroom.prepare.run_in_child", call):
+        yield called
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The three artefact folders of one user, and the script run on them."""
+
+    root: Path
+    model: Path
+    home: Path = field(default=Path("home"))
+
+    @property
+    def onnx(self) -> Path:
+        return self.root / "onnx"
+
+    @property
+    def engines(self) -> Path:
+        return self.root / "engines"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    def folders(self) -> list[str]:
+        return flags(onnx_dir=self.onnx, engine_dir=self.engines, output_dir=self.output)
+
+    def here(self, *arguments: str) -> Ended:
+        """Runs the script's main in this process with these arguments alone."""
+        return self._here(arguments)[0]
+
+    def _here(self, arguments: tuple[str, ...]) -> tuple[Ended, list[str]]:
+        from darkroom.cli.main import txt2img
+
+        out, err = io.StringIO(), io.StringIO()
+        with children_inline() as called, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = txt2img(list(arguments))
+        return Ended(code, out.getvalue(), err.getvalue()), called
+
+    def draw(self, *prompts: str, model: Path | None = None, **values: Any) -> Drawn:
+        """Makes pictures in this process with the tiny model (seed 5, 3 steps), and reads them back."""
+        if "recipe" not in values:
+            values = {"seed": 5, "denoising_steps": 3, "engine": "openvino"} | values
+        arguments = [*prompts, *flags(model=model or self.model, json=True, **values), *self.folders()]
+        ended, called = self._here(tuple(arguments))
+        assert ended.code == 0, ended.err
+        result = json.loads(ended.out)
+        return Drawn(result, [pixels(image["path"]) for image in result["images"]], ended.err, called)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A clean environment: no tokens, no proxies, a home of its own, and a hub that is not there."""
+        home = self.root / self.home
+        home.mkdir(exist_ok=True)
+        kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH") if name in os.environ}
+        return kept | {"HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "LC_ALL": "C.UTF-8"} | more
+
+    def shell(
+        self, *arguments: str | bytes, cwd: Path | None = None, timeout: float = 300, interpreter: tuple[str, ...] = (),
+        **environment: str,
+    ) -> Ended:
+        """Runs `python demo/demo_txt2img.py` with these arguments alone, as a process of its own."""
+        command = [sys.executable, *(interpreter or (str(SCRIPT),)), *arguments]
+        done = subprocess.run(
+            command, env=self.environment(**environment), cwd=cwd or self.root, timeout=timeout, capture_output=True, text=True,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def one_line(text: str) -> bool:
+    return text.endswith("\n") and text.count("\n") == 1 and len(text) > 1
+
+
+def changed_copy(model: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+    """A copy of a model folder, changed."""
+    shutil.copytree(model, folder)
+    change(folder)
+    return folder
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def write_tokenizer(folder: Path) -> dict[str, int]:
+    """A byte-level CLIP vocabulary: bytes, bytes that end a word, whole WORDS, begin and end. Returns it."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+            parts[:2] = [parts[0] + parts[1]]
+            vocabulary.setdefault(parts[0], len(vocabulary))
+    vocabulary |= {BEGIN: len(vocabulary), END: len(vocabulary) + 1}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return vocabulary
+
+
+SCHEDULER_CONFIG = {
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.42.1", "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False,
+    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+}
+"""As published with Stable Diffusion 1.5."""
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """A Stable Diffusion of 64x64 pixels with random weights, in the layout of the hub."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    silence_libraries()
+    vocabulary = write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(1234)
+    begin, end = vocabulary[BEGIN], vocabulary[END]
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            projection_dim=32, max_position_embeddings=77, bos_token_id=begin, eos_token_id=end, pad_token_id=end,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        sample_size=SIZE, latent_channels=4, block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    with torch.no_grad():
+        # Freshly made networks answer faintly: louder words and colours make every difference visible.
+        for name, weight in text.named_parameters():
+            if "embedding" in name:
+                weight.mul_(40)
+        for name, weight in unet.named_parameters():
+            if "attn2.to_out" in name or "attn2.to_v" in name:
+                weight.mul_(4)
+        unet.conv_out.weight.mul_(3)
+    text.save_pretrained(folder / "text_encoder")
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=1))
+    index = {
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "requires_safety_checker": False,
+        "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return folder
+
+
+def silence_libraries() -> None:
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+class Diffusers:
+    """Pictures as diffusers' own pipeline makes them from a model folder: float32, a CPU generator an image."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        silence_libraries()
+
+        self.pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+        self.pipeline.set_progress_bar_config(disable=True)
+        encoder = self.pipeline.text_encoder
+        if not hasattr(encoder, "text_model"):
+            # diffusers 0.42 looks for the final norm there when layers are skipped; transformers 5 has it one level up.
+            object.__setattr__(encoder, "text_model", encoder)
+        self._config = self.pipeline.scheduler.config
+        self._made: dict[str, list[np.ndarray]] = {}
+
+    def draw(
+        self, *prompts: str, seed: int = 5, scheduler: str | None = None, denoising_steps: int = 3, **more: Any
+    ) -> list[np.ndarray]:
+        """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names."""
+        asked = repr((prompts, seed, scheduler, denoising_steps, sorted(more.items())))
+        if asked not in self._made:
+            import diffusers
+            import torch
+
+            from darkroom.schedule import SCHEDULERS
+
+            name = self._config["_class_name"] if scheduler is None else SCHEDULERS[scheduler][0]
+            overrides = {} if scheduler is None else SCHEDULERS[scheduler][1]
+            if name == "PNDMScheduler":
+                overrides = overrides | {"skip_prk_steps": True}
+            self.pipeline.scheduler = getattr(diffusers, name).from_config(self._config, **overrides)
+            if "negative_prompt" in more:
+                more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
+            generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
+            images = self.pipeline(
+                list(prompts), num_inference_steps=denoising_steps, generator=generators, **{"guidance_scale": 7.5} | more
+            ).images
+            self._made[asked] = [np.array(image) for image in images]
+        return self._made[asked]

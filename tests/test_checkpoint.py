@@ -1,0 +1,211 @@
+"""A model folder is complete and readable, or refused by the name of the file that is not."""
+
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from darkroom.checkpoint import Checkpoint, open_checkpoint
+from darkroom.errors import AskedWrongly
+from darkroom.fingerprints import Fingerprints
+from tests.support import edit_json
+
+WEIGHTS = {
+    "text_encoder": "text_encoder/model.safetensors",
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+CONFIGS = [
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json",
+]
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that the test may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def opened(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder, Fingerprints(folder.parent / ".fingerprints.json"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(AskedWrongly) as refused:
+        opened(folder)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_whole_folder_is_opened(model: Path) -> None:
+    checkpoint = opened(model)
+    assert checkpoint.vae_factor == 8
+    assert checkpoint.default_size == 64
+    assert set(checkpoint.digests) == set(WEIGHTS)
+
+
+def test_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *WEIGHTS.values()])
+def test_missing_file_is_named(name: str, model: Path) -> None:
+    (model / name).unlink()
+    assert str(model / name) in refusal(model)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *WEIGHTS.values()])
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -2])
+def test_truncated_file_is_named(name: str, keep: float, model: Path) -> None:
+    content = (model / name).read_bytes()
+    (model / name).write_bytes(content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep])
+    assert str(model / name) in refusal(model)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("content", [b"[]", b"null", b'"text"', b"\xff\xfe\x00"])
+def test_configuration_that_is_no_object_is_named(name: str, content: bytes, model: Path) -> None:
+    (model / name).write_bytes(content)
+    assert str(model / name) in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff" * 64,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}" + b"more than belongs",
+        struct.pack("<Q", 13) + b'{"a":{"x":1}}',
+        b"<html>the hub is down</html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167540\n",
+    ],
+    ids=["huge header", "list", "too long", "no offsets", "error page", "LFS pointer"],
+)
+def test_file_that_is_no_safetensors_is_named(content: bytes, model: Path) -> None:
+    (model / WEIGHTS["unet"]).write_bytes(content)
+    assert str(model / WEIGHTS["unet"]) in refusal(model)
+
+
+def test_file_that_was_whole_before_is_checked_again_when_it_changes(model: Path) -> None:
+    fingerprints = Fingerprints(model.parent / ".fingerprints.json")
+    open_checkpoint(model, fingerprints)
+    fingerprints.remember()
+    path = model / WEIGHTS["vae"]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert str(path) in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_missing_tokenizer_is_named(name: str, model: Path) -> None:
+    (model / "tokenizer" / name).unlink()
+    assert str(model / "tokenizer" / name) in refusal(model)
+
+
+@pytest.mark.parametrize("kind", ["bin", "ckpt", "pt"])
+@pytest.mark.parametrize("network", WEIGHTS)
+def test_pickle_is_refused_unread(network: str, kind: str, model: Path) -> None:
+    safe = model / WEIGHTS[network]
+    unsafe = safe.with_suffix(f".{kind}")
+    safe.unlink()
+    unsafe.write_bytes(pickle.dumps({"weight": 1}))
+    said = refusal(model)
+    assert str(unsafe) in said
+    assert "safetensors" in said
+
+
+def test_pickle_beside_safetensors_is_left_alone(model: Path) -> None:
+    expected = opened(model).revision
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"never read")
+    assert opened(model).revision == expected
+
+
+def test_fp16_variant_serves_where_the_plain_file_is_missing(model: Path) -> None:
+    path = model / WEIGHTS["unet"]
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert opened(model).digests["unet"]
+
+
+def _shard(model: Path) -> Path:
+    """Splits the UNet's weights over two files, as large models are published; returns the second."""
+    from safetensors.torch import load_file, save_file
+
+    path = model / WEIGHTS["unet"]
+    tensors = load_file(path)
+    names = sorted(tensors)
+    halves = {"00001": names[: len(names) // 2], "00002": names[len(names) // 2 :]}
+    files = {half: path.with_name(f"diffusion_pytorch_model-{half}-of-00002.safetensors") for half in halves}
+    for half, inside in halves.items():
+        save_file({name: tensors[name] for name in inside}, files[half], metadata={"format": "pt"})
+    weight_map = {name: files[half].name for half, inside in halves.items() for name in inside}
+    index = path.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    path.unlink()
+    return files["00002"]
+
+
+def test_sharded_weights_are_opened(model: Path) -> None:
+    _shard(model)
+    assert opened(model).digests["unet"]
+
+
+def test_missing_shard_is_named(model: Path) -> None:
+    shard = _shard(model)
+    shard.unlink()
+    assert str(shard) in refusal(model)
+
+
+def test_truncated_shard_is_named(model: Path) -> None:
+    shard = _shard(model)
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert str(shard) in refusal(model)
+
+
+def _flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("network", WEIGHTS)
+def test_one_changed_bit_of_weights_is_another_network_and_revision(network: str, model: Path) -> None:
+    before = opened(model)
+    _flip_last_bit(model / WEIGHTS[network])
+    after = opened(model)
+    assert after.revision != before.revision
+    assert [part for part in WEIGHTS if after.digests[part] != before.digests[part]] == [network]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"),
+        lambda model: edit_json(model / "unet" / "config.json", attention_head_dim=8),
+        lambda model: edit_json(model / "tokenizer" / "special_tokens_map.json", pad_token="!"),
+        lambda model: (model / "tokenizer" / "merges.txt").write_text("#version: 0.2\n"),
+    ],
+    ids=["scheduler", "unet", "padding", "merges"],
+)
+def test_changed_configuration_is_another_revision(change: Callable[[Path], None], model: Path) -> None:
+    before = opened(model).revision
+    change(model)
+    assert opened(model).revision != before
+
+
+def test_revision_does_not_depend_on_where_the_folder_stands(model: Path, tmp_path: Path) -> None:
+    expected = opened(model).revision
+    assert opened(model.rename(tmp_path / "elsewhere")).revision == expected
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline", None])
+def test_model_of_another_family_is_refused(kind: str | None, model: Path) -> None:
+    edit_json(model / "model_index.json", _class_name=kind)
+    assert str(kind) in refusal(model)
+
+
+def test_inpainting_model_is_refused(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", in_channels=9)
+    assert "9" in refusal(model)

@@ -1,0 +1,108 @@
+"""A request is validated where it is made, and cut into batches prompt by prompt."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from darkroom.errors import AskedWrongly
+from darkroom.request import Request, digest, draw_seed
+
+
+def request(**changes: Any) -> Request:
+    fields: dict[str, Any] = dict(
+        model="1.5", prompts=("a red apple",), negative_prompt="", batch_size=1, batch_count=1, height=512, width=512,
+        denoising_steps=20, guidance_scale=7.5, clip_skip=0, scheduler=None, seed=0, engine="openvino", precision="fp32",
+        build="static", onnx_opset=17,
+    )
+    return Request(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompts": ()}, "prompt"),
+        ({"prompts": ("",)}, "prompt"),
+        ({"prompts": ("a cat", " \n\t")}, "prompt"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"batch_size": -3}, "-3"),
+        ({"batch_count": 0}, "--batch-count"),
+        ({"denoising_steps": 0}, "--denoising-steps"),
+        ({"denoising_steps": -1}, "--denoising-steps"),
+        ({"height": 0}, "--height"),
+        ({"height": -512}, "--height"),
+        ({"height": 513}, "513"),
+        ({"width": 4}, "--width"),
+        ({"width": 516}, "--width"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale"),
+        ({"guidance_scale": float("inf")}, "--guidance-scale"),
+        ({"guidance_scale": -1.0}, "--guidance-scale"),
+        ({"clip_skip": -1}, "--clip-skip"),
+        ({"scheduler": "Euller"}, "'Euler'"),
+        ({"scheduler": "euler"}, "'Euler'"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**64}, "--seed"),
+        ({"seed": 2**64 - 3, "batch_size": 4}, "--seed"),
+        ({"build": "sometimes"}, "sometimes"),
+    ],
+)
+def test_request_that_cannot_be_meant_is_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(AskedWrongly) as refusal:
+        request(**changes)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
+def test_every_64_bit_number_is_a_seed(seed: int) -> None:
+    assert request(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize(("scale", "guided"), [(0.0, False), (0.5, False), (1.0, False), (1.01, True), (7.5, True)])
+def test_guidance_is_on_above_one(scale: float, guided: bool) -> None:
+    assert request(guidance_scale=scale).guided is guided
+
+
+def test_prompts_times_batch_size_times_batch_count_images_prompt_by_prompt() -> None:
+    asked = request(prompts=("a", "b", "c"), batch_size=2, batch_count=2, seed=100)
+    batches = list(asked.batches())
+    assert asked.image_count == 12
+    assert [batch.prompts for batch in batches] == [("a", "a"), ("a", "a"), ("b", "b"), ("b", "b"), ("c", "c"), ("c", "c")]
+    assert [seed for batch in batches for seed in batch.seeds] == list(range(100, 112))
+    assert [batch.first for batch in batches] == [0, 2, 4, 6, 8, 10]
+
+
+def test_request_comes_back_from_json_as_it_was() -> None:
+    asked = request(prompts=("größe 🍎", "b"), seed=2**64 - 9, guidance_scale=0.1, scheduler="DPM++Karras")
+    assert Request.from_json(json.loads(json.dumps(asked.as_json()))) == asked
+
+
+@pytest.mark.parametrize("missing", [field.name for field in dataclasses.fields(Request)])
+def test_recipe_that_holds_half_a_request_is_refused(missing: str) -> None:
+    fields = {name: value for name, value in request().as_json().items() if name != missing}
+    with pytest.raises(AskedWrongly, match="recipe"):
+        Request.from_json(fields)
+
+
+@pytest.mark.parametrize("fields", [{"unknown": 1}, {"prompts": 3}, {"seed": "1"}, {"height": None}, {"seed": [1]}])
+def test_recipe_that_holds_nonsense_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(AskedWrongly):
+        Request.from_json(request().as_json() | fields)
+
+
+def test_digest_knows_every_field() -> None:
+    others = {
+        "model": "1.4", "prompts": ("b",), "negative_prompt": "x", "batch_size": 2, "batch_count": 2, "height": 64, "width": 64,
+        "denoising_steps": 3, "guidance_scale": 7.4, "clip_skip": 1, "scheduler": "DDIM", "seed": 1, "engine": "torch",
+        "precision": "bf16", "build": "dynamic-batch", "onnx_opset": 18,
+    }
+    assert set(others) == {field.name for field in dataclasses.fields(Request)}
+    digests = {digest(request(**{name: value}).as_json()) for name, value in others.items()}
+    assert len(digests | {digest(request().as_json())}) == len(others) + 1
+
+
+def test_drawn_seeds_are_short_and_differ() -> None:
+    seeds = {draw_seed() for _ in range(20)}
+    assert len(seeds) > 15
+    assert all(0 <= seed < 2**32 for seed in seeds)

@@ -1,0 +1,127 @@
+"""Token ids are those of transformers' CLIPTokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from darkroom.errors import AskedWrongly
+from darkroom.text import ClipTokenizer
+from tests.support import BEGIN, END, edit_json, write_tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "a red apple, noto style, blue background",
+    "A RED Apple",
+    "   spaces   before,\tbetween\nand after   ",
+    "don't you're I'll we've he'd it's I'm 'tis",
+    "punctuation!!! ...what?! (brackets) [square] {curly} <angle> #hash @at & % $5.00 ~ ` ^ * _under_ a/b\\c|d",
+    "semi;colon:colon-hyphen—dash–dash…ellipsis “quotes” ‘single’",
+    "123 4567 3.14 1e10 ½ ² Ⅷ ٣",
+    "café naïve Zürich ÅNGSTRÖM",
+    "cafe\u0301 decomposed",
+    "ﬁ ligature ＦＵＬＬ width",
+    "İstanbul ǅ ß ẞ ς Σ",
+    "日本語のりんご 红苹果 사과",
+    "яблоко تفاحة תפוח सेब",
+    "🍎🐈‍⬛ 👩🏽‍🚀 🇮🇸 ❤️",
+    "zero\u200bwidth \u00a0no-break\u3000ideographic\u2028line",
+    "tab\x0bvertical\x0cfeed \x1c \x85 control\x07bell",
+    f"{BEGIN} typed {END}",
+    f"before{END}after",
+    "<|STARTOFTEXT|> <|endoftext |>",
+    "!" * 100,
+    "apple " * 100,
+    "supercalifragilisticexpialidocious " * 5,
+    "red green blue apple cat dog house on the style",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same vocabulary as vocab.json with merges.txt, as tokenizer.json alone, and as both."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    write_tokenizer(root / "vocabulary")
+    CLIPTokenizer.from_pretrained(root / "vocabulary").save_pretrained(root / "both")
+    shutil.copy(root / "vocabulary" / "vocab.json", root / "both")
+    shutil.copy(root / "vocabulary" / "merges.txt", root / "both")
+    shutil.copytree(root / "both", root / "json", ignore=shutil.ignore_patterns("vocab.json", "merges.txt"))
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+@pytest.mark.parametrize("kind", ["vocabulary", "json", "both"])
+def test_ids_equal_those_of_transformers(kind: str, text: str, folders: dict[str, Path]) -> None:
+    # What transformers makes of vocab.json and merges.txt is the reference for all: a folder means one tokenizer.
+    reference = CLIPTokenizer.from_pretrained(folders["vocabulary"])
+    expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+    found = ClipTokenizer(folders[kind]).encode([text])
+    assert found.ids.shape == (1, 77)
+    assert found.ids.dtype == np.int32
+    assert found.ids[0].tolist() == expected
+
+
+def test_prompts_are_encoded_each_for_itself(folders: dict[str, Path]) -> None:
+    tokenizer = ClipTokenizer(folders["vocabulary"])
+    together = tokenizer.encode(["red apple", "", "blue cat " * 60])
+    for row, text in zip(together.ids, ["red apple", "", "blue cat " * 60], strict=True):
+        np.testing.assert_array_equal(row, tokenizer.encode([text]).ids[0])
+
+
+@pytest.mark.parametrize("kind", ["vocabulary", "json"])
+def test_text_that_does_not_fit_is_reported(kind: str, folders: dict[str, Path]) -> None:
+    words = [("red", "cat", "dog")[index % 3] for index in range(80)]  # one token each
+    encoded = ClipTokenizer(folders[kind]).encode([" ".join(words), " ".join(words[:75]), "red"])
+    assert encoded.cut == (" ".join(words[75:]), "", "")
+
+
+def test_cut_text_keeps_its_own_letters(folders: dict[str, Path]) -> None:
+    (cut,) = ClipTokenizer(folders["vocabulary"]).encode(["red " * 75 + "größe 🍎 日本"]).cut
+    assert cut == "größe 🍎 日本"
+
+
+def test_pad_token_is_the_one_the_folder_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Stable Diffusion 2 pads with `!`, not with the end token."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(folders["vocabulary"], folder)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        edit_json(folder / name, pad_token="!")
+    expected = CLIPTokenizer.from_pretrained(folder)("a cat", padding="max_length", max_length=77).input_ids
+    assert ClipTokenizer(folder).encode(["a cat"]).ids[0].tolist() == expected
+    assert expected[-1] == json.loads((folder / "vocab.json").read_text())["!"]
+
+
+def test_special_tokens_written_as_objects_are_understood(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(folders["vocabulary"], folder)
+    written = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    specials = {role: written | {"content": END} for role in ("eos_token", "unk_token")}
+    edit_json(folder / "special_tokens_map.json", bos_token=written | {"content": BEGIN}, **specials)
+    expected = ClipTokenizer(folders["vocabulary"]).encode(["a cat"]).ids
+    np.testing.assert_array_equal(ClipTokenizer(folder).encode(["a cat"]).ids, expected)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_unreadable_tokenizer_is_named(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(folders["vocabulary"], folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2] if name != "merges.txt" else b"three parts here\n")
+    with pytest.raises(AskedWrongly, match=str(folder)):
+        ClipTokenizer(folder)
+
+
+def test_tokenizer_of_the_embedded_model_equals_transformers() -> None:
+    from darkroom.catalog import EMBEDDED
+
+    folder = EMBEDDED / "emoji" / "tokenizer"
+    if not (folder / "vocab.json").is_file():
+        pytest.skip("the embedded model is not in this checkout")
+    reference, ours = CLIPTokenizer.from_pretrained(folder), ClipTokenizer(folder)
+    for text in TEXTS:
+        expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ours.encode([text]).ids[0].tolist() == expected, text
