@@ -16,6 +16,13 @@ NETWORKS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "
 
 SUPPORTED = ("StableDiffusionPipeline",)
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "text_encoder": {"max_position_embeddings": 77, "hidden_size": 512, "num_hidden_layers": 12},
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
+    "vae": {"block_out_channels": [64], "latent_channels": 4},
+}
+"""What the libraries take for a key that a configuration leaves out; they leave out their own defaults."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -30,7 +37,7 @@ class Checkpoint:
 
     def config(self, part: str) -> dict[str, Any]:
         """The JSON configuration of a network or of the scheduler."""
-        return _read_json(self.folder / part / _config_name(part))
+        return DEFAULTS.get(part, {}) | _read_json(self.folder / part / _config_name(part))
 
     @cached_property
     def unet(self) -> dict[str, Any]:
@@ -61,7 +68,7 @@ class Checkpoint:
     @property
     def default_size(self) -> int:
         """Height and width in pixels that the UNet was trained for."""
-        size = self.unet.get("sample_size") or 64
+        size = self.unet["sample_size"] or 64
         return int(size if isinstance(size, int) else size[0]) * self.vae_factor
 
 
@@ -88,7 +95,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
         rest.append(hashlib.sha256((folder / "tokenizer" / name).read_bytes()).hexdigest())
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, digests, revision)
-    if (channels := checkpoint.unet.get("in_channels", 4)) != checkpoint.vae.get("latent_channels", 4):
+    if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     if checkpoint.unet.get("addition_embed_type"):
         raise AskedWrongly(

@@ -47,7 +47,7 @@ class Prepared:
 class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
-    `graphs` and `engines` are the stores; `job` wraps each long job in whatever shows its progress.
+    `graphs` and `engines` are the stores, `name` is what people call the model; `job` wraps each long job in whatever shows its progress.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Preparer:
         runtime: Runtime,
         graphs: Store,
         engines: Store,
+        name: str = "",
         threads: int | None = None,
         verbose: bool = False,
         job: ShowJob = lambda title: nullcontext(),
@@ -64,6 +65,7 @@ class Preparer:
         self.runtime = runtime
         self.graphs = graphs
         self.engines = engines
+        self.name = name or checkpoint.folder.name
         self.threads = threads
         self.verbose = verbose
         self.job = job
@@ -165,7 +167,7 @@ class Preparer:
             "precision": "fp32",
             "revision": GRAPH_REVISION,
         }
-        return Key(f"{stage.name}-{self._name()}-fp32", facts)
+        return Key(f"{stage.name}-{self.name}-fp32", facts)
 
     def _engine_key(self, job: Job, request: Request) -> Key:
         facts: dict[str, Any] = {
@@ -178,14 +180,12 @@ class Preparer:
             "shapes": {tensor.name: list(job.profile.shape(tensor)) for tensor in job.stage.inputs},
             "runtime": self.runtime.name,
             "version": self.runtime.version(),
+            "revision": self.runtime.revision,
             "device": self.runtime.device(),
         }
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
-        return Key(f"{job.stage.name}-{self._name()}-{job.profile.label()}-{self.runtime.name}-{job.precision}", facts)
-
-    def _name(self) -> str:
-        return self.checkpoint.folder.name[:40]
+        return Key(f"{job.stage.name}-{self.name}-{job.profile.label()}-{self.runtime.name}-{job.precision}", facts)
 
     def _source(self, job: Job, key: Key, request: Request) -> Path:
         """The folder that an engine is loaded from; built first if it is not there."""

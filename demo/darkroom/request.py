@@ -52,6 +52,9 @@ class Request:
         for prompt in self.prompts:
             if not prompt.strip():
                 raise AskedWrongly("a prompt is empty: say what the picture should show.")
+        for text in (*self.prompts, self.negative_prompt):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise AskedWrongly(f"a prompt is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}.")
         for name in ("batch_size", "batch_count", "denoising_steps"):
             if getattr(self, name) < 1:
                 raise AskedWrongly(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}.")

@@ -56,7 +56,16 @@ def _run(flags: argparse.Namespace) -> None:
     checkpoint = _open(version, settings, engines, console)
     if recipe is None:
         request = asked_request(flags, version, checkpoint, runtime.name)
-    preparer = Preparer(checkpoint, runtime, graphs, engines, settings.threads, flags.verbose, console.job)
+    preparer = Preparer(
+        checkpoint,
+        runtime,
+        graphs,
+        engines,
+        name=version.name,
+        threads=settings.threads,
+        verbose=flags.verbose,
+        job=console.job,
+    )
     if recipe is not None and recipe.get("revision") != checkpoint.revision:
         raise AskedWrongly(
             f"--recipe {flags.recipe} was made with other weights than those in {checkpoint.folder}; "

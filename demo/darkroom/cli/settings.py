@@ -1,6 +1,7 @@
 """Where things go: folders, threads and talkativeness; nothing here changes a pixel."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,12 @@ def _folder(asked: str | None, name: str) -> Path:
 
 
 def _writable(folder: Path) -> Path:
-    """Checks, without making anything, that pictures can be written to `folder`."""
+    """Checks that pictures can be written to `folder`, without leaving anything there."""
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not standing.is_dir():
         raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")
-    if not os.access(standing, os.W_OK | os.X_OK):
-        raise AskedWrongly(f"--output-dir {folder} cannot be written; name another folder.")
+    try:
+        tempfile.TemporaryFile(dir=standing).close()
+    except OSError as error:
+        raise AskedWrongly(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from None
     return folder

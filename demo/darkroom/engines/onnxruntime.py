@@ -18,6 +18,7 @@ QUIET = 3
 class OnnxRuntime:
     name = "onnxruntime"
     compiles = True
+    revision = 1
 
     def version(self) -> str:
         return onnxruntime.__version__

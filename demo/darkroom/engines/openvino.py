@@ -22,6 +22,7 @@ CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 class OpenVino:
     name = "openvino"
     compiles = True
+    revision = 1
 
     def __init__(self) -> None:
         self._core = openvino.Core()
@@ -40,6 +41,9 @@ class OpenVino:
         model = self._core.read_model(graph)
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
+        from darkroom.engines.openvino_norms import keep_layouts
+
+        keep_layouts(model)
         compiled = self._core.compile_model(model, DEVICE, self._settings(job, None))
         with (folder / BLOB).open("wb") as file:
             file.write(compiled.export_model().getbuffer())

@@ -29,10 +29,15 @@ class Engine(Protocol):
 
 
 class Runtime(Protocol):
-    """One way of running networks. `compiles` tells whether engines are built from a graph and kept."""
+    """One way of running networks.
+
+    `compiles` tells whether engines are built from a graph and kept; `revision` is raised when `build` comes to
+    make other engines from the same graph, and is part of every engine's key.
+    """
 
     name: str
     compiles: bool
+    revision: int
 
     def version(self) -> str:
         """The version of the runtime, part of every engine's key."""

@@ -17,6 +17,7 @@ class Torch:
     """Nothing is built ahead: the model folder itself is loaded. Compiled code is cached by torch's inductor."""
 
     compiles = False
+    revision = 1
 
     def __init__(self, name: str) -> None:
         self.name = name
