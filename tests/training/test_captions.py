@@ -1,0 +1,55 @@
+"""Captions, concepts and colours say what they should."""
+
+import random
+
+import numpy as np
+
+from training import captions, concepts
+from training.colours import COLOURS, NAMES, TABLE, border_colour, nearest
+
+
+def test_at_least_500_concepts_each_named_once():
+    listed = concepts.load()
+    assert len(listed) >= 500
+    assert len({concept.icon for concept in listed}) == len(listed)
+    words = [word for concept in listed for word in concept.words]
+    assert len(set(words)) == len(words)
+    assert all(word == word.lower().strip() and word for word in words)
+
+
+def test_concept_lines_are_read_with_their_defaults():
+    one, two = concepts.parse("# food\n\nred-apple\nautomobile | car | red car, auto\n")
+    assert (one.icon, one.words) == ("red-apple", ("red apple",))
+    assert two.words == ("car", "red car", "auto")
+
+
+def test_full_caption_has_the_documented_form():
+    assert captions.full("red apple", "noto", "blue") == "a red apple, noto style, blue background"
+    assert captions.full("owl", "fluent", "light blue") == "an owl, fluent style, light blue background"
+
+
+def test_captions_name_the_thing_and_a_tenth_are_empty():
+    concept, rng = concepts.Concept("automobile", "car", ("auto",)), random.Random(1)
+    made = [captions.caption(concept, "noto", "teal", rng) for _ in range(2000)]
+    assert 0.07 < sum(not text for text in made) / len(made) < 0.13
+    assert all("car" in text or "auto" in text for text in made if text)
+    assert 0.4 < sum("teal" in text for text in made) / len(made) < 0.9
+    assert len(set(made)) > 30
+
+
+def test_same_stream_gives_same_captions():
+    concept = concepts.load()[0]
+    first, second = ([captions.caption(concept, "noto", "red", random.Random(i)) for i in range(9)] for _ in "ab")
+    assert first == second
+
+
+def test_a_dozen_colours_each_nearest_to_itself_with_room_around():
+    assert len(COLOURS) == 12
+    shaken = TABLE.astype(int)[:, None] + np.random.default_rng(0).integers(-12, 13, (12, 50, 3))
+    assert (nearest(shaken) == np.arange(12)[:, None]).all()
+
+
+def test_border_colour_ignores_the_middle():
+    picture = np.full((1, 32, 32, 3), TABLE[NAMES.index("pink")], np.uint8)
+    picture[:, 4:-4, 4:-4] = 0
+    assert (border_colour(picture)[0] == TABLE[NAMES.index("pink")]).all()

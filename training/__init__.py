@@ -1,0 +1,1 @@
+"""How the embedded models were made: artwork, captions, the three networks, the folder, the measurements."""

@@ -1,0 +1,129 @@
+"""Measure an exported model on 200 fixed prompts.
+
+    python -m training.evaluate [--work FOLDER] [--model FOLDER] [--guidance 3] [--steps 20] [--json FILE]
+
+Prints top-1 and top-5 retrieval among all artwork of the same style on the same background (`measure.py`
+says in which feature space), background accuracy, and the VAE's reconstruction PSNR; and, as the ceiling, the
+same retrieval for the VAE's reconstructions of the right pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+from training import artwork, captions, concepts, measure
+from training.colours import NAMES, TABLE
+from training.export import OUTPUT
+from training.workspace import add_work_argument
+
+PROMPTS, FIRST_SEED = 200, 90_000
+"""Training draws from torch streams of its own; these seeds make initial latents that it never saw."""
+Prompt = tuple[int, int, int]
+"""(style, concept, colour) as indices."""
+
+
+def fixed_prompts(styles: int, count: int, number: int = PROMPTS) -> list[Prompt]:
+    """The same prompts for ever: different concepts, styles and colours at random."""
+    rng = random.Random("darkroom")
+    chosen = rng.sample(range(count), number)
+    return [(rng.randrange(styles), concept, rng.randrange(len(NAMES))) for concept in chosen]
+
+
+def generate(
+    pipe: DiffusionPipeline, texts: list[str], seeds: list[int], guidance: float, steps: int, batch: int = 25
+) -> np.ndarray:
+    """Pictures (N, H, W, 3) uint8; picture i has its own generator seeded with seeds[i]."""
+    made = []
+    for start in range(0, len(texts), batch):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+        out = pipe(
+            texts[start : start + batch],
+            generator=generators,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            output_type="np",
+        )
+        made.append((out.images * 255).round().astype(np.uint8))
+    return np.concatenate(made)
+
+
+@torch.no_grad()
+def reconstruct(pipe: StableDiffusionPipeline, pictures: np.ndarray, batch: int = 16) -> np.ndarray:
+    """Through the VAE and back, from the posterior's mean. (N, H, W, 3) uint8 both ways."""
+    made = []
+    for start in range(0, len(pictures), batch):
+        pixels = torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(pipe.vae.device)
+        out = pipe.vae.decode(pipe.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean).sample
+        made.append(((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(made)
+
+
+def retrieve(rgba: np.ndarray, prompts: list[Prompt], made: np.ndarray) -> np.ndarray:
+    """Rank of the right picture for each made one. rgba: (styles, concepts, H, W, 4); returns (M,) int."""
+    groups = defaultdict(list)
+    for index, (style, _, colour) in enumerate(prompts):
+        groups[style, colour].append(index)
+    found = np.empty(len(prompts), int)
+    for (style, colour), members in groups.items():
+        gallery = artwork.composite(rgba[style], np.repeat(TABLE[colour][None], rgba.shape[1], 0))
+        found[members] = measure.ranks(made[members], gallery, np.array([prompts[i][1] for i in members]))
+    return found
+
+
+def evaluate(pipe: StableDiffusionPipeline, rgba: np.ndarray, guidance: float, steps: int, number: int) -> dict:
+    """Everything that is printed, as a dictionary ready for JSON."""
+    names, styles = concepts.load(), list(artwork.STYLES)
+    prompts = fixed_prompts(len(styles), len(names), number)
+    texts = [captions.full(names[c].name, styles[s], NAMES[b]) for s, c, b in prompts]
+    made = generate(pipe, texts, [FIRST_SEED + i for i in range(number)], guidance, steps)
+    colours = np.array([b for _, _, b in prompts])
+    right = artwork.composite(np.stack([rgba[s, c] for s, c, _ in prompts]), TABLE[colours])
+    again = reconstruct(pipe, right)
+    rank, ceiling = retrieve(rgba, prompts, made), retrieve(rgba, prompts, again)
+    return {
+        "prompts": number,
+        "guidance": guidance,
+        "steps": steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "top1": float((rank == 0).mean()),
+        "top5": float((rank < 5).mean()),
+        "ceiling_top1": float((ceiling == 0).mean()),
+        "ceiling_top5": float((ceiling < 5).mean()),
+        "background": float(measure.backgrounds_right(made, colours).mean()),
+        "vae_psnr": float(measure.psnr(again, right).mean()),
+        "missed": [f"{t}: rank {r + 1}" for t, r in zip(texts, rank, strict=True) if r >= 5],
+    }
+
+
+def main() -> None:
+    """Evaluate and print."""
+    parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    parser.add_argument("--model", type=Path, default=OUTPUT)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    args = parser.parse_args()
+    pipe = StableDiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    result = evaluate(pipe, artwork.load(args.work), args.guidance, args.steps, args.prompts)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(f"{result['prompts']} prompts, {result['scheduler']}, {args.steps} steps, guidance {args.guidance}")
+    print(f"retrieval            top-1 {result['top1']:.1%}   top-5 {result['top5']:.1%}")
+    print(f"ceiling (VAE alone)  top-1 {result['ceiling_top1']:.1%}   top-5 {result['ceiling_top5']:.1%}")
+    print(f"background right     {result['background']:.1%}")
+    print(f"VAE PSNR             {result['vae_psnr']:.2f} dB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Encode every picture on several backgrounds once, so that the later stages never touch pixels.
+
+    python -m training.latents [--work FOLDER] [--backgrounds 5]
+
+Makes `latents.pt`: `latents` (P, K, 4, 16, 16) float16, scaled to unit spread; `colours` (P, K) int64,
+indices into `colours.NAMES`; `scale` float, the VAE's scaling factor. P counts pictures style by style.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import artwork, captions, concepts, networks
+from training.colours import NAMES, TABLE
+from training.loop import averaged
+from training.workspace import add_work_argument
+
+
+@dataclass
+class Cache:
+    """Latents with what is needed to caption them."""
+
+    latents: Tensor
+    colours: Tensor
+    scale: float
+
+    @staticmethod
+    def load(work: Path) -> Cache:
+        """Read what `main` wrote."""
+        return Cache(**torch.load(work / "latents.pt", weights_only=True))
+
+    def __post_init__(self) -> None:
+        self.concepts = concepts.load()
+        self.styles = list(artwork.STYLES)
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        """Random captions, and their latents (size, 4, 16, 16) float32."""
+        picture = torch.randint(len(self.latents), (size,), generator=generator)
+        which = torch.randint(self.latents.shape[1], (size,), generator=generator)
+        rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+        texts = []
+        for p, k in zip(picture.tolist(), which.tolist(), strict=True):
+            style, concept = divmod(p, len(self.concepts))
+            colour = NAMES[self.colours[p, k]]
+            texts.append(captions.caption(self.concepts[concept], self.styles[style], colour, rng))
+        return texts, self.latents[picture, which].float()
+
+
+@torch.no_grad()
+def main() -> None:
+    """Encode with the averaged weights of the VAE."""
+    parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    parser.add_argument("--backgrounds", type=int, default=5, help="backgrounds per picture, of the twelve")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    vae = networks.vae().eval().to(args.device, memory_format=torch.channels_last)
+    vae.load_state_dict(averaged(args.work / "vae.pt"))
+    rgba = artwork.load(args.work).reshape(-1, artwork.SIZE, artwork.SIZE, 4)
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.stack([torch.randperm(len(NAMES), generator=generator)[: args.backgrounds] for _ in rgba])
+    latents = []
+    for p in range(0, len(rgba), 8):
+        rows = colours[p : p + 8]
+        pictures = rgba[p : p + 8].repeat(args.backgrounds, axis=0)
+        pixels = torch.from_numpy(artwork.composite(pictures, TABLE[rows.flatten()])).to(args.device)
+        mean = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
+        latents.append(mean.cpu().reshape(*rows.shape, *mean.shape[1:]))
+    stacked = torch.cat(latents)
+    scale = 1 / stacked.std().item()
+    print(f"mean {stacked.mean(dim=(0, 1, 3, 4)).tolist()} scaling factor {scale:.5f}")
+    torch.save({"latents": (stacked * scale).half(), "colours": colours, "scale": scale}, args.work / "latents.pt")
+
+
+if __name__ == "__main__":
+    main()
