@@ -38,7 +38,8 @@ def pipeline(work: Path, untrained: bool = False) -> StableDiffusionPipeline:
     """The whole model in float32. `untrained` fills in fresh weights where a checkpoint is missing."""
     tokens = Encoder(work / "tokenizer")
     vae, regressor, unet = networks.vae(), Regressor(tokens), networks.unet()
-    for module, name in ((vae, "vae"), (regressor, "text"), (unet, "unet")):
+    decoder = "decoder" if (work / "decoder.pt").exists() else "vae"
+    for module, name in ((vae, decoder), (regressor, "text"), (unet, "unet")):
         path = work / f"{name}.pt"
         if path.exists() or not untrained:
             module.load_state_dict(averaged(path))
@@ -72,6 +73,8 @@ def main() -> None:
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
         shutil.copy(args.work / "tokenizer" / name, args.output / "tokenizer" / name)
     StableDiffusionPipeline.from_pretrained(args.output, torch_dtype=torch.float32)
+    for path in args.output.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for its owner alone
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: {size / 1e6:.1f} MB")
 
