@@ -77,6 +77,10 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
 
     Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
+    if folder.is_file():
+        raise AskedWrongly(
+            f"{folder} is a file; a model is a folder in the diffusers layout, with its weights in safetensors files."
+        )
     if not folder.is_dir():
         raise AskedWrongly(f"the model folder {folder} does not exist.")
     index = _read_json(folder / "model_index.json")

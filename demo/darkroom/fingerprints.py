@@ -37,10 +37,17 @@ class Fingerprints:
         self._changed = True
         return digest
 
+    def moved(self, old: Path, new: Path) -> None:
+        """Keeps what is known of the files of a folder that was renamed."""
+        for path in new.iterdir():
+            if (known := self._known.pop(str(old.resolve() / path.name), None)) is not None:
+                self._known[str(path.resolve())] = known
+
     def remember(self) -> None:
-        """Writes the memory, if anything in it is new and its folder can be written."""
+        """Writes the memory, without files that are gone, if anything in it is new and its folder can be written."""
         if not self._changed:
             return
+        self._known = {path: known for path, known in self._known.items() if os.path.exists(path)}
         temporary = self._memory.with_name(f".{self._memory.name}.{os.getpid()}")
         try:
             temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from darkroom.checkpoint import NETWORKS, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 WANTED = (
     "model_index.json",

@@ -47,7 +47,8 @@ class Prepared:
 class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
-    `graphs` and `engines` are the stores, `name` is what people call the model; `job` wraps each long job in whatever shows its progress.
+    `graphs` and `engines` are the stores, `name` is what people call the model; `job` wraps each long job in
+    whatever shows its progress.
     """
 
     def __init__(

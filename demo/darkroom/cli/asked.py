@@ -55,7 +55,7 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, vers
     if flags.model is not None and flags.version is not None:
         raise AskedWrongly("--model and --version cannot be given together: each names the model.")
     if flags.model is not None:
-        is_folder = Path(flags.model).is_dir() or not REPOSITORY.fullmatch(flags.model)
+        is_folder = Path(flags.model).exists() or not REPOSITORY.fullmatch(flags.model)
         return Version("" if is_folder else flags.model, flags.model, 0, embedded=is_folder)
     if recipe is not None:
         name = recipe["request"].get("model")

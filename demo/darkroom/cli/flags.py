@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
             unknown = message.removeprefix("unrecognized arguments: ").split()[0]
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             message = f"{unknown} is not a flag of this script.{near_matches(unknown.split('=')[0], flags)}"
-        raise AskedWrongly(f"{message.rstrip('.')}. See --help.")
+        raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
 
 def txt2img_parser(program: str, versions: list[str]) -> Parser:

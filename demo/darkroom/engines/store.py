@@ -88,6 +88,7 @@ class Store:
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
+            self.fingerprints.moved(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return folder

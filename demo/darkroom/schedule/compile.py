@@ -9,8 +9,9 @@ them. A scheduler that is not linear, or needs a longer history than the table's
 import importlib
 import inspect
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -80,9 +81,8 @@ def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) ->
 
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in accepted else {}
-    module = sys.modules[type(scheduler).__module__]
     samples, inputs, made, drawn = [start * scheduler.init_noise_sigma], [], [], []
-    with mock.patch.object(module, "randn_tensor", draw) if hasattr(module, "randn_tensor") else mock.MagicMock():
+    with _noise_from(draw, scheduler):
         for call, timestep in enumerate(scheduler.timesteps):
             inputs.append(scheduler.scale_model_input(samples[-1], timestep))
             made.append(outputs(call, inputs[-1]))
@@ -92,6 +92,21 @@ def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) ->
                 raise ValueError("it draws noise more than once in a step")
             drawn.append(before if len(draws) > before else None)
     return [float(t) for t in scheduler.timesteps], inputs, made, samples, drawn
+
+
+@contextmanager
+def _noise_from(draw: Callable[..., Any], scheduler: Any) -> Iterator[None]:
+    """Makes the scheduler's own source of noise, the `randn_tensor` of its module, call `draw`."""
+    module = sys.modules[type(scheduler).__module__]
+    original = getattr(module, "randn_tensor", None)
+    if original is None:
+        yield
+        return
+    module.randn_tensor = draw
+    try:
+        yield
+    finally:
+        module.randn_tensor = original
 
 
 class _Run:
