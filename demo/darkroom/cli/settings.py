@@ -1,5 +1,6 @@
 """Where things go: folders, threads and talkativeness; nothing here changes a pixel."""
 
+import argparse
 import os
 import tempfile
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Settings:
     num_warmup_runs: int
 
     @classmethod
-    def from_flags(cls, flags) -> "Settings":
+    def from_flags(cls, flags: argparse.Namespace) -> "Settings":
         """Raises `AskedWrongly` for values that cannot be meant and for an output folder that cannot be written."""
         if flags.threads is not None and flags.threads < 1:
             raise AskedWrongly(f"--threads must be 1 or more, not {flags.threads}.")

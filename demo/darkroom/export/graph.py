@@ -3,13 +3,13 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 from darkroom.errors import Failed
 from darkroom.stages.contract import Stage
 
 GRAPH = "model.onnx"
 GRAPH_DATA = "model.onnx.data"
-
 
 TOLERANCE = 1e-4
 """Largest difference from torch that a float32 graph may show, relative to the largest value."""
@@ -82,7 +82,7 @@ def _gather_external_data(path: Path) -> None:
     onnx.save_model(graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=GRAPH_DATA)
 
 
-def _error_against_torch(path: Path, stage: Stage, module, sizes: dict[str, int]) -> float:
+def _error_against_torch(path: Path, stage: Stage, module: Any, sizes: dict[str, int]) -> float:
     """Largest difference between the graph, run by ONNX Runtime, and torch, relative to the largest value."""
     import numpy as np
     import onnxruntime
