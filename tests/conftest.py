@@ -5,9 +5,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.support import Diffusers, Studio, write_tiny_model  # noqa: E402
+from tests.support import Diffusers, Studio, write_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What several tests share: a tiny model in the hub's layout, ways to run the script, and a ruler for pictures."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,11 @@ class Drawn:
 
 def flags(**values: Any) -> list[str]:
     """`batch_size=2, verbose=True` -> `--batch-size=2 --verbose`; None leaves a flag out."""
-    named = {f"--{name.replace('_', '-')}": value for name, value in values.items() if value not in (None, False)}
+    named = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in values.items()
+        if value is not None and value is not False
+    }
     return [name if value is True else f"{name}={value}" for name, value in named.items()]
 
 
@@ -84,7 +90,12 @@ def children_inline() -> Iterator[list[str]]:
         called.append(function.__name__)
         return function(*arguments)
 
-    with mock.patch("darkroom.prepare.run_in_child", call):
+    # One after the other: diffusers and transformers patch torch for all threads while they load a network.
+    one_by_one = functools.partial(ThreadPoolExecutor, max_workers=1)
+    with (
+        mock.patch("darkroom.prepare.run_in_child", call),
+        mock.patch("darkroom.prepare.ThreadPoolExecutor", one_by_one),
+    ):
         yield called
 
 
@@ -141,13 +152,22 @@ class Studio:
         return kept | {"HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "LC_ALL": "C.UTF-8"} | more
 
     def shell(
-        self, *arguments: str | bytes, cwd: Path | None = None, timeout: float = 300, interpreter: tuple[str, ...] = (),
+        self,
+        *arguments: str | bytes,
+        cwd: Path | None = None,
+        timeout: float = 300,
+        interpreter: tuple[str, ...] = (),
         **environment: str,
     ) -> Ended:
         """Runs `python demo/demo_txt2img.py` with these arguments alone, as a process of its own."""
         command = [sys.executable, *(interpreter or (str(SCRIPT),)), *arguments]
         done = subprocess.run(
-            command, env=self.environment(**environment), cwd=cwd or self.root, timeout=timeout, capture_output=True, text=True,
+            command,
+            env=self.environment(**environment),
+            cwd=cwd or self.root,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -194,9 +214,18 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
 
 
 SCHEDULER_CONFIG = {
-    "_class_name": "PNDMScheduler", "_diffusers_version": "0.42.1", "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False,
-    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.42.1",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
 }
 """As published with Stable Diffusion 1.5."""
 
@@ -213,18 +242,38 @@ def write_tiny_model(folder: Path) -> Path:
     begin, end = vocabulary[BEGIN], vocabulary[END]
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            projection_dim=32, max_position_embeddings=77, bos_token_id=begin, eos_token_id=end, pad_token_id=end,
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=32,
+            max_position_embeddings=77,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=end,
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
+        sample_size=SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
     )
     vae = AutoencoderKL(
-        sample_size=SIZE, latent_channels=4, block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=SIZE,
+        latent_channels=4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
     )
     with torch.no_grad():
         # Freshly made networks answer faintly: louder words and colours make every difference visible.
@@ -241,10 +290,16 @@ def write_tiny_model(folder: Path) -> Path:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=1))
     index = {
-        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "requires_safety_checker": False,
-        "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
-        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "requires_safety_checker": False,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
@@ -298,7 +353,10 @@ class Diffusers:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
             generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
             images = self.pipeline(
-                list(prompts), num_inference_steps=denoising_steps, generator=generators, **{"guidance_scale": 7.5} | more
+                list(prompts),
+                num_inference_steps=denoising_steps,
+                generator=generators,
+                **{"guidance_scale": 7.5} | more,
             ).images
             self._made[asked] = [np.array(image) for image in images]
         return self._made[asked]

@@ -20,7 +20,11 @@ WEIGHTS = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
 CONFIGS = [
-    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
 ]
 
 

@@ -15,16 +15,43 @@ from tests.support import listing
 from tests.test_request import request
 
 ODD_PROMPTS = [
-    "../../etc/passwd", "/etc/passwd", "..", "...", "~/x", "a/b\\c", "C:\\x", "a\nb\r\tc", "a\x00b", "\x1b[31mred", "con",
-    "😀😀😀", "-rf *", "$(touch x)`y`", "'\"", "%2e%2e%2f", "日本語のりんごの絵です", "\u202egnp.exe", " .hidden", "a" * 5000, "*?<>|:",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    "...",
+    "~/x",
+    "a/b\\c",
+    "C:\\x",
+    "a\nb\r\tc",
+    "a\x00b",
+    "\x1b[31mred",
+    "con",
+    "😀😀😀",
+    "-rf *",
+    "$(touch x)`y`",
+    "'\"",
+    "%2e%2e%2f",
+    "日本語のりんごの絵です",
+    "\u202egnp.exe",
+    " .hidden",
+    "a" * 5000,
+    "*?<>|:",
 ]
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
     asked = request(prompts=(changes.get("prompt", "a red apple"),)).as_json() | changes.pop("request", {})
     return {
-        "darkroom": "0.1.0", "request": asked, "revision": "f" * 64, "scheduler": "PNDMScheduler", "artefacts": {"unet": "ab"},
-        "runtime": "openvino 1", "image": 1, "seed": 0, "slot": 0, "prompt": "a red apple",
+        "darkroom": "0.1.0",
+        "request": asked,
+        "revision": "f" * 64,
+        "scheduler": "PNDMScheduler",
+        "artefacts": {"unet": "ab"},
+        "runtime": "openvino 1",
+        "image": 1,
+        "seed": 0,
+        "slot": 0,
+        "prompt": "a red apple",
     } | changes
 
 
@@ -56,14 +83,19 @@ def test_picture_of_one_colour_is_refused(colour: tuple[float, float, float]) ->
 
 def test_name_tells_pipeline_precision_prompt_and_number() -> None:
     assert re.fullmatch(r"txt2img-fp32-a_red_appl-1-[0-9a-f]{4}\.png", file_name("txt2img", recipe()))
-    assert re.fullmatch(r"txt2img-bf16-a_red_appl-3-[0-9a-f]{4}\.png", file_name("txt2img", recipe(request={"precision": "bf16"}, image=3)))
+    assert re.fullmatch(
+        r"txt2img-bf16-a_red_appl-3-[0-9a-f]{4}\.png",
+        file_name("txt2img", recipe(request={"precision": "bf16"}, image=3)),
+    )
 
 
 def test_same_request_gives_the_same_name() -> None:
     assert file_name("txt2img", recipe()) == file_name("txt2img", json.loads(json.dumps(recipe())))
 
 
-@pytest.mark.parametrize("changes", [{"guidance_scale": 7.4}, {"seed": 1}, {"scheduler": "DDIM"}, {"negative_prompt": "x"}])
+@pytest.mark.parametrize(
+    "changes", [{"guidance_scale": 7.4}, {"seed": 1}, {"scheduler": "DDIM"}, {"negative_prompt": "x"}]
+)
 def test_another_request_gives_another_name(changes: dict[str, Any]) -> None:
     assert file_name("txt2img", recipe(request=changes), 12) != file_name("txt2img", recipe(), 12)
 
@@ -172,7 +204,19 @@ def _png_with(path: Path, text: str) -> None:
         lambda path: _png_with(path, "{}"),
         lambda path: _png_with(path, '{"request": 3, "image": 1}'),
     ],
-    ids=["missing", "folder", "empty", "half", "text", "jpeg", "no recipe", "not json", "list", "no request", "no object"],
+    ids=[
+        "missing",
+        "folder",
+        "empty",
+        "half",
+        "text",
+        "jpeg",
+        "no recipe",
+        "not json",
+        "list",
+        "no request",
+        "no object",
+    ],
 )
 def test_file_without_a_recipe_is_refused_by_name(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"

@@ -12,9 +12,22 @@ from darkroom.request import Request, digest, draw_seed
 
 def request(**changes: Any) -> Request:
     fields: dict[str, Any] = dict(
-        model="1.5", prompts=("a red apple",), negative_prompt="", batch_size=1, batch_count=1, height=512, width=512,
-        denoising_steps=20, guidance_scale=7.5, clip_skip=0, scheduler=None, seed=0, engine="openvino", precision="fp32",
-        build="static", onnx_opset=17,
+        model="1.5",
+        prompts=("a red apple",),
+        negative_prompt="",
+        batch_size=1,
+        batch_count=1,
+        height=512,
+        width=512,
+        denoising_steps=20,
+        guidance_scale=7.5,
+        clip_skip=0,
+        scheduler=None,
+        seed=0,
+        engine="openvino",
+        precision="fp32",
+        build="static",
+        onnx_opset=17,
     )
     return Request(**fields | changes)
 
@@ -68,7 +81,14 @@ def test_prompts_times_batch_size_times_batch_count_images_prompt_by_prompt() ->
     asked = request(prompts=("a", "b", "c"), batch_size=2, batch_count=2, seed=100)
     batches = list(asked.batches())
     assert asked.image_count == 12
-    assert [batch.prompts for batch in batches] == [("a", "a"), ("a", "a"), ("b", "b"), ("b", "b"), ("c", "c"), ("c", "c")]
+    assert [batch.prompts for batch in batches] == [
+        ("a", "a"),
+        ("a", "a"),
+        ("b", "b"),
+        ("b", "b"),
+        ("c", "c"),
+        ("c", "c"),
+    ]
     assert [seed for batch in batches for seed in batch.seeds] == list(range(100, 112))
     assert [batch.first for batch in batches] == [0, 2, 4, 6, 8, 10]
 
@@ -93,9 +113,22 @@ def test_recipe_that_holds_nonsense_is_refused(fields: dict[str, Any]) -> None:
 
 def test_digest_knows_every_field() -> None:
     others = {
-        "model": "1.4", "prompts": ("b",), "negative_prompt": "x", "batch_size": 2, "batch_count": 2, "height": 64, "width": 64,
-        "denoising_steps": 3, "guidance_scale": 7.4, "clip_skip": 1, "scheduler": "DDIM", "seed": 1, "engine": "torch",
-        "precision": "bf16", "build": "dynamic-batch", "onnx_opset": 18,
+        "model": "1.4",
+        "prompts": ("b",),
+        "negative_prompt": "x",
+        "batch_size": 2,
+        "batch_count": 2,
+        "height": 64,
+        "width": 64,
+        "denoising_steps": 3,
+        "guidance_scale": 7.4,
+        "clip_skip": 1,
+        "scheduler": "DDIM",
+        "seed": 1,
+        "engine": "torch",
+        "precision": "bf16",
+        "build": "dynamic-batch",
+        "onnx_opset": 18,
     }
     assert set(others) == {field.name for field in dataclasses.fields(Request)}
     digests = {digest(request(**{name: value}).as_json()) for name, value in others.items()}

@@ -47,7 +47,13 @@ def test_nothing_is_found_and_nothing_made_by_looking(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weights": "abd"}, {"shapes": {"latents": [2, 4, 8, 8]}}, {"kind": "graph"}, {"precision": "fp16"}, {"weights": None}],
+    [
+        {"weights": "abd"},
+        {"shapes": {"latents": [2, 4, 8, 8]}},
+        {"kind": "graph"},
+        {"precision": "fp16"},
+        {"weights": None},
+    ],
 )
 def test_any_changed_fact_is_another_artefact(changes: dict, tmp_path: Path) -> None:
     store = Store(tmp_path)

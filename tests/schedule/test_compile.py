@@ -115,7 +115,13 @@ def test_heun_calls_the_network_twice_a_step_but_once_in_the_last() -> None:
 
 @pytest.mark.parametrize(
     ("name", "switch"),
-    [("DDIM", "clip_sample"), ("DDPM", "clip_sample"), ("DDIM", "thresholding"), ("DPM++", "thresholding"), ("UniPC", "thresholding")],
+    [
+        ("DDIM", "clip_sample"),
+        ("DDPM", "clip_sample"),
+        ("DDIM", "thresholding"),
+        ("DPM++", "thresholding"),
+        ("UniPC", "thresholding"),
+    ],
 )
 def test_scheduler_that_clips_is_refused_by_name(name: str, switch: str) -> None:
     class_name, config = scheduler_class(name, SCHEDULER_CONFIG | {switch: True})

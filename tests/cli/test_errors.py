@@ -1,0 +1,277 @@
+"""What is asked wrongly is said in one line, with exit code 2, and nothing is written."""
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import Studio, changed_copy, edit_json, listing, one_line
+
+PROMPT = "a red apple"
+
+
+@pytest.fixture
+def studio(empty_studio: Studio) -> Studio:
+    """Folders that are there and hold something already, so that every change shows."""
+    for folder in (empty_studio.onnx, empty_studio.engines, empty_studio.output):
+        folder.mkdir()
+        (folder / "README.md").write_text("kept")
+    return empty_studio
+
+
+def assert_refused(studio: Studio, arguments: list[str], said: str, code: int = 2) -> None:
+    before = listing(studio.root)
+    ended = studio.here(*arguments)
+    assert ended.code == code, ended.err
+    assert one_line(ended.err), ended.err
+    assert said.lower() in ended.err.lower()
+    assert ended.out == ""
+    assert listing(studio.root) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "prompt"),
+        ([""], "prompt"),
+        (["   "], "prompt"),
+        ([PROMPT, ""], "prompt"),
+        ([PROMPT, "--height=65"], "--height"),
+        ([PROMPT, "--width=100"], "--width"),
+        ([PROMPT, "--height=0"], "--height"),
+        ([PROMPT, "--width=-64"], "--width"),
+        ([PROMPT, "--height=tall"], "--height"),
+        ([PROMPT, "--height=64.5"], "--height"),
+        ([PROMPT, "--guidance-scale=nan"], "--guidance-scale"),
+        ([PROMPT, "--guidance-scale=inf"], "--guidance-scale"),
+        ([PROMPT, "--guidance-scale=-1"], "--guidance-scale"),
+        ([PROMPT, "--guidance-scale=strong"], "--guidance-scale"),
+        ([PROMPT, "--seed=-1"], "--seed"),
+        ([PROMPT, f"--seed={2**64}"], "--seed"),
+        ([PROMPT, f"--seed={2**64 - 1}", "--batch-size=2"], "--seed"),
+        ([PROMPT, "--seed=one"], "--seed"),
+        ([PROMPT, "--denoising-steps=0"], "--denoising-steps"),
+        ([PROMPT, "--denoising-steps=-5"], "--denoising-steps"),
+        ([PROMPT, "--denoising-steps=1001"], "1001"),
+        ([PROMPT, "--denoising-steps=51", "--scheduler=LCM"], "LCM"),
+        ([PROMPT, "--denoising-steps=51", "--scheduler=TCD"], "TCD"),
+        ([PROMPT, "--batch-size=0"], "--batch-size"),
+        ([PROMPT, "--batch-size=-1"], "--batch-size"),
+        ([PROMPT, "--batch-count=0"], "--batch-count"),
+        ([PROMPT, "--clip-skip=-1"], "--clip-skip"),
+        ([PROMPT, "--clip-skip=3"], "--clip-skip"),
+        ([PROMPT, "--threads=0"], "--threads"),
+        ([PROMPT, "--threads=-2"], "--threads"),
+        ([PROMPT, "--num-warmup-runs=-1"], "--num-warmup-runs"),
+        ([PROMPT, "--onnx-opset=9"], "--onnx-opset"),
+        ([PROMPT, "--onnx-opset=99"], "--onnx-opset"),
+        ([PROMPT, "--scheduler=Eular"], "'Euler'"),
+        ([PROMPT, "--scheduler=euler"], "'Euler'"),
+        ([PROMPT, "--scheduler=DPM"], "'DPM++'"),
+        ([PROMPT, "--engine=openvinno"], "'openvino'"),
+        ([PROMPT, "--engine=onnx"], "'onnxruntime'"),
+        ([PROMPT, "--precision=fp23"], "'fp32'"),
+        ([PROMPT, "--precision=int8"], "--precision"),
+        ([PROMPT, "--engine=onnxruntime", "--precision=fp16"], "fp16"),
+        ([PROMPT, "--engine=onnxruntime", "--precision=bf16"], "bf16"),
+        ([PROMPT, "--sead=3"], "--seed"),
+        ([PROMPT, "--seed"], "--seed"),
+        ([PROMPT, "--build-static-batch", "--build-dynamic-batch"], "--build"),
+        ([PROMPT, "--build-dynamic-shape", "--height=72"], "--height"),
+        ([PROMPT, "--version=1.5"], "--model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, studio: Studio) -> None:
+    assert_refused(studio, ["--model", str(studio.model), *studio.folders(), *arguments], said)
+
+
+@pytest.mark.parametrize("asked", ["1.6", "emojy", "2.1base", "DreamShaper"])
+def test_unknown_version_is_refused_with_near_matches(asked: str, studio: Studio) -> None:
+    near = {"1.6": "'1.5'", "emojy": "'emoji'", "2.1base": "'2.1-base'", "DreamShaper": "'dreamshaper-7'"}[asked]
+    assert_refused(studio, [PROMPT, f"--version={asked}", *studio.folders()], near)
+
+
+def test_half_precision_is_refused_where_the_processor_has_none(studio: Studio) -> None:
+    from darkroom.engines import find_runtime
+
+    missing = [name for name in ("fp16", "bf16") if name not in find_runtime("openvino").precisions()]
+    if not missing:
+        pytest.skip("this processor computes in both")
+    for precision in missing:
+        arguments = [
+            PROMPT,
+            "--model",
+            str(studio.model),
+            "--engine=openvino",
+            f"--precision={precision}",
+            *studio.folders(),
+        ]
+        assert_refused(studio, arguments, f"--precision {precision}")
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
+
+
+BROKEN = {
+    f"{how.__name__.strip('_')} {name}": (how(name), name)
+    for how in (_remove, _truncate)
+    for name in (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+    )
+    if (how, name) != (_truncate, "tokenizer/merges.txt")  # any beginning of it is a list of merges
+} | {"pickle": (_pickled, "unet/diffusion_pytorch_model.bin")}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_broken_model_folder_is_refused_by_the_name_of_the_file(broken: str, studio: Studio) -> None:
+    change, name = BROKEN[broken]
+    model = changed_copy(studio.model, studio.root / "broken", change)
+    assert_refused(studio, [PROMPT, "--model", str(model), *studio.folders()], name)
+
+
+@pytest.mark.xfail(strict=True, reason="the folder of the tokenizer is named, not the file")
+def test_truncated_vocabulary_is_refused_by_the_name_of_the_file(studio: Studio) -> None:
+    model = changed_copy(studio.model, studio.root / "broken", _truncate("tokenizer/vocab.json"))
+    assert_refused(studio, [PROMPT, "--model", str(model), *studio.folders()], "tokenizer/vocab.json")
+
+
+def test_model_folder_that_is_not_there_is_refused_by_name(studio: Studio) -> None:
+    missing = studio.root / "nowhere"
+    assert_refused(studio, [PROMPT, "--model", str(missing), *studio.folders()], str(missing))
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.bin"])
+def test_single_file_is_refused_as_a_model(name: str, studio: Studio) -> None:
+    path = studio.root / name
+    path.write_bytes(b"weights")
+    assert_refused(studio, [PROMPT, "--model", str(path), *studio.folders()], str(path))
+
+
+def test_scheduler_that_clips_is_refused_by_name(studio: Studio) -> None:
+    model = changed_copy(
+        studio.model,
+        studio.root / "clips",
+        lambda folder: edit_json(folder / "scheduler/scheduler_config.json", clip_sample=True),
+    )
+    assert_refused(studio, [PROMPT, "--model", str(model), "--scheduler=DDIM", *studio.folders()], "clip_sample")
+
+
+def test_model_and_version_are_not_taken_together(studio: Studio) -> None:
+    assert_refused(studio, [PROMPT, "--model", str(studio.model), "--version=1.5", *studio.folders()], "--version")
+
+
+@pytest.mark.parametrize("kind", ["missing", "plain PNG", "text"])
+def test_recipe_of_a_picture_without_one_is_refused(kind: str, studio: Studio) -> None:
+    path = studio.root / "picture.png"
+    if kind == "plain PNG":
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    elif kind == "text":
+        path.write_text("no picture")
+    assert_refused(studio, ["--recipe", str(path), "--model", str(studio.model), *studio.folders()], str(path))
+
+
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_output_folder_that_is_a_file_is_refused(below: str, studio: Studio) -> None:
+    path = studio.root / "file"
+    path.write_text("kept")
+    folders = [flag for flag in studio.folders() if not flag.startswith("--output-dir")]
+    arguments = [PROMPT, "--model", str(studio.model), *folders, f"--output-dir={path / below}"]
+    assert_refused(studio, arguments, "--output-dir")
+
+
+def test_output_folder_without_permission_is_refused(studio: Studio) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    studio.output.chmod(0o500)
+    try:
+        assert_refused(studio, [PROMPT, "--model", str(studio.model), *studio.folders()], "--output-dir")
+    finally:
+        studio.output.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["onnx", "engines"])
+def test_artefact_folder_that_is_a_file_ends_in_one_line(name: str, empty_studio: Studio) -> None:
+    (empty_studio.root / name).write_text("kept")
+    ended = empty_studio.here(
+        PROMPT, "--model", str(empty_studio.model), "--denoising-steps=1", *empty_studio.folders()
+    )
+    assert ended.code in (1, 2)
+    assert one_line(ended.err)
+    assert str(empty_studio.root / name) in ended.err
+
+
+@pytest.mark.xfail(strict=True, reason="an unknown flag is repeated with its value")
+def test_mistyped_token_flag_does_not_show_the_token(studio: Studio) -> None:
+    for flag in ("--hf_token", "--hf-tokn", "--token"):
+        ended = studio.here(PROMPT, f"{flag}=hf_VerySecretToken0123456789")
+        assert ended.code == 2
+        assert one_line(ended.err)
+        assert "VerySecret" not in ended.err
+
+
+@pytest.mark.parametrize("prompt", [b"caf\xe9", b"\xff\xfe"])
+def test_prompt_that_is_no_utf8_ends_in_one_line(prompt: bytes, studio: Studio) -> None:
+    before = listing(studio.root)
+    ended = studio.shell(prompt, "--model", str(studio.model), *studio.folders(), "--denoising-steps=1")
+    assert ended.code == 2
+    assert one_line(ended.err)
+    assert {name for name in listing(studio.root) if "home" not in name} == set(before)
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held: list[socket.socket] = []
+
+        def hold() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=hold, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.xfail(reason="only connecting has a time limit, not waiting for an answer")
+def test_hub_that_never_answers_is_given_up_in_one_line(silent_hub: str, studio: Studio) -> None:
+    ended = studio.shell(PROMPT, "--version=1.5", *studio.folders(), timeout=10, HF_ENDPOINT=silent_hub)
+    assert ended.code == 1
+    assert one_line(ended.err)
+
+
+def test_help_is_printed(studio: Studio) -> None:
+    ended = studio.shell("--help")
+    assert ended.code == 0
+    for flag in ("--negative-prompt", "--scheduler", "--recipe", "--build-dynamic-shape", "--json"):
+        assert flag in ended.out
+    assert ended.err == ""
