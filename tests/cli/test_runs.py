@@ -80,17 +80,17 @@ class TestTheWholeProcess:
         assert not any(TOKEN.encode() in path.read_bytes() for path in files)
 
     def test_hub_that_cannot_be_reached_is_said_quickly_in_one_line(self, built: Studio) -> None:
-        before = listing(built.root)
+        before = listing(built.onnx, built.engines, built.output)
         for model in (["--version=2.1"], ["--model=some/repository"]):
             ended = built.shell(PROMPT, *model, *built.folders(), timeout=10)
             assert ended.code == 1
             assert one_line(ended.err)
             assert "--model" in ended.err
             assert ended.out == ""
-        assert {path: size for path, (size, _) in listing(built.root).items()}.keys() == before.keys()
+        assert listing(built.onnx, built.engines, built.output) == before
 
     def test_schedule_that_cannot_be_made_is_refused_by_a_child_in_one_line(self, built: Studio) -> None:
-        before = listing(built.root)
+        before = listing(built.onnx, built.engines, built.output)
         for scheduler, steps in (("LCM", 51), ("DDIM", 1001)):
             ended = built.shell(
                 PROMPT,
@@ -103,7 +103,7 @@ class TestTheWholeProcess:
             assert ended.code == 2
             assert one_line(ended.err)
             assert str(steps) in ended.err
-        assert listing(built.root) == before
+        assert listing(built.onnx, built.engines, built.output) == before
 
 
 def test_table_has_the_form_that_people_know(studio: Studio) -> None:
