@@ -158,7 +158,7 @@ def _darkroom_seconds(batch: int) -> list[float]:
         seed=SEED,
         engine=runtime.name,
         precision="fp32",
-        build="static",
+        build="static-batch",
         onnx_opset=17,
     )
     checkpoint = open_checkpoint(Path(EMOJI.source), engines.fingerprints)

@@ -1,7 +1,6 @@
 """What several tests share: a tiny model in the hub's layout, ways to run the script, and a ruler for pictures."""
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +88,7 @@ def children_inline() -> Iterator[list[str]]:
         called.append(function.__name__)
         return function(*arguments)
 
-    # One after the other: diffusers and transformers patch torch for all threads while they load a network.
-    one_by_one = functools.partial(ThreadPoolExecutor, max_workers=1)
-    with (
-        mock.patch("darkroom.prepare.run_in_child", call),
-        mock.patch("darkroom.prepare.ThreadPoolExecutor", one_by_one),
-    ):
+    with mock.patch("darkroom.prepare.run_in_child", call):
         yield called
 
 

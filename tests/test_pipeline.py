@@ -62,15 +62,7 @@ ASKED = {
 """Darkroom's flags, and diffusers' names for the same."""
 
 
-OURS_SKIPS_FOR_BOTH = pytest.mark.xfail(
-    reason="diffusers skips layers for the prompt alone, not for the negative prompt"
-)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [pytest.param(name, marks=OURS_SKIPS_FOR_BOTH) if name.startswith("clip skip,") else name for name in ASKED],
-)
+@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("engine", RUNTIMES)
 def test_what_is_asked_means_what_it_means_in_diffusers(
     engine: str, asked: str, studio: Studio, diffusers_tiny: Diffusers

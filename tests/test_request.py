@@ -26,7 +26,7 @@ def request(**changes: Any) -> Request:
         seed=0,
         engine="openvino",
         precision="fp32",
-        build="static",
+        build="static-batch",
         onnx_opset=17,
     )
     return Request(**fields | changes)

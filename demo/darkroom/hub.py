@@ -73,9 +73,11 @@ def _whole(folder: Path) -> bool:
 
 
 def _reachable(endpoint: str) -> None:
-    """Fails at once without a network, where the hub's client would try again and again."""
-    import socket
-    from urllib.parse import urlsplit
+    """Fails within seconds without a network or an answer, where the hub's client would try again and again."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
 
-    parts = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or endpoint)
-    socket.create_connection((parts.hostname, parts.port or 443), timeout=float(SECONDS_TO_CONNECT)).close()
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=float(SECONDS_TO_CONNECT)).close()
+    except HTTPError:
+        pass  # an answer all the same

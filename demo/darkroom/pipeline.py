@@ -16,32 +16,36 @@ from darkroom.schedule.table import Table, Trajectory
 from darkroom.text import ClipTokenizer
 from darkroom.timing import StageClock
 
+KEPT_PROMPTS = 4
+
 
 @dataclass
 class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
 
-    `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance.
+    `clip_negative` encodes negative prompts; it is `clip` itself unless layers are skipped. `latent_shape` is
+    (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance.
     """
 
     tokenizer: ClipTokenizer
     clip: Engine
+    clip_negative: Engine
     unet: Engine
     vae: Engine
     table: Table
     latent_shape: tuple[int, int, int]
     guidance_scale: float | None
     negative_prompt: str = ""
-    _encoded: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
+    _encoded: dict[tuple[bool, tuple[str, ...]], np.ndarray] = field(default_factory=dict)
 
     def run(self, batch: Batch, clock: StageClock, on_call: Callable[[], None] = lambda: None) -> np.ndarray:
         """Makes the pictures of one batch: (B, H, W, 3) float32 in [0, 1]. `on_call` is called after each step."""
         start = time.perf_counter()
         with clock.time("CLIP"):
-            text = self.encode(batch.prompts)
-            negative = (
-                None if self.guidance_scale is None else self.encode((self.negative_prompt,) * len(batch.prompts))
-            )
+            text = self.encode(self.clip, batch.prompts)
+            negative = None
+            if self.guidance_scale is not None:
+                negative = self.encode(self.clip_negative, (self.negative_prompt,) * len(batch.prompts))
         streams = [NoiseStream(seed) for seed in batch.seeds]
         with clock.time("UNet"):
             for step in self.denoise(streams, text, negative):
@@ -57,14 +61,15 @@ class Pipeline:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
         self._encoded.clear()
 
-    def encode(self, prompts: tuple[str, ...]) -> np.ndarray:
+    def encode(self, clip: Engine, prompts: tuple[str, ...]) -> np.ndarray:
         """Prompts, one an image -> text embeddings (B, 77, D). The same prompts are encoded once."""
-        if prompts not in self._encoded:
+        key = (clip is self.clip, prompts)
+        if key not in self._encoded:
             # Kept for the next batches, but not without bound: the last few are the ones that come again.
-            while len(self._encoded) > 4:
+            while len(self._encoded) >= KEPT_PROMPTS:
                 self._encoded.pop(next(iter(self._encoded)))
-            self._encoded[prompts] = self.clip({"input_ids": self.tokenizer.encode(list(prompts)).ids})
-        return self._encoded[prompts]
+            self._encoded[key] = clip({"input_ids": self.tokenizer.encode(list(prompts)).ids})
+        return self._encoded[key]
 
     def denoise(
         self, streams: list[NoiseStream], text: np.ndarray, negative: np.ndarray | None

@@ -22,7 +22,7 @@ from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import Profile
-from darkroom.stages.stable_diffusion import STAGES, stages
+from darkroom.stages.stable_diffusion import stages
 from darkroom.text import ClipTokenizer
 
 GRAPH_REVISION = 1
@@ -48,7 +48,7 @@ class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
     `graphs` and `engines` are the stores, `name` is what people call the model; `job` wraps each long job in
-    whatever shows its progress.
+    whatever shows its progress, and `detail` is told where each artefact is.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Preparer:
         threads: int | None = None,
         verbose: bool = False,
         job: ShowJob = lambda title: nullcontext(),
+        detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.checkpoint = checkpoint
         self.runtime = runtime
@@ -70,6 +71,7 @@ class Preparer:
         self.threads = threads
         self.verbose = verbose
         self.job = job
+        self.detail = detail
 
     def prepare(self, request: Request) -> Prepared:
         """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit."""
@@ -78,17 +80,24 @@ class Preparer:
         tokenizer = ClipTokenizer(self.checkpoint.folder / "tokenizer", self.checkpoint.text["max_position_embeddings"])
         table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
         contracts = stages(self.checkpoint, request.guided, request.clip_skip)
+        del contracts["vae_encoder"]  # text to image starts from noise
         profile = self._profile(request)
-        jobs = {name: Job(contracts[name], profile, request.precision) for name in STAGES}
+        jobs = {name: Job(stage, profile, request.precision) for name, stage in contracts.items()}
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
-        sources = {name: self._source(jobs[name], keys[name], request) for name in STAGES}
-        with ThreadPoolExecutor() as pool:
-            loading = {name: pool.submit(self.runtime.load, jobs[name], sources[name], self.threads) for name in STAGES}
+        sources = {name: self._source(job, keys[name], request) for name, job in jobs.items()}
+        for part, source in {"schedule": table_folder, **sources}.items():
+            self.detail(f"{part}: {source}")
+        # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
+        with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
+            loading = {
+                name: pool.submit(self.runtime.load, job, sources[name], self.threads) for name, job in jobs.items()
+            }
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
         factor = self.checkpoint.vae_factor
         pipeline = Pipeline(
             tokenizer=tokenizer,
             clip=loaded["clip"],
+            clip_negative=loaded.get("clip_negative", loaded["clip"]),
             unet=loaded["unet"],
             vae=loaded["vae"],
             table=Table.load(table_folder / TABLE_FILE),
@@ -144,7 +153,7 @@ class Preparer:
         return self.engines.make(key, build)
 
     def _profile(self, request: Request) -> Profile:
-        batch = request.batch_size if request.build == "static" else None
+        batch = request.batch_size if request.build == "static-batch" else None
         free_size = request.build == "dynamic-shape"
         height, width = (None, None) if free_size else (request.height, request.width)
         return Profile(batch, height, width, self.checkpoint.vae_factor)

@@ -16,7 +16,7 @@ from darkroom.schedule import SCHEDULERS
 PIXEL_MULTIPLE = 8
 """Height and width are multiples of what one latent covers."""
 
-BUILDS = ("static", "dynamic-batch", "dynamic-shape")
+BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
 
 

@@ -31,11 +31,7 @@ class ClipTokenizer:
     def __init__(self, folder: Path, context: int = CLIP_CONTEXT) -> None:
         self.context = context
         settings = _settings(folder)
-        try:
-            self._bpe = _byte_pair_encoder(folder, settings)
-        except Exception as error:
-            # `tokenizers` raises bare Exception for unreadable files.
-            raise AskedWrongly(f"the tokenizer in {folder} cannot be read: {error}.") from None
+        self._bpe = _byte_pair_encoder(folder, settings)
         self.begin = self._id(settings["bos_token"], folder)
         self.end = self._id(settings["eos_token"], folder)
         self.pad = self._id(settings["pad_token"], folder)
@@ -84,14 +80,25 @@ def _settings(folder: Path) -> dict[str, str]:
 
 
 def _byte_pair_encoder(folder: Path, settings: dict[str, str]) -> Tokenizer:
-    if not (folder / "vocab.json").is_file():
-        encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        encoder.no_padding()
-        encoder.no_truncation()
-        return encoder
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    reading = folder / "tokenizer.json"
+    try:
+        if not (folder / "vocab.json").is_file():
+            encoder = Tokenizer.from_file(str(reading))
+            encoder.no_padding()
+            encoder.no_truncation()
+            return encoder
+        reading = folder / "vocab.json"
+        vocabulary = json.loads(reading.read_text(encoding="utf-8"))
+        reading = folder / "merges.txt"
+        lines = reading.read_text(encoding="utf-8").splitlines()
+        merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        return _clip_encoder(vocabulary, merges, settings)
+    except Exception as error:  # `tokenizers` raises bare Exception for what it cannot read
+        raise AskedWrongly(f"{reading} cannot be read: {error}.") from None
+
+
+def _clip_encoder(vocabulary: dict[str, int], merges: list[tuple[str, ...]], settings: dict[str, str]) -> Tokenizer:
+    """The byte-pair encoder that transformers builds for CLIP's two vocabulary files."""
     encoder = Tokenizer(
         models.BPE(
             vocab=vocabulary,

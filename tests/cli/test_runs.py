@@ -16,8 +16,9 @@ TOKEN = "hf_VerySecretToken0123456789"
 HEAVY = ("torch", "diffusers", "transformers", "onnx")
 
 COMPILED_MODULES = """
-import json, runpy, sys
+import json, os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:

@@ -77,6 +77,12 @@ def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Check
     opset = _or(flags.onnx_opset, DEFAULT_OPSET)
     if opset not in OPSETS:
         raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}.")
+    guidance_scale = _or(flags.guidance_scale, version.guidance_scale)
+    if flags.negative_prompt and guidance_scale <= 1:
+        raise AskedWrongly(
+            f"--negative-prompt acts through guidance, which --guidance-scale {guidance_scale} turns off: "
+            f"use one above 1, or leave the negative prompt out."
+        )
     size = version.size or (checkpoint.default_size if checkpoint else PROVISIONAL_SIZE)
     return Request(
         model=version.name or None,
@@ -87,15 +93,22 @@ def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Check
         height=_or(flags.height, size),
         width=_or(flags.width, size),
         denoising_steps=_or(flags.denoising_steps, version.steps),
-        guidance_scale=_or(flags.guidance_scale, version.guidance_scale),
+        guidance_scale=guidance_scale,
         clip_skip=_or(flags.clip_skip, 0),
         scheduler=flags.scheduler,
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
         precision=flags.precision or PRECISIONS[0],
-        build=flags.build or "static",
+        build=flags.build or "static-batch",
         onnx_opset=opset,
     )
+
+
+def refuse_build_flags(flags: argparse.Namespace, engine: str) -> None:
+    """Raises `AskedWrongly` for flags about building, on an engine that builds nothing."""
+    for flag, value in ((f"--build-{flags.build}", flags.build), ("--onnx-opset", flags.onnx_opset)):
+        if value is not None:
+            raise AskedWrongly(f"{flag} has nothing to act on with --engine {engine}, which runs the model as it is.")
 
 
 def _or(value: Value | None, default: Value) -> Value:

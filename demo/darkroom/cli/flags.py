@@ -19,9 +19,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
-            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            message = f"{unknown} is not a flag of this script.{near_matches(unknown.split('=')[0], flags)}"
+            message = f"{unknown} is not a flag of this script.{near_matches(unknown, flags)}"
         raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
 

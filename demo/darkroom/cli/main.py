@@ -11,7 +11,7 @@ import numpy as np
 from darkroom import __version__
 from darkroom.catalog import TXT2IMG, Version
 from darkroom.checkpoint import Checkpoint, open_checkpoint
-from darkroom.cli.asked import asked_recipe, asked_request, asked_version
+from darkroom.cli.asked import asked_recipe, asked_request, asked_version, refuse_build_flags
 from darkroom.cli.console import Console
 from darkroom.cli.flags import txt2img_parser
 from darkroom.cli.settings import Settings, make_folder
@@ -52,6 +52,8 @@ def _run(flags: argparse.Namespace) -> None:
     else:
         request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
+    if recipe is None and not runtime.compiles:
+        refuse_build_flags(flags, runtime.name)
     graphs, engines = Store(settings.onnx_dir), Store(settings.engine_dir)
     checkpoint = _open(version, settings, engines, console)
     if recipe is None:
@@ -65,6 +67,7 @@ def _run(flags: argparse.Namespace) -> None:
         threads=settings.threads,
         verbose=flags.verbose,
         job=console.job,
+        detail=console.detail,
     )
     if recipe is not None and recipe.get("revision") != checkpoint.revision:
         raise AskedWrongly(
@@ -86,6 +89,8 @@ def _run(flags: argparse.Namespace) -> None:
     batches = list(request.batches())
     if recipe is not None:
         batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
+        if not batches:
+            raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
         if any(recipe.get(key) != common[key] for key in ("artefacts", "runtime")):
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:

@@ -7,12 +7,12 @@ and a guidance scale for each image, so the doubled batch is nobody's business b
 from darkroom.checkpoint import Checkpoint
 from darkroom.stages.contract import Stage, Tensor
 
-STAGES = ("clip", "unet", "vae")
-"""What text-to-image runs, in order."""
-
 
 def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, Stage]:
     """The contracts for one model. `clip_skip` counts text encoder layers left out at the end, as in diffusers.
+
+    Text to image runs clip, unet and vae; with guidance and a clip_skip also clip_negative, because diffusers leaves
+    out layers for the prompt alone.
 
     clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
     unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
@@ -31,9 +31,12 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
         unet_inputs += [Tensor("negative_embeddings", text.shape), Tensor("guidance_scale", ("B",))]
     ids = Tensor("input_ids", ("B", context), "int32")
     moments = Tensor("moments", ("B", 2 * channels, "h", "w"))
-    return {
+    every = {
         "clip": Stage("clip", (ids,), (text,), "text_encoder", {"clip_skip": clip_skip}),
         "unet": Stage("unet", tuple(unet_inputs), (Tensor("output", latents.shape),), "unet", {"guided": guided}),
         "vae": Stage("vae", (latents,), (images,), "vae"),
         "vae_encoder": Stage("vae_encoder", (images,), (moments,), "vae"),
     }
+    if guided and clip_skip:
+        every["clip_negative"] = Stage("clip", (ids,), (text,), "text_encoder", {"clip_skip": 0})
+    return every
