@@ -27,7 +27,7 @@ class Version:
 TXT2IMG = {
     version.name: version
     for version in (
-        Version("emoji", str(EMBEDDED / "emoji"), 128, steps=20, guidance_scale=3.0, embedded=True),
+        Version("emoji", str(EMBEDDED / "emoji"), 128, steps=20, guidance_scale=4.0, embedded=True),
         Version("1.4", "CompVis/stable-diffusion-v1-4", 512),
         Version("1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
         Version("dreamshaper-7", "Lykon/dreamshaper-7", 512),
