@@ -1,16 +1,17 @@
 """Heavy work in a process of its own, which gives its memory back and leaves torch out of the run that asked."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darkroom.errors import DarkroomError, Failed
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when its parent dies."""
@@ -21,6 +22,8 @@ def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = 
 
     What libraries print there is shown only with `verbose`. The child dies with its parent.
     """
+    import multiprocessing  # not above: a run that finds everything built starts no child
+
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(sender, verbose, function, arguments), daemon=True)
@@ -44,7 +47,7 @@ def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = 
     raise value
 
 
-def _work(sender: Connection, verbose: bool, function: Callable[..., Any], arguments: tuple) -> None:
+def _work(sender: "Connection", verbose: bool, function: Callable[..., Any], arguments: tuple) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

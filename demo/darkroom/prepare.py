@@ -4,7 +4,7 @@ The one door between the half that compiles (torch, diffusers, ONNX) and the hal
 child processes, so this process never imports the heavy half unless the runtime itself is torch.
 """
 
-import importlib.metadata
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ from darkroom.stages.contract import Profile
 from darkroom.stages.stable_diffusion import stages
 from darkroom.text import ClipTokenizer
 
-GRAPH_REVISION = 1
+GRAPH_REVISION = 2
 TABLE_REVISION = 1
 """Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
 
@@ -92,6 +92,7 @@ class Preparer:
             loading = {
                 name: pool.submit(self.runtime.load, job, sources[name], self.threads) for name, job in jobs.items()
             }
+            schedule = Table.load(table_folder / TABLE_FILE)
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
         factor = self.checkpoint.vae_factor
         pipeline = Pipeline(
@@ -100,7 +101,7 @@ class Preparer:
             clip_negative=loaded.get("clip_negative", loaded["clip"]),
             unet=loaded["unet"],
             vae=loaded["vae"],
-            table=Table.load(table_folder / TABLE_FILE),
+            table=schedule,
             latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
             guidance_scale=request.guidance_scale if request.guided else None,
             negative_prompt=request.negative_prompt,
@@ -243,7 +244,8 @@ def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:
 
 
 def _installed_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Read off the name of the package's metadata folder: to import `importlib.metadata` takes as long as a step."""
+    for place in sys.path:
+        for folder in Path(place).glob(f"{package}-*.dist-info"):
+            return folder.name.removeprefix(f"{package}-").removesuffix(".dist-info")
+    return None

@@ -1,9 +1,11 @@
 """The one main that every script calls."""
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.pictures import save, to_bytes
 from darkroom.prepare import Prepared, Preparer
 from darkroom.request import Batch, Request
 from darkroom.timing import StageClock, medians, table, throughput
@@ -74,6 +75,8 @@ def _run(flags: argparse.Namespace) -> None:
             f"--recipe {flags.recipe} was made with other weights than those in {checkpoint.folder}; "
             f"name the folder or repository that has them with --model."
         )
+    # Pillow takes a step's time to import: that passes while the engines load.
+    Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
     prepared = preparer.prepare(request)
     for store in (graphs, engines):
         store.fingerprints.remember()
@@ -144,6 +147,8 @@ def _keep(
     batch: Batch, pictures: np.ndarray, common: dict[str, Any], recipe: dict[str, Any] | None, folder: Path
 ) -> list[dict[str, Any]]:
     """Saves the pictures of a batch; when a recipe is replayed, the one that it is for."""
+    from darkroom.pictures import save, to_bytes
+
     kept = []
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1

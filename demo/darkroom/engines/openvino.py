@@ -1,17 +1,29 @@
 """OpenVINO on the CPU: graphs are compiled once and the compiled blob is kept, so that loading is all a run does."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
-from openvino import properties
-from openvino.properties import hint
 
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Job
 
+CONVERTER = "openvino.tools.ovc"
+"""A third of the package's import, which takes it where it is there. It is not needed here: so it is not there."""
+
+sys.modules.setdefault(CONVERTER, None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
+from openvino import properties  # noqa: E402
+from openvino.properties import hint  # noqa: E402
+
+if sys.modules[CONVERTER] is None:
+    del sys.modules[CONVERTER]
+
 BLOB = "engine.blob"
+BEFOREHAND = "beforehand.blob"
+"""What an engine computes once a picture: see `openvino_split`."""
+
 DEVICE = "CPU"
 
 # Without a word OpenVINO computes in bfloat16 where the processor can: precision is always said.
@@ -22,7 +34,7 @@ CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 class OpenVino:
     name = "openvino"
     compiles = True
-    revision = 1
+    revision = 2
 
     def __init__(self) -> None:
         self._core = openvino.Core()
@@ -42,16 +54,29 @@ class OpenVino:
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
         from darkroom.engines.openvino_norms import keep_layouts
+        from darkroom.engines.openvino_split import split
 
         keep_layouts(model)
-        compiled = self._core.compile_model(model, DEVICE, self._settings(job, None))
-        with (folder / BLOB).open("wb") as file:
-            file.write(compiled.export_model().getbuffer())
+        if halves := split(model, set(job.stage.steady)):
+            self._compile(halves[0], job, folder / BEFOREHAND)
+            model = halves[1]
+        self._compile(model, job, folder / BLOB)
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
+        engine = self._import(job, source / BLOB, threads)
+        if not (source / BEFOREHAND).exists():
+            return _Engine(engine)
+        return _SplitEngine(engine, self._import(job, source / BEFOREHAND, threads), job.stage.steady)
+
+    def _compile(self, model: openvino.Model, job: Job, path: Path) -> None:
+        compiled = self._core.compile_model(model, DEVICE, self._settings(job, None))
+        with path.open("wb") as file:
+            file.write(compiled.export_model().getbuffer())
+
+    def _import(self, job: Job, path: Path, threads: int | None) -> openvino.InferRequest:
         # Mapped, not read: a large engine's weights are paged in as they are used.
-        blob = openvino.Tensor(np.memmap(source / BLOB, np.uint8, mode="r"))
-        return _Engine(self._core.import_model(blob, DEVICE, self._settings(job, threads)))
+        blob = openvino.Tensor(np.memmap(path, np.uint8, mode="r"))
+        return self._core.import_model(blob, DEVICE, self._settings(job, threads)).create_infer_request()
 
     def _settings(self, job: Job, threads: int | None) -> dict[Any, Any]:
         settings: dict[Any, Any] = {
@@ -64,11 +89,33 @@ class OpenVino:
 
 
 class _Engine:
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, request: openvino.InferRequest) -> None:
+        self._request = request
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return self._request.infer(inputs, share_inputs=True)[0]
+
+
+class _SplitEngine:
+    """Computes what depends on the `steady` inputs alone when they change, and keeps it until they change again."""
+
+    def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, steady: tuple[str, ...]):
+        self._request = request
+        self._beforehand = beforehand
+        self._steady = steady
+        self._takes = {name for port in request.model_inputs for name in port.get_names()}
+        self._seen: dict[str, np.ndarray] = {}
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        steady = {name: inputs[name] for name in self._steady}
+        # By value: an array of the caller's may hold other numbers the next time.
+        if not self._seen or any(not np.array_equal(self._seen[name], value) for name, value in steady.items()):
+            made = self._beforehand.infer(steady)
+            self._kept = {output.get_any_name(): array for output, array in made.items()}
+            self._seen = {name: value.copy() for name, value in steady.items()}
+        taken = {name: value for name, value in inputs.items() if name in self._takes}
+        return self._request.infer(taken | self._kept, share_inputs=True)[0]
 
 
 def runtime(_: str) -> OpenVino:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.checkpoint import NETWORKS
+from darkroom.export.sharing import share_until_text
 from darkroom.stages.contract import Stage
 
 BYTE_TOKENS = 256
@@ -52,6 +53,10 @@ class GuidedUnet(Unet):
     A scale of 1 or less means no guidance, as in diffusers: it enters as 1.
     """
 
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        self.shares = share_until_text(unet)
+
     def forward(  # type: ignore[override]
         self,
         latents: Tensor,
@@ -60,8 +65,9 @@ class GuidedUnet(Unet):
         negative_embeddings: Tensor,
         guidance_scale: Tensor,
     ) -> Tensor:
-        text = torch.cat([negative_embeddings, text_embeddings])
-        output = super().forward(torch.cat([latents, latents]), torch.cat([timestep, timestep]), text)
+        if not self.shares:
+            latents, timestep = torch.cat([latents, latents]), torch.cat([timestep, timestep])
+        output = super().forward(latents, timestep, torch.cat([negative_embeddings, text_embeddings]))
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale.clamp(min=1).reshape(-1, 1, 1, 1) * (conditional - unconditional)
 

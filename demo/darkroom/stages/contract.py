@@ -17,13 +17,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """One network as the pipeline meets it. `options` are choices that change its graph."""
+    """One network as the pipeline meets it.
+
+    `options` are choices that change its graph; `steady` names the inputs that stay the same for all steps of a
+    picture, which a runtime may use.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     network: str
     options: dict[str, int | float | bool] = field(default_factory=dict)
+    steady: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,18 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     latents = Tensor("latents", ("B", channels, "h", "w"))
     text = Tensor("text_embeddings", ("B", context, width))
     images = Tensor("images", ("B", 3, "H", "W"))
-    unet_inputs = [latents, Tensor("timestep", ("B",)), text]
+    steady = [text]
     if guided:
-        unet_inputs += [Tensor("negative_embeddings", text.shape), Tensor("guidance_scale", ("B",))]
+        steady += [Tensor("negative_embeddings", text.shape), Tensor("guidance_scale", ("B",))]
+    unet_inputs = (latents, Tensor("timestep", ("B",)), *steady)
+    unet_output = Tensor("output", latents.shape)
     ids = Tensor("input_ids", ("B", context), "int32")
     moments = Tensor("moments", ("B", 2 * channels, "h", "w"))
     every = {
         "clip": Stage("clip", (ids,), (text,), "text_encoder", {"clip_skip": clip_skip}),
-        "unet": Stage("unet", tuple(unet_inputs), (Tensor("output", latents.shape),), "unet", {"guided": guided}),
+        "unet": Stage(
+            "unet", unet_inputs, (unet_output,), "unet", {"guided": guided}, tuple(tensor.name for tensor in steady)
+        ),
         "vae": Stage("vae", (latents,), (images,), "vae"),
         "vae_encoder": Stage("vae_encoder", (images,), (moments,), "vae"),
     }
