@@ -38,18 +38,26 @@ class Cache:
     def __post_init__(self) -> None:
         self.concepts = concepts.load()
         self.styles = list(artwork.STYLES)
+        self.mean = self.latents.float().mean((0, 1))
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """Random captions, and their latents (size, 4, 16, 16) float32."""
+    def draw(self, size: int, generator: torch.Generator) -> tuple[list[str], Tensor, Tensor]:
+        """Random captions; the latents of one picture each; and the mean of all pictures that each may mean.
+
+        Both are (size, 4, 16, 16) float32.
+        """
         picture = torch.randint(len(self.latents), (size,), generator=generator)
         which = torch.randint(self.latents.shape[1], (size,), generator=generator)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        texts = []
-        for p, k in zip(picture.tolist(), which.tolist(), strict=True):
+        latents = self.latents[picture, which].float()
+        texts, means = [], latents.clone()
+        for i, (p, k) in enumerate(zip(picture.tolist(), which.tolist(), strict=True)):
             style, concept = divmod(p, len(self.concepts))
             colour = NAMES[self.colours[p, k]]
-            texts.append(captions.caption(self.concepts[concept], self.styles[style], colour, rng))
-        return texts, self.latents[picture, which].float()
+            caption = captions.caption(self.concepts[concept], self.styles[style], colour, rng)
+            texts.append(caption.text)
+            if not caption.says_colour:
+                means[i] = self.latents[p].float().mean(0) if caption.text else self.mean
+        return texts, latents, means
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ WIDTH = 192
 """Of the text encoder, and so of the UNet's cross-attention."""
 TOKENS = 77
 """Prompt length of every Stable Diffusion."""
+TEXT_INNER = 1536
+"""Width of the text encoder's feed-forward layers: 24 units for each of the 64 places of `train_text`."""
 
 
 def vae() -> AutoencoderKL:
@@ -33,7 +35,7 @@ def text_encoder(vocabulary: int, begin: int, end: int) -> CLIPTextModel:
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
+            intermediate_size=TEXT_INNER,
             projection_dim=WIDTH,
             num_hidden_layers=3,
             num_attention_heads=6,

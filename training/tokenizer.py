@@ -32,7 +32,7 @@ def corpus(seed: int = 0, repeats: int = 20) -> list[str]:
     for concept in concepts.load():
         lines += concept.words
         for style in captions.STYLE_WORDS:
-            lines += [captions.caption(concept, style, rng.choice(NAMES), rng) for _ in range(repeats // 4)]
+            lines += [captions.caption(concept, style, rng.choice(NAMES), rng).text for _ in range(repeats // 4)]
     return lines
 
 

@@ -1,11 +1,16 @@
 """Train the text encoder to hold the picture: it regresses the latents before any UNet exists.
 
-    python -m training.train_text [--work FOLDER] [--minutes 10] [--resume] [--device cuda]
+    python -m training.train_text [--work FOLDER] [--minutes 30] [--resume] [--device cuda]
 
 A small UNet trained together with a fresh text encoder spends most of its time waiting for the words to mean
 something. Here the last 64 of the 77 positions (padding; being causal, each has seen the whole caption) each
 predict one 2x2 patch of the latents through a linear head that is thrown away. What remains is an encoder whose
 hidden states say, position by position, what goes where; the UNet's cross-attention has only to read it.
+
+1,527 pictures are nearly a sum of a mean (of their style and background) and a hundred principal components, so
+what has to be learned is small: a code from the words, and for every place its own linear reading of that code.
+Plain layers share their weights between places and find such readings slowly; so each place starts with a
+code of its own, and the last feed-forward layer starts as a set of experts, some units for each place.
 """
 
 from __future__ import annotations
@@ -25,18 +30,25 @@ from training.workspace import add_training_arguments
 
 SIDE, PATCH = 8, 2
 """8 x 8 patches of 2 x 2 latents."""
+PLACE, PLACE_SEEN = 8.0, 8.0
+"""Length of a place's code in the residual stream, and of what the layer norm before the experts makes of it."""
+OPEN, SHUT = 2.0, 5.0
+"""Input of an expert's units at its own place, and (negated) at all others: quick GELU passes and stops them."""
 
 
-def place_codes() -> Tensor:
-    """Smooth two-dimensional position codes for the 64 registers: (64, WIDTH).
+def place_codes() -> tuple[Tensor, Tensor]:
+    """A code of length 1 for each place, and what reads it: (64, 64) twice, `readers @ codes.T` being the identity.
 
-    Neighbours in the picture start alike, so attention over places can be learned coarse to fine.
+    The codes are the two-dimensional cosine transform's, low frequencies strongest, so that neighbours look
+    alike and the UNet's cross-attention can learn its places coarse to fine.
     """
-    axis = (torch.arange(SIDE) + 0.5) / SIDE
-    waves = torch.cat([f(math.pi * k * axis)[None] for k in range(1, 7) for f in (torch.sin, torch.cos)])
-    rows, columns = waves[:, :, None].expand(-1, SIDE, SIDE), waves[:, None, :].expand(-1, SIDE, SIDE)
-    codes = torch.cat([rows, columns, rows[:4] * columns[:4]]).flatten(1).T
-    return torch.cat([codes, torch.zeros(SIDE * SIDE, WIDTH - codes.shape[1])], dim=1)
+    axis = torch.arange(SIDE)
+    cosine = torch.cos(math.pi * axis * (axis[:, None] + 0.5) / SIDE) * math.sqrt(2 / SIDE)
+    cosine[:, 0] /= math.sqrt(2)
+    basis = torch.kron(cosine, cosine)
+    strength = 1 / (1 + axis[:, None] + axis).flatten()
+    lengths = (basis * strength).norm(dim=1, keepdim=True)
+    return basis * strength / lengths, basis / strength * lengths
 
 
 class Regressor(nn.Module):
@@ -46,11 +58,18 @@ class Regressor(nn.Module):
         super().__init__()
         self.text = networks.text_encoder(tokens.tokenizer.get_vocab_size(), tokens.begin, tokens.end)
         self.head = nn.Linear(WIDTH, 4 * PATCH * PATCH)
-        with torch.no_grad():
-            self.text.get_parameter(self._position_name()).data[TOKENS - SIDE * SIDE :] += 0.1 * place_codes()
+        self._separate_places()
 
-    def _position_name(self) -> str:
-        return next(name for name, _ in self.text.named_parameters() if "position_embedding" in name)
+    @torch.no_grad()
+    def _separate_places(self) -> None:
+        """Start with one code and one group of units in the last feed-forward layer for each place."""
+        codes, readers = place_codes()
+        places = len(codes)
+        self.text.embeddings.position_embedding.weight[TOKENS - places :, :places] += PLACE * codes
+        experts = self.text.encoder.layers[-1].mlp.fc1
+        experts.weight[:, :places] = readers.repeat_interleave(experts.out_features // places, 0)
+        experts.weight[:, :places] *= (OPEN + SHUT) / PLACE_SEEN
+        experts.bias[:] = -SHUT
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, 77) -> predicted latents (B, 4, 16, 16)."""
@@ -62,7 +81,7 @@ class Regressor(nn.Module):
 def main() -> None:
     """Train and keep `text.pt` in the work folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args = add_training_arguments(parser, 10, 64, 1.5e-3).parse_args()
+    args = add_training_arguments(parser, 30, 64, 1.5e-3).parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     model = Regressor(tokens).to(args.device)
@@ -71,10 +90,10 @@ def main() -> None:
         trainer.load()
 
     def loss(step: int, progress: float, generator: torch.Generator) -> Tensor:
-        texts, latents = cache.draw(args.batch, generator)
+        texts, _, expected = cache.draw(args.batch, generator)
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
             predicted = model(torch.tensor(tokens(texts), device=args.device))
-        return (predicted.float() - latents.to(args.device)).square().mean()
+        return (predicted.float() - expected.to(args.device)).square().mean()
 
     trainer.run(loss)
 

@@ -35,7 +35,7 @@ def encode_pool(cache: Cache, tokens: Encoder, model: Regressor, size: int, devi
     """Captions drawn and encoded once: hidden states (size, 77, WIDTH) float16, latents (size, 4, 16, 16)."""
     hidden, latents = [], []
     for start in range(0, size, 256):
-        texts, z = cache.draw(min(256, size - start), torch.Generator().manual_seed(7_000_000 + start))
+        texts, z, _ = cache.draw(min(256, size - start), torch.Generator().manual_seed(7_000_000 + start))
         hidden.append(model.text(input_ids=torch.tensor(tokens(texts), device=device)).last_hidden_state.half())
         latents.append(z)
     return torch.cat(hidden), torch.cat(latents).to(device)

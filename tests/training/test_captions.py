@@ -30,11 +30,20 @@ def test_full_caption_has_the_documented_form():
 
 def test_captions_name_the_thing_and_a_tenth_are_empty():
     concept, rng = concepts.Concept("automobile", "car", ("auto",)), random.Random(1)
-    made = [captions.caption(concept, "noto", "teal", rng) for _ in range(2000)]
+    made = [captions.caption(concept, "noto", "teal", rng).text for _ in range(2000)]
     assert 0.07 < sum(not text for text in made) / len(made) < 0.13
     assert all("car" in text or "auto" in text for text in made if text)
     assert 0.4 < sum("teal" in text for text in made) / len(made) < 0.9
     assert len(set(made)) > 30
+
+
+def test_captions_without_a_style_are_the_default_one_and_know_whether_they_name_the_colour():
+    concept, rng = concepts.Concept("automobile", "car", ("auto",)), random.Random(2)
+    for style, spoken in captions.STYLE_WORDS.items():
+        made = [captions.caption(concept, style, "teal", rng) for _ in range(2000)]
+        assert all(one.says_colour == ("teal" in one.text) for one in made)
+        unstyled = [one.text for one in made if one.text and not any(word in one.text for word in spoken)]
+        assert bool(unstyled) == (style == captions.DEFAULT_STYLE)
 
 
 def test_same_stream_gives_same_captions():

@@ -1,0 +1,38 @@
+"""The text encoder's places start apart, and what it regresses is the mean of what a caption may mean."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from training import artwork, concepts  # noqa: E402
+from training.colours import NAMES  # noqa: E402
+from training.latents import Cache  # noqa: E402
+from training.train_text import place_codes  # noqa: E402
+
+
+def test_each_place_is_read_by_its_own_reader_alone():
+    codes, readers = place_codes()
+    torch.testing.assert_close(readers @ codes.T, torch.eye(64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(64))
+    # Neighbours look more alike than places far apart.
+    alike = codes @ codes.T
+    assert alike[27, 28] > 0.5 > alike[27, 31] and alike[27, 35] > 0.5 > alike[27, 59]
+
+
+def test_captions_come_with_their_picture_and_the_mean_of_what_they_may_mean():
+    pictures = len(artwork.STYLES) * len(concepts.load())
+    generator = torch.Generator().manual_seed(3)
+    colours = torch.stack([torch.randperm(len(NAMES), generator=generator)[:3] for _ in range(pictures)])
+    cache = Cache(torch.randn(pictures, 3, 4, 16, 16, generator=generator).half(), colours, 1.0)
+    texts, latents, means = cache.draw(400, generator)
+    every = cache.latents.float()
+    for text, one, mean in zip(texts, latents, means, strict=True):
+        picture, which = (every == one).all(-1).all(-1).all(-1).nonzero()[0].tolist()
+        if not text:
+            torch.testing.assert_close(mean, every.mean((0, 1)))
+        elif torch.equal(one, mean):
+            assert NAMES[cache.colours[picture, which]] in text
+        else:
+            torch.testing.assert_close(mean, every[picture].mean(0))
+            assert not text.endswith("background")
+    assert 0.3 < sum(map(torch.equal, latents, means)) / 400 < 0.9
