@@ -30,7 +30,7 @@ sys.path.insert(0, str(DEMO))
 from darkroom.catalog import TXT2IMG  # noqa: E402
 from darkroom.engines.cpu import processor  # noqa: E402
 
-EMOJI = TXT2IMG["emoji"]
+EMOJI = TXT2IMG.versions["emoji"]
 
 DIFFUSERS_SCRIPT = f"""
 import sys, torch

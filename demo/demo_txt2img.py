@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Stable Diffusion 1.x and 2.x: text to image."""
 
-from darkroom.cli.main import txt2img
+from darkroom.catalog import TXT2IMG
+from darkroom.cli.main import run
 
 if __name__ == "__main__":
-    raise SystemExit(txt2img())
+    raise SystemExit(run(TXT2IMG))

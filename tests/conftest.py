@@ -1,13 +1,14 @@
 """Fixtures: a tiny model, diffusers over it, and folders that tests share or have to themselves."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from tests.support import Diffusers, Studio, write_tiny_model
+from tests.support import Diffusers, Studio, write_tiny_model, write_tiny_xl_model
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,18 @@ def diffusers_tiny(tiny_model: Path) -> Diffusers:
 
 
 @pytest.fixture(scope="session")
+def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL of 64x64 pixels, in the hub's layout. To be read only."""
+    return write_tiny_xl_model(tmp_path_factory.mktemp("models") / "tiny-xl")
+
+
+@pytest.fixture(scope="session")
+def diffusers_tiny_xl(tiny_xl_model: Path) -> Diffusers:
+    """The same model in diffusers' own pipeline."""
+    return Diffusers(tiny_xl_model)
+
+
+@pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose graphs and engines are built once for all tests that only use them."""
     return tmp_path_factory.mktemp("stores")
@@ -35,6 +48,12 @@ def studio(stores: Path, tiny_model: Path, tmp_path: Path) -> Studio:
         (stores / name).mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(stores / name)
     return Studio(tmp_path, tiny_model)
+
+
+@pytest.fixture
+def xl_studio(studio: Studio, tiny_xl_model: Path) -> Studio:
+    """The tiny SDXL and its script, in the same folders."""
+    return replace(studio, model=tiny_xl_model, script="demo_txt2img_xl.py")
 
 
 @pytest.fixture

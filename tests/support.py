@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "demo" / "demo_txt2img.py"
+SCRIPTS = ("demo_txt2img.py", "demo_txt2img_xl.py", "demo_turbo.py")
+SCRIPT = ROOT / "demo" / SCRIPTS[0]
 
 SIZE = 64
 """Height and width in pixels of the tiny model's pictures."""
@@ -99,6 +100,7 @@ class Studio:
     root: Path
     model: Path
     home: Path = field(default=Path("home"))
+    script: str = SCRIPTS[0]
 
     @property
     def onnx(self) -> Path:
@@ -120,11 +122,13 @@ class Studio:
         return self._here(arguments)[0]
 
     def _here(self, arguments: tuple[str, ...]) -> tuple[Ended, list[str]]:
-        from darkroom.cli.main import txt2img
+        from darkroom import catalog
+        from darkroom.cli.main import run
 
+        script = {each.program: each for each in (catalog.TXT2IMG, catalog.TXT2IMG_XL, catalog.TURBO)}[self.script]
         out, err = io.StringIO(), io.StringIO()
         with children_inline() as called, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = txt2img(list(arguments))
+            code = run(script, list(arguments))
         return Ended(code, out.getvalue(), err.getvalue()), called
 
     def draw(self, *prompts: str, model: Path | None = None, **values: Any) -> Drawn:
@@ -152,8 +156,8 @@ class Studio:
         interpreter: tuple[str, ...] = (),
         **environment: str,
     ) -> Ended:
-        """Runs `python demo/demo_txt2img.py` with these arguments alone, as a process of its own."""
-        command = [sys.executable, *(interpreter or (str(SCRIPT),)), *arguments]
+        """Runs `python demo/SCRIPT` with these arguments alone, as a process of its own."""
+        command = [sys.executable, *(interpreter or (str(SCRIPT.with_name(self.script)),)), *arguments]
         done = subprocess.run(
             command,
             env=self.environment(**environment),
@@ -180,7 +184,7 @@ def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def write_tokenizer(folder: Path) -> dict[str, int]:
+def write_tokenizer(folder: Path, pad: str = END) -> dict[str, int]:
     """A byte-level CLIP vocabulary: bytes, bytes that end a word, whole WORDS, begin and end. Returns it."""
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -199,7 +203,7 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     settings = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -299,6 +303,98 @@ def write_tiny_model(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_xl_model(folder: Path) -> Path:
+    """An SDXL of 64x64 pixels with random weights and two different text encoders, in the layout of the hub."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    silence_libraries()
+    vocabulary = write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer_2", pad="!")
+    torch.manual_seed(4321)
+
+    def text(kind: type, width: int, layers: int) -> Any:
+        begin, end = vocabulary[BEGIN], vocabulary[END]
+        made = kind(
+            CLIPTextConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                projection_dim=40,
+                max_position_embeddings=77,
+                hidden_act="gelu" if layers == 4 else "quick_gelu",
+                bos_token_id=begin,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+        with torch.no_grad():
+            for name, weight in made.named_parameters():
+                if "embedding" in name or "text_projection" in name:
+                    weight.mul_(40)
+        return made
+
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=24 + 32,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 40,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        sample_size=SIZE,
+        latent_channels=4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.13025,
+        force_upcast=True,
+    )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if "attn2.to_out" in name or "attn2.to_v" in name or "add_embedding" in name:
+                weight.mul_(3)
+        unet.conv_out.weight.mul_(3)
+    text(CLIPTextModel, 24, 3).save_pretrained(folder / "text_encoder")
+    text(CLIPTextModelWithProjection, 32, 4).save_pretrained(folder / "text_encoder_2")
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    (folder / "scheduler").mkdir()
+    config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=1))
+    index = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "force_zeros_for_empty_prompt": True,
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return folder
+
+
 def silence_libraries() -> None:
     import diffusers
     import transformers
@@ -313,11 +409,11 @@ class Diffusers:
 
     def __init__(self, model: Path) -> None:
         import torch
-        from diffusers import StableDiffusionPipeline
+        from diffusers import DiffusionPipeline
 
         silence_libraries()
 
-        self.pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+        self.pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
         encoder = self.pipeline.text_encoder
         if not hasattr(encoder, "text_model"):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from darkroom.checkpoint import SD, XL
 from darkroom.errors import AskedWrongly, near_matches
 
 EMBEDDED = Path(__file__).resolve().parent / "models"
@@ -24,9 +25,30 @@ class Version:
     embedded: bool = False
 
 
-TXT2IMG = {
-    version.name: version
-    for version in (
+def _named(*versions: Version) -> dict[str, Version]:
+    return {version.name: version for version in versions}
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of demo/: the models it knows by name, the first being its default, and those it can run.
+
+    `pipeline` begins the names of its pictures; `unnamed` holds the defaults for a model that is given by folder or
+    repository.
+    """
+
+    program: str
+    pipeline: str
+    families: tuple[str, ...]
+    versions: dict[str, Version]
+    unnamed: Version = Version("", "", 0)
+
+
+TXT2IMG = Script(
+    "demo_txt2img.py",
+    "txt2img",
+    (SD,),
+    _named(
         Version("emoji", str(EMBEDDED / "emoji"), 128, steps=20, guidance_scale=4.0, embedded=True),
         Version("1.4", "CompVis/stable-diffusion-v1-4", 512),
         Version("1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
@@ -35,8 +57,26 @@ TXT2IMG = {
         Version("2.0", "stabilityai/stable-diffusion-2", 768),
         Version("2.1-base", "stabilityai/stable-diffusion-2-1-base", 512),
         Version("2.1", "stabilityai/stable-diffusion-2-1", 768),
-    )
-}
+    ),
+)
+
+XL_TURBO = Version("xl-turbo", "stabilityai/sdxl-turbo", 512, steps=4, guidance_scale=0.0)
+
+TXT2IMG_XL = Script(
+    "demo_txt2img_xl.py",
+    "xl_base",
+    (XL,),
+    _named(Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0), XL_TURBO),
+    Version("", "", 0, guidance_scale=5.0),
+)
+
+TURBO = Script(
+    "demo_turbo.py",
+    "turbo",
+    (SD, XL),
+    _named(Version("sd-turbo", "stabilityai/sd-turbo", 512, steps=4, guidance_scale=0.0), XL_TURBO),
+    Version("", "", 0, steps=4, guidance_scale=0.0),
+)
 
 
 def find_version(name: str, versions: dict[str, Version]) -> Version:

@@ -11,13 +11,37 @@ from typing import Any
 from darkroom.errors import AskedWrongly
 from darkroom.fingerprints import Fingerprints
 
-NETWORKS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-"""The networks of a Stable Diffusion 1.x or 2.x model, and the stem of their weight files."""
+NETWORKS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+"""The networks that a model may have, and the stem of their weight files."""
 
-SUPPORTED = ("StableDiffusionPipeline",)
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Whose token ids each text encoder reads."""
 
+SD, XL = "Stable Diffusion 1.x or 2.x", "SDXL"
+FAMILIES = {
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionXLPipeline": XL,
+}
+"""The pipeline classes that a model index names, and the family whose networks they hold."""
+
+SWITCHES = ("force_zeros_for_empty_prompt",)
+"""What in a model index changes pictures."""
+
+CLIP_DEFAULTS = {
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "projection_dim": 512,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "text_encoder": {"max_position_embeddings": 77, "hidden_size": 512, "num_hidden_layers": 12},
+    "text_encoder": CLIP_DEFAULTS,
+    "text_encoder_2": CLIP_DEFAULTS,
     "unet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
     "vae": {"block_out_channels": [64], "latent_channels": 4},
 }
@@ -28,16 +52,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 class Checkpoint:
     """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
 
-    `digests` maps each network to a hash of its configuration and weights.
+    `family` is SD or XL; `digests` maps each network to a hash of its configuration and weights.
     """
 
     folder: Path
+    family: str
     digests: dict[str, str]
     revision: str
 
     def config(self, part: str) -> dict[str, Any]:
         """The JSON configuration of a network or of the scheduler."""
-        return DEFAULTS.get(part, {}) | _read_json(self.folder / part / _config_name(part))
+        return DEFAULTS.get(part, {}) | read_json(self.folder / part / _config_name(part))
 
     @cached_property
     def unet(self) -> dict[str, Any]:
@@ -52,8 +77,14 @@ class Checkpoint:
         return self.config("scheduler")
 
     @cached_property
-    def text(self) -> dict[str, Any]:
-        return self.config("text_encoder")
+    def index(self) -> dict[str, Any]:
+        """What the model index says beside the names of the parts."""
+        return read_json(self.folder / "model_index.json")
+
+    @cached_property
+    def texts(self) -> dict[str, dict[str, Any]]:
+        """The configurations of the text encoders, in the order in which their embeddings stand."""
+        return {part: self.config(part) for part in TOKENIZERS if part in self.digests}
 
     @property
     def vae_factor(self) -> int:
@@ -72,8 +103,8 @@ class Checkpoint:
         return int(size if isinstance(size, int) else size[0]) * self.vae_factor
 
 
-def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
-    """Checks that `folder` holds a complete Stable Diffusion 1.x or 2.x model and identifies its weights.
+def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[str, ...] = (SD,)) -> Checkpoint:
+    """Checks that `folder` holds a complete model of one of the families, and identifies its weights.
 
     Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
@@ -83,29 +114,39 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints) -> Checkpoint:
         )
     if not folder.is_dir():
         raise AskedWrongly(f"the model folder {folder} does not exist.")
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
-    if kind not in SUPPORTED:
-        raise AskedWrongly(f"{folder} holds a {kind}; this script runs {' and '.join(SUPPORTED)} models.")
-    digests = {}
-    for part, stem in NETWORKS.items():
+    family = FAMILIES.get(kind)
+    if family not in families:
+        raise AskedWrongly(f"{folder} holds a {kind}; this script runs {' and '.join(families)} models.")
+    digests: dict[str, str] = {}
+    for part in networks(index):
+        stem = NETWORKS[part]
         config = folder / part / "config.json"
-        contents = [json.dumps(_read_json(config), sort_keys=True)]
+        contents = [json.dumps(read_json(config), sort_keys=True)]
         for weights in weight_files(folder / part, stem):
             contents.append(fingerprints.sha256(weights, check=check_safetensors))
         digests[part] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
-    rest = [json.dumps(_read_json(folder / "scheduler" / "scheduler_config.json"), sort_keys=True)]
-    for name in tokenizer_files(folder / "tokenizer"):
-        rest.append(hashlib.sha256((folder / "tokenizer" / name).read_bytes()).hexdigest())
+    rest = [json.dumps(read_json(folder / "scheduler" / "scheduler_config.json"), sort_keys=True)]
+    rest += [f"{switch}={index[switch]}" for switch in SWITCHES if switch in index]
+    for part, tokenizer in TOKENIZERS.items():
+        if part in digests:
+            for name in tokenizer_files(folder / tokenizer):
+                rest.append(hashlib.sha256((folder / tokenizer / name).read_bytes()).hexdigest())
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
-    checkpoint = Checkpoint(folder, digests, revision)
+    checkpoint = Checkpoint(folder, family, digests, revision)
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
-    if checkpoint.unet.get("addition_embed_type"):
-        raise AskedWrongly(
-            f"the UNet of {folder} wants SDXL's added conditions, not a Stable Diffusion 1.x or 2.x prompt."
-        )
+    added = checkpoint.unet.get("addition_embed_type")
+    if added != ("text_time" if family == XL else None):
+        raise AskedWrongly(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
     return checkpoint
+
+
+def networks(index: dict[str, Any]) -> list[str]:
+    """The networks of the model that an index describes, in the order of NETWORKS."""
+    second = FAMILIES.get(str(index.get("_class_name"))) == XL
+    return [part for part in NETWORKS if second or part != "text_encoder_2"]
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -117,7 +158,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         if not index.is_file():
             index = folder / f"{stem}.safetensors.index.fp16.json" if ".fp16." in name else index
         if index.is_file():
-            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             for shard in shards:
                 if not (folder / shard).is_file():
                     raise AskedWrongly(f"{folder / shard} is missing; {index.name} names it.")
@@ -164,7 +205,8 @@ def _config_name(part: str) -> str:
     return "scheduler_config.json" if part == "scheduler" else "config.json"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises `AskedWrongly` naming the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

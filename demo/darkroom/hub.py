@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from darkroom.checkpoint import NETWORKS, weight_files
+from darkroom.checkpoint import NETWORKS, networks, read_json, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -13,11 +13,10 @@ WANTED = (
     "model_index.json",
     "scheduler/*.json",
     "tokenizer/*",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
+    "tokenizer_2/*",
+    *(f"{part}/config.json" for part in NETWORKS),
 )
-WEIGHTS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+WEIGHTS = tuple(f"{part}/{stem}" for part, stem in NETWORKS.items())
 SECONDS_TO_CONNECT = "5"
 
 
@@ -67,7 +66,8 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
 def _whole(folder: Path) -> bool:
     """Whether a download into `folder` was finished: the hub's client renames each file when it is whole."""
     try:
-        return all(weight_files(folder / part, stem) for part, stem in NETWORKS.items())
+        parts = networks(read_json(folder / "model_index.json"))
+        return all(weight_files(folder / part, NETWORKS[part]) for part in parts)
     except DarkroomError:
         return False
 

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint import Checkpoint
+import numpy as np
+
+from darkroom.checkpoint import TOKENIZERS, XL, Checkpoint
 from darkroom.child import run_in_child
 from darkroom.engines.runtime import Engine, Job, Runtime
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
-from darkroom.pipeline import Pipeline
+from darkroom.pipeline import Pipeline, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
+from darkroom.stages import stages
 from darkroom.stages.contract import Profile
-from darkroom.stages.stable_diffusion import stages
 from darkroom.text import ClipTokenizer
 
 GRAPH_REVISION = 2
@@ -77,7 +79,10 @@ class Preparer:
         """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit."""
         self._check(request)
         scheduler, table_key = self._schedule_key(request)
-        tokenizer = ClipTokenizer(self.checkpoint.folder / "tokenizer", self.checkpoint.text["max_position_embeddings"])
+        tokenizers = [
+            ClipTokenizer(self.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
+            for part, text in self.checkpoint.texts.items()
+        ]
         table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
         contracts = stages(self.checkpoint, request.guided, request.clip_skip)
         del contracts["vae_encoder"]  # text to image starts from noise
@@ -96,15 +101,18 @@ class Preparer:
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
         factor = self.checkpoint.vae_factor
         pipeline = Pipeline(
-            tokenizer=tokenizer,
-            clip=loaded["clip"],
-            clip_negative=loaded.get("clip_negative", loaded["clip"]),
+            encoders=tuple(
+                TextEncoder(tokenizer, loaded[name], loaded.get(f"{name}_negative", loaded[name]))
+                for tokenizer, name in zip(tokenizers, ("clip", "clip_2"), strict=False)
+            ),
             unet=loaded["unet"],
             vae=loaded["vae"],
             table=schedule,
             latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
             guidance_scale=request.guidance_scale if request.guided else None,
             negative_prompt=request.negative_prompt,
+            zero_negative=not request.negative_prompt and self._zeros_for_empty_prompt(),
+            added=self._added_conditions(request),
         )
         artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
         return Prepared(pipeline, scheduler, artefacts, self.runtime.version())
@@ -116,9 +124,12 @@ class Preparer:
                 f"--precision {request.precision} cannot be computed by --engine {self.runtime.name} on this machine; "
                 f"it offers {' and '.join(offered)}."
             )
-        layers = self.checkpoint.text["num_hidden_layers"]
+        xl = self.checkpoint.family == XL  # which leaves out the last layer as it is
+        layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl
         if request.clip_skip > layers:
-            raise AskedWrongly(f"--clip-skip {request.clip_skip} is more than the {layers} layers of the text encoder.")
+            raise AskedWrongly(
+                f"--clip-skip {request.clip_skip} is more than the {layers} layers that this model can leave out."
+            )
         factor, multiple = self.checkpoint.vae_factor, self.checkpoint.free_multiple
         for name in ("height", "width"):
             pixels = getattr(request, name)
@@ -128,6 +139,17 @@ class Preparer:
                 raise AskedWrongly(
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
                 )
+
+    def _zeros_for_empty_prompt(self) -> bool:
+        """Whether SDXL was trained with zeros, not an empty prompt's embeddings, for guidance to lead away from."""
+        return self.checkpoint.family == XL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
+
+    def _added_conditions(self, request: Request) -> dict[str, np.ndarray]:
+        """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own."""
+        if self.checkpoint.family != XL:
+            return {}
+        size = (request.height, request.width)
+        return {"time_ids": np.array([*size, 0, 0, *size], np.float32)}
 
     def _schedule_key(self, request: Request) -> tuple[str, Key]:
         class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
@@ -167,7 +189,7 @@ class Preparer:
         return profile.height // profile.vae_factor, profile.width // profile.vae_factor
 
     def _graph_key(self, job: Job, request: Request) -> Key:
-        stage, fixed = job.stage, self._fixed_latents(job) if job.stage.name != "clip" else None
+        stage, fixed = job.stage, self._fixed_latents(job) if job.stage.spatial else None
         facts = {
             "kind": "graph",
             "stage": stage.name,

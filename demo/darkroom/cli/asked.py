@@ -1,10 +1,11 @@
 """Flags -> what was asked: which model, and the request."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from darkroom.catalog import Version, find_version
+from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
 from darkroom.cli.flags import DEFAULT_OPSET, OPSETS
 from darkroom.engines.runtime import PRECISIONS
@@ -50,19 +51,21 @@ def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
     return read_recipe(Path(flags.recipe))
 
 
-def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, versions: dict[str, Version]) -> Version:
+def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
     """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
     if flags.model is not None and flags.version is not None:
         raise AskedWrongly("--model and --version cannot be given together: each names the model.")
     if flags.model is not None:
         is_folder = Path(flags.model).exists() or not REPOSITORY.fullmatch(flags.model)
-        return Version("" if is_folder else flags.model, flags.model, 0, embedded=is_folder)
+        return replace(script.unnamed, name="" if is_folder else flags.model, source=flags.model, embedded=is_folder)
     if recipe is not None:
         name = recipe["request"].get("model")
         if not name:
             raise AskedWrongly(f"--recipe {flags.recipe} was made with a model folder; name it with --model.")
-        return versions[name] if name in versions else Version(name, name, 0)
-    return find_version(flags.version or next(iter(versions)), versions)
+        if name not in script.versions and not REPOSITORY.fullmatch(name):
+            raise AskedWrongly(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
+        return script.versions.get(name) or replace(script.unnamed, name=name, source=name)
+    return find_version(flags.version or next(iter(script.versions)), script.versions)
 
 
 def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Checkpoint | None, engine: str) -> Request:

@@ -99,6 +99,9 @@ def txt2img_parser(program: str, versions: list[str]) -> Parser:
     engine.add_argument(
         "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
     )
+    engine.add_argument(
+        "--use-cuda-graph", action="store_true", help="replay the UNet as a CUDA graph, on engines that have CUDA"
+    )
     folders = parser.add_argument_group("folders")
     folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
     folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from darkroom import __version__
-from darkroom.catalog import TXT2IMG, Version
+from darkroom.catalog import Script, Version
 from darkroom.checkpoint import Checkpoint, open_checkpoint
 from darkroom.cli.asked import asked_recipe, asked_request, asked_version, refuse_build_flags
 from darkroom.cli.console import Console
@@ -24,39 +24,40 @@ from darkroom.prepare import Prepared, Preparer
 from darkroom.request import Batch, Request
 from darkroom.timing import StageClock, medians, table, throughput
 
-PIPELINE = "txt2img"
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
 
-def txt2img(arguments: list[str] | None = None, program: str = "demo_txt2img.py") -> int:
-    """Text to image. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+def run(script: Script, arguments: list[str] | None = None) -> int:
+    """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
     try:
-        _run(txt2img_parser(program, list(TXT2IMG)).parse_args(arguments))
+        _run(script, txt2img_parser(script.program, list(script.versions)).parse_args(arguments))
     except DarkroomError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{script.program}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: stopped; nothing half-made was kept.", file=sys.stderr)
+        print(f"{script.program}: stopped; nothing half-made was kept.", file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
-def _run(flags: argparse.Namespace) -> None:
+def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
     recipe = asked_recipe(flags)
     settings = Settings.from_flags(flags)
-    version = asked_version(flags, recipe, TXT2IMG)
+    version = asked_version(flags, recipe, script)
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
         request = asked_request(flags, version, None, flags.engine or "auto")
     else:
         request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
+    if flags.use_cuda_graph:
+        _refuse_cuda_graph(flags, runtime.name, console)
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
     graphs, engines = Store(settings.onnx_dir), Store(settings.engine_dir)
-    checkpoint = _open(version, settings, engines, console)
+    checkpoint = _open(version, settings, engines, script.families, console)
     if recipe is None:
         request = asked_request(flags, version, checkpoint, runtime.name)
     preparer = Preparer(
@@ -106,7 +107,7 @@ def _run(flags: argparse.Namespace) -> None:
         for batch in batches:
             clocks.append(StageClock())
             pictures = prepared.pipeline.run(batch, clocks[-1], advance)
-            made += _keep(batch, pictures, common, recipe, settings.output_dir)
+            made += _keep(batch, pictures, common, recipe, settings.output_dir, script.pipeline)
     console.say(table(clocks, request.batch_size))
     if flags.json:
         result = common | {
@@ -121,14 +122,24 @@ def _run(flags: argparse.Namespace) -> None:
             console.result(picture["path"])
 
 
-def _open(version: Version, settings: Settings, engines: Store, console: Console) -> Checkpoint:
+def _refuse_cuda_graph(flags: argparse.Namespace, engine: str, console: Console) -> None:
+    """A line from a tutorial still makes its picture where there is no NVIDIA GPU; an engine asked for by name that
+    has no CUDA graphs is a mistake."""
+    if (flags.engine or "auto") != "auto":
+        raise AskedWrongly(f"--use-cuda-graph has nothing to act on with --engine {engine}: leave it out.")
+    console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
+
+
+def _open(
+    version: Version, settings: Settings, engines: Store, families: tuple[str, ...], console: Console
+) -> Checkpoint:
     if version.embedded:
-        return open_checkpoint(Path(version.source), engines.fingerprints)
+        return open_checkpoint(Path(version.source), engines.fingerprints, families)
     from darkroom.hub import fetch
 
     with console.job(f"fetching {version.source}"):
         folder = fetch(version.source, settings.hf_token, settings.framework_model_dir)
-    return open_checkpoint(folder, engines.fingerprints)
+    return open_checkpoint(folder, engines.fingerprints, families)
 
 
 def _warm_up(prepared: Prepared, batch: Batch, runs: int, console: Console) -> None:
@@ -144,7 +155,12 @@ def _warm_up(prepared: Prepared, batch: Batch, runs: int, console: Console) -> N
 
 
 def _keep(
-    batch: Batch, pictures: np.ndarray, common: dict[str, Any], recipe: dict[str, Any] | None, folder: Path
+    batch: Batch,
+    pictures: np.ndarray,
+    common: dict[str, Any],
+    recipe: dict[str, Any] | None,
+    folder: Path,
+    pipeline: str,
 ) -> list[dict[str, Any]]:
     """Saves the pictures of a batch; when a recipe is replayed, the one that it is for."""
     from darkroom.pictures import save, to_bytes
@@ -155,13 +171,14 @@ def _keep(
         if recipe is not None and image != recipe["image"]:
             continue
         pixels = to_bytes(picture, f"image {image} (seed {seed})")
-        path = save(pixels, folder, PIPELINE, common | {"image": image, "seed": seed, "slot": slot, "prompt": prompt})
+        its_own = {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
+        path = save(pixels, folder, pipeline, common | its_own)
         kept.append({"path": str(path), "image": image, "seed": seed, "prompt": prompt})
     return kept
 
 
 def _warn_of_cuts(prepared: Prepared, request: Request, console: Console) -> None:
-    tokenizer = prepared.pipeline.tokenizer
+    tokenizer = prepared.pipeline.encoders[0].tokenizer
     texts = [*dict.fromkeys(request.prompts), *([request.negative_prompt] if request.guided else [])]
     for cut in tokenizer.encode(texts).cut:
         if cut:

@@ -11,7 +11,7 @@ END = "<!-- end of flags -->"
 
 def flags_table() -> str:
     """One row a flag, in the parser's order, under the headings of its groups."""
-    parser = txt2img_parser("demo_txt2img.py", list(TXT2IMG))
+    parser = txt2img_parser(TXT2IMG.program, list(TXT2IMG.versions))
     lines = ["| flag | what it does |", "| --- | --- |"]
     for group in parser._action_groups:
         for action in group._group_actions:

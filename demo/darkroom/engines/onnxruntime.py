@@ -47,9 +47,10 @@ class OnnxRuntime:
 class _Engine:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return self._session.run(None, inputs)[0]
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
 
 
 def _options(job: Job, threads: int | None) -> onnxruntime.SessionOptions:

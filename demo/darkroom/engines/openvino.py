@@ -92,8 +92,8 @@ class _Engine:
     def __init__(self, request: openvino.InferRequest) -> None:
         self._request = request
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return self._request.infer(inputs, share_inputs=True)[0]
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return _by_name(self._request.infer(inputs, share_inputs=True))
 
 
 class _SplitEngine:
@@ -107,15 +107,18 @@ class _SplitEngine:
         self._seen: dict[str, np.ndarray] = {}
         self._kept: dict[str, np.ndarray] = {}
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         steady = {name: inputs[name] for name in self._steady}
         # By value: an array of the caller's may hold other numbers the next time.
         if not self._seen or any(not np.array_equal(self._seen[name], value) for name, value in steady.items()):
-            made = self._beforehand.infer(steady)
-            self._kept = {output.get_any_name(): array for output, array in made.items()}
+            self._kept = _by_name(self._beforehand.infer(steady))
             self._seen = {name: value.copy() for name, value in steady.items()}
         taken = {name: value for name, value in inputs.items() if name in self._takes}
-        return self._request.infer(taken | self._kept, share_inputs=True)[0]
+        return _by_name(self._request.infer(taken | self._kept, share_inputs=True))
+
+
+def _by_name(results: Any) -> dict[str, np.ndarray]:
+    return {output.get_any_name(): array for output, array in results.items()}
 
 
 def runtime(_: str) -> OpenVino:

@@ -23,8 +23,8 @@ class Job:
 class Engine(Protocol):
     """A loaded stage. Arrays go in and come out by the names and shapes of its contract."""
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Runs the stage once: float32 out at every precision. The array is the caller's to keep."""
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the stage once: float32 out at every precision. The arrays are the caller's to keep."""
         ...
 
 

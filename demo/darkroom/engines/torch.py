@@ -9,6 +9,7 @@ import torch
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Job
 from darkroom.errors import AskedWrongly
+from darkroom.stages.contract import Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,17 +43,20 @@ class Torch:
         if threads:
             torch.set_num_threads(threads)
         module = load_module(job.stage, source, DTYPES[job.precision])
-        return _Engine(torch.compile(module) if self.name == "torch-compile" else module)
+        return _Engine(torch.compile(module) if self.name == "torch-compile" else module, job.stage)
 
 
 class _Engine:
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, stage: Stage) -> None:
         self._module = module
+        self._stage = stage
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-            return self._module(**tensors).numpy()
+            tensors = [torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in self._stage.inputs]
+            made = self._module(*tensors)
+        values = made if isinstance(made, tuple) else (made,)
+        return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, values, strict=True)}
 
 
 def runtime(name: str) -> Torch:

@@ -34,6 +34,23 @@ class Clip(nn.Module):
         return inner.final_layer_norm(states[-(self.clip_skip + 1)]).float()
 
 
+class PenultimateClip(nn.Module):
+    """(B, 77) token ids -> (B, 77, D) hidden states of the layer before the last, as they are.
+
+    `clip_skip` leaves out more layers. An encoder with a projection also gives its pooled output (B, P).
+    """
+
+    def __init__(self, encoder: nn.Module, clip_skip: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.clip_skip = clip_skip
+
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        output = self.encoder(input_ids=input_ids.long(), output_hidden_states=True)
+        hidden = output.hidden_states[-(self.clip_skip + 2)].float()
+        return (hidden, output.text_embeds.float()) if hasattr(output, "text_embeds") else hidden
+
+
 class Unet(nn.Module):
     """One network call without guidance: the output for each image at its own timestep."""
 
@@ -41,9 +58,16 @@ class Unet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor, *added: Tensor) -> Tensor:
+        """`added` are SDXL's pooled_embeddings (B, P) and time_ids (B, 6)."""
         dtype = self.unet.dtype
-        output = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text_embeddings.to(dtype))
+        conditions = dict(zip(("text_embeds", "time_ids"), (each.to(dtype) for each in added), strict=False))
+        output = self.unet(
+            latents.to(dtype),
+            timestep,
+            encoder_hidden_states=text_embeddings.to(dtype),
+            added_cond_kwargs=conditions or None,
+        )
         return output.sample.float()
 
 
@@ -57,17 +81,13 @@ class GuidedUnet(Unet):
         super().__init__(unet)
         self.shares = share_until_text(unet)
 
-    def forward(  # type: ignore[override]
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_embeddings: Tensor,
-        negative_embeddings: Tensor,
-        guidance_scale: Tensor,
-    ) -> Tensor:
+    def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        """`conditions`: what `Unet` takes, then the same for the negative prompt, then the guidance scales (B,)."""
+        *both, guidance_scale = conditions
+        positive, negative = both[: len(both) // 2], both[len(both) // 2 :]
         if not self.shares:
             latents, timestep = torch.cat([latents, latents]), torch.cat([timestep, timestep])
-        output = super().forward(latents, timestep, torch.cat([negative_embeddings, text_embeddings]))
+        output = super().forward(latents, timestep, *map(torch.cat, zip(negative, positive, strict=True)))
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale.clamp(min=1).reshape(-1, 1, 1, 1) * (conditional - unconditional)
 
@@ -99,8 +119,9 @@ def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) 
     network = _load_network(stage.network, folder, dtype)
     network.eval().requires_grad_(False)
     match stage.name:
-        case "clip":
-            return Clip(network, int(stage.options["clip_skip"])).eval()
+        case "clip" | "clip_2":
+            wrapper = PenultimateClip if stage.options.get("penultimate") else Clip
+            return wrapper(network, int(stage.options["clip_skip"])).eval()
         case "unet":
             return (GuidedUnet if stage.options["guided"] else Unet)(network).eval()
         case "vae":
@@ -120,6 +141,8 @@ def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
             value = torch.randint(0, BYTE_TOKENS, shape, generator=generator, dtype=torch.int32)
         elif tensor.name == "timestep":
             value = torch.rand(shape, generator=generator) * 999
+        elif tensor.name.endswith("time_ids"):
+            value = torch.randint(0, 1024, shape, generator=generator).float()
         elif tensor.name == "guidance_scale":
             value = 1 + 7 * torch.rand(shape, generator=generator)
         else:
@@ -139,11 +162,12 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
         "local_files_only": True,
         "variant": variant,
     }
-    if network == "text_encoder":
-        from transformers import CLIPTextModel
+    if stem == "model":
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+        text = CLIPTextModelWithProjection if network == "text_encoder_2" else CLIPTextModel
         # Eager attention: the fused kernel leaks a float32 mask into half-precision graphs, and traces larger.
-        return CLIPTextModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
+        return text.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     cls = UNet2DConditionModel if network == "unet" else AutoencoderKL

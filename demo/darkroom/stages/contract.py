@@ -30,6 +30,11 @@ class Stage:
     options: dict[str, int | float | bool] = field(default_factory=dict)
     steady: tuple[str, ...] = ()
 
+    @property
+    def spatial(self) -> bool:
+        """Whether any shape depends on the picture's size."""
+        return any(size in ("h", "w", "H", "W") for tensor in self.inputs for size in tensor.shape)
+
 
 @dataclass(frozen=True)
 class Profile:
