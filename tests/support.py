@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("demo_txt2img.py", "demo_txt2img_xl.py", "demo_turbo.py")
-SCRIPT = ROOT / "demo" / SCRIPTS[0]
+SCRIPT = ROOT / "demo" / "demo_txt2img.py"
 
 SIZE = 64
 """Height and width in pixels of the tiny model's pictures."""
@@ -100,7 +99,7 @@ class Studio:
     root: Path
     model: Path
     home: Path = field(default=Path("home"))
-    script: str = SCRIPTS[0]
+    script: str = SCRIPT.name
 
     @property
     def onnx(self) -> Path:
@@ -122,13 +121,12 @@ class Studio:
         return self._here(arguments)[0]
 
     def _here(self, arguments: tuple[str, ...]) -> tuple[Ended, list[str]]:
-        from darkroom import catalog
+        from darkroom.catalog import SCRIPTS
         from darkroom.cli.main import run
 
-        script = {each.program: each for each in (catalog.TXT2IMG, catalog.TXT2IMG_XL, catalog.TURBO)}[self.script]
         out, err = io.StringIO(), io.StringIO()
         with children_inline() as called, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(script, list(arguments))
+            code = run(SCRIPTS[self.script], list(arguments))
         return Ended(code, out.getvalue(), err.getvalue()), called
 
     def draw(self, *prompts: str, model: Path | None = None, **values: Any) -> Drawn:
@@ -409,7 +407,7 @@ class Diffusers:
 
     def __init__(self, model: Path) -> None:
         import torch
-        from diffusers import DiffusionPipeline
+        from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
         silence_libraries()
 
@@ -419,13 +417,18 @@ class Diffusers:
         if not hasattr(encoder, "text_model"):
             # diffusers 0.42 looks for the final norm there when layers are skipped; transformers 5 has it one level up.
             object.__setattr__(encoder, "text_model", encoder)
+        self._from_image = AutoPipelineForImage2Image.from_pipe(self.pipeline)
+        self._from_image.set_progress_bar_config(disable=True)
         self._config = self.pipeline.scheduler.config
         self._made: dict[str, list[np.ndarray]] = {}
 
     def draw(
         self, *prompts: str, seed: int = 5, scheduler: str | None = None, denoising_steps: int = 3, **more: Any
     ) -> list[np.ndarray]:
-        """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names."""
+        """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names.
+
+        With an `image` among it, that pipeline is image-to-image.
+        """
         asked = repr((prompts, seed, scheduler, denoising_steps, sorted(more.items())))
         if asked not in self._made:
             import diffusers
@@ -437,11 +440,12 @@ class Diffusers:
             overrides = {} if scheduler is None else SCHEDULERS[scheduler][1]
             if name == "PNDMScheduler":
                 overrides = overrides | {"skip_prk_steps": True}
-            self.pipeline.scheduler = getattr(diffusers, name).from_config(self._config, **overrides)
+            pipeline = self._from_image if "image" in more else self.pipeline
+            pipeline.scheduler = getattr(diffusers, name).from_config(self._config, **overrides)
             if "negative_prompt" in more:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
             generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
-            images = self.pipeline(
+            images = pipeline(
                 list(prompts),
                 num_inference_steps=denoising_steps,
                 generator=generators,

@@ -34,7 +34,7 @@ class Script:
     """A script of demo/: the models it knows by name, the first being its default, and those it can run.
 
     `pipeline` begins the names of its pictures; `unnamed` holds the defaults for a model that is given by folder or
-    repository.
+    repository. `from_image` scripts start from a picture.
     """
 
     program: str
@@ -42,6 +42,7 @@ class Script:
     families: tuple[str, ...]
     versions: dict[str, Version]
     unnamed: Version = Version("", "", 0)
+    from_image: bool = False
 
 
 TXT2IMG = Script(
@@ -70,6 +71,8 @@ TXT2IMG_XL = Script(
     Version("", "", 0, guidance_scale=5.0),
 )
 
+IMG2IMG = Script("demo_img2img.py", "img2img", (SD, XL), TXT2IMG.versions | TXT2IMG_XL.versions, from_image=True)
+
 TURBO = Script(
     "demo_turbo.py",
     "turbo",
@@ -77,6 +80,8 @@ TURBO = Script(
     _named(Version("sd-turbo", "stabilityai/sd-turbo", 512, steps=4, guidance_scale=0.0), XL_TURBO),
     Version("", "", 0, steps=4, guidance_scale=0.0),
 )
+
+SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG2IMG)}
 
 
 def find_version(name: str, versions: dict[str, Version]) -> Version:

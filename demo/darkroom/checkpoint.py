@@ -43,7 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "text_encoder": CLIP_DEFAULTS,
     "text_encoder_2": CLIP_DEFAULTS,
     "unet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
-    "vae": {"block_out_channels": [64], "latent_channels": 4},
+    "vae": {"block_out_channels": [64], "latent_channels": 4, "scaling_factor": 0.18215},
 }
 """What the libraries take for a key that a configuration leaves out; they leave out their own defaults."""
 

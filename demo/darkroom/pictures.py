@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.request import digest
@@ -29,6 +29,19 @@ def to_bytes(picture: np.ndarray, what: str) -> np.ndarray:
     if (pixels == pixels[:1, :1]).all():
         raise Failed(f"{what} is one constant colour: it was not kept. Try --precision fp32, or other settings.")
     return pixels
+
+
+def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray:
+    """A picture as (H, W, 3) uint8, resized as diffusers does; without a size its own, down to multiples of 8."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise AskedWrongly(f"{path} cannot be read as a picture: {error}.") from None
+    size = tuple(asked or own // 8 * 8 for asked, own in ((width, image.width), (height, image.height)))
+    if min(size) < 8:
+        raise AskedWrongly(f"{path} at {size[0]}x{size[1]} pixels is too small to start from.")
+    return np.array(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
 
 
 def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) -> str:

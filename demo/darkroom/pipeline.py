@@ -29,13 +29,31 @@ class TextEncoder:
     negative: Engine
 
 
+@dataclass(frozen=True)
+class Start:
+    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], and the engine that encodes it.
+
+    `latent_scale` is the VAE's scaling factor.
+    """
+
+    pixels: np.ndarray
+    encoder: Engine
+    latent_scale: float
+
+    def latents(self, streams: list[NoiseStream]) -> np.ndarray:
+        """A sample of the picture's latents for each image, drawn from its stream: (B, 4, h, w)."""
+        mean, log_variance = np.split(self.encoder({"images": self.pixels})["moments"][0], 2)
+        deviation = np.exp(0.5 * np.clip(log_variance, -30, 20))
+        return np.float32(self.latent_scale) * (mean + deviation * initial_latents(streams, mean.shape))
+
+
 @dataclass
 class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
 
     `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
     `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, (N,) each,
-    the same for every image.
+    the same for every image. `start` is the picture to start from, if any.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -47,22 +65,27 @@ class Pipeline:
     negative_prompt: str = ""
     zero_negative: bool = False
     added: dict[str, np.ndarray] = field(default_factory=dict)
+    start: Start | None = None
     _encoded: dict[tuple[bool, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def run(self, batch: Batch, clock: StageClock, on_call: Callable[[], None] = lambda: None) -> np.ndarray:
         """Makes the pictures of one batch: (B, H, W, 3) float32 in [0, 1]. `on_call` is called after each step."""
-        start = time.perf_counter()
+        began = time.perf_counter()
         with clock.time("CLIP"):
             conditions = self.condition(batch.prompts)
         streams = [NoiseStream(seed) for seed in batch.seeds]
+        image = None
+        if self.start:
+            with clock.time("VAE-Enc"):
+                image = self.start.latents(streams)
         with clock.time("UNet"):
-            for step in self.denoise(streams, conditions):
+            for step in self.denoise(streams, conditions, image):
                 latents = step
                 clock.unet_calls += 1
                 on_call()
         with clock.time("VAE-Dec"):
             pictures = self.decode(latents)
-        clock.pipeline += 1000 * (time.perf_counter() - start)
+        clock.pipeline += 1000 * (time.perf_counter() - began)
         return pictures
 
     def forget(self) -> None:
@@ -101,12 +124,14 @@ class Pipeline:
             self._encoded[key] = made[-1] | {"text_embeddings": text}
         return self._encoded[key]
 
-    def denoise(self, streams: list[NoiseStream], conditions: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the latents (B, 4, h, w) after every network call.
+    def denoise(
+        self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yields the latents (B, 4, h, w) after every network call; `image` are the latents to start from, if any.
 
         An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order.
         """
-        trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape))
+        trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape), image)
         for call, timestep in enumerate(self.table.timesteps):
             changing = {
                 "latents": trajectory.network_input(call),

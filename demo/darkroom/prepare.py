@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from darkroom.child import run_in_child
 from darkroom.engines.runtime import Engine, Job, Runtime
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
-from darkroom.pipeline import Pipeline, TextEncoder
+from darkroom.pipeline import Pipeline, Start, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
@@ -28,7 +28,7 @@ from darkroom.stages.contract import Profile
 from darkroom.text import ClipTokenizer
 
 GRAPH_REVISION = 2
-TABLE_REVISION = 1
+TABLE_REVISION = 2
 """Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
 
 TABLE_FILE = "table.npz"
@@ -75,8 +75,11 @@ class Preparer:
         self.job = job
         self.detail = detail
 
-    def prepare(self, request: Request) -> Prepared:
-        """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit."""
+    def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
+        """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit.
+
+        `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image.
+        """
         self._check(request)
         scheduler, table_key = self._schedule_key(request)
         tokenizers = [
@@ -85,9 +88,13 @@ class Preparer:
         ]
         table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
         contracts = stages(self.checkpoint, request.guided, request.clip_skip)
-        del contracts["vae_encoder"]  # text to image starts from noise
+        if image is None:
+            del contracts["vae_encoder"]
         profile = self._profile(request)
         jobs = {name: Job(stage, profile, request.precision) for name, stage in contracts.items()}
+        if image is not None:
+            # One picture for the whole batch, encoded alone as diffusers encodes it.
+            jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
         sources = {name: self._source(job, keys[name], request) for name, job in jobs.items()}
         for part, source in {"schedule": table_folder, **sources}.items():
@@ -113,6 +120,7 @@ class Preparer:
             negative_prompt=request.negative_prompt,
             zero_negative=not request.negative_prompt and self._zeros_for_empty_prompt(),
             added=self._added_conditions(request),
+            start=None if image is None else self._start(image, loaded["vae_encoder"]),
         )
         artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
         return Prepared(pipeline, scheduler, artefacts, self.runtime.version())
@@ -151,6 +159,10 @@ class Preparer:
         size = (request.height, request.width)
         return {"time_ids": np.array([*size, 0, 0, *size], np.float32)}
 
+    def _start(self, image: np.ndarray, encoder: Engine) -> Start:
+        pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
+        return Start(pixels, encoder, self.checkpoint.vae["scaling_factor"])
+
     def _schedule_key(self, request: Request) -> tuple[str, Key]:
         class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
         facts = {
@@ -158,6 +170,7 @@ class Preparer:
             "class": class_name,
             "config": config,
             "steps": request.denoising_steps,
+            "skipped": request.skipped_steps,
             "diffusers": _installed_version("diffusers"),
             "revision": TABLE_REVISION,
         }
@@ -167,7 +180,8 @@ class Preparer:
         """Compiled before the store is touched: a schedule that cannot be made leaves nothing behind."""
         facts = key.facts
         with self.job(f"compiling the schedule {facts['class']}, {facts['steps']} steps"):
-            table = run_in_child(compile_table, facts["class"], facts["config"], facts["steps"], verbose=self.verbose)
+            arguments = (facts["class"], facts["config"], facts["steps"], facts["skipped"])
+            table = run_in_child(compile_table, *arguments, verbose=self.verbose)
 
         def build(folder: Path) -> dict[str, Any]:
             table.save(folder / TABLE_FILE)
@@ -251,11 +265,11 @@ class Preparer:
         return folder / GRAPH
 
 
-def compile_table(class_name: str, config: dict[str, Any], steps: int) -> Table:
+def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> Table:
     """Runs in a child: it imports diffusers."""
     from darkroom.schedule.compile import compile_schedule
 
-    return compile_schedule(class_name, config, steps)
+    return compile_schedule(class_name, config, steps, skipped)
 
 
 def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:

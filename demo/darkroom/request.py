@@ -26,7 +26,8 @@ class Request:
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
-    encoder layers left out.
+    encoder layers left out. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to
+    1, the share of the steps that are made then.
     """
 
     model: str | None
@@ -45,6 +46,8 @@ class Request:
     precision: str
     build: str
     onnx_opset: int
+    input_image: str | None = None
+    image_strength: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -72,6 +75,15 @@ class Request:
                 f"--scheduler {self.scheduler!r} is not known here.{near_matches(self.scheduler, list(SCHEDULERS))} "
                 f"Known: {', '.join(SCHEDULERS)}."
             )
+        if (self.input_image is None) != (self.image_strength is None):
+            raise AskedWrongly("an input image and --image-strength go together.")
+        if self.image_strength is not None:
+            if not 0 <= self.image_strength <= 1:
+                raise AskedWrongly(f"--image-strength must be from 0 to 1, not {self.image_strength}.")
+            if self.skipped_steps == self.denoising_steps:
+                raise AskedWrongly(
+                    f"--image-strength {self.image_strength} of {self.denoising_steps} denoising steps leaves no step."
+                )
         if self.build not in BUILDS:
             raise AskedWrongly(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
         if not (0 <= self.seed and self.seed + self.image_count <= SEED_LIMIT):
@@ -84,6 +96,13 @@ class Request:
     def guided(self) -> bool:
         """Whether classifier-free guidance is on: above a scale of 1, as in diffusers."""
         return self.guidance_scale > 1
+
+    @property
+    def skipped_steps(self) -> int | None:
+        """Steps that a picture to start from makes unnecessary, as diffusers counts them; None without one."""
+        if self.image_strength is None:
+            return None
+        return self.denoising_steps - int(self.denoising_steps * self.image_strength)
 
     @property
     def image_count(self) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
-ROWS = ("CLIP", "UNet", "VAE-Dec")
+ROWS = ("CLIP", "VAE-Enc", "UNet", "VAE-Dec")
 
 
 @dataclass
@@ -29,8 +29,13 @@ class StageClock:
 
 def medians(clocks: list[StageClock]) -> dict[str, float]:
     """Median milliseconds of each stage over the batches, under the names of the table, and of the pipeline."""
-    stages = {stage: median(clock.milliseconds.get(stage, 0.0) for clock in clocks) for stage in ROWS}
+    stages = {stage: median(clock.milliseconds[stage] for clock in clocks) for stage in _rows(clocks)}
     return stages | {"Pipeline": median(clock.pipeline for clock in clocks)}
+
+
+def _rows(clocks: list[StageClock]) -> list[str]:
+    """The stages that were timed, in their order."""
+    return [stage for stage in ROWS if stage in clocks[0].milliseconds]
 
 
 def throughput(clocks: list[StageClock], batch_size: int) -> float:
@@ -43,7 +48,7 @@ def table(clocks: list[StageClock], batch_size: int) -> str:
     values = medians(clocks)
     rule = f"|{'-' * 17}|{'-' * 14}|"
     lines = [rule, f"|{'Module':^17}|{'Latency':^14}|", rule]
-    for stage in ROWS:
+    for stage in _rows(clocks):
         name = f"UNet x {clocks[0].unet_calls}" if stage == "UNet" else stage
         lines.append(f"|{name:^17}|{values[stage]:>10.2f} ms |")
     lines += [rule, f"|{'Pipeline':^17}|{values['Pipeline']:>10.2f} ms |", rule]

@@ -1,13 +1,16 @@
 """Flags -> what was asked: which model, and the request."""
 
 import argparse
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
-from darkroom.cli.flags import DEFAULT_OPSET, OPSETS
+from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_STRENGTH, OPSETS
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.hub import REPOSITORY
@@ -29,6 +32,7 @@ FIXED_BY_RECIPE = (
     "precision",
     "build",
     "onnx_opset",
+    "image_strength",
 )
 """Flags that determine pixels, and so are refused beside --recipe."""
 
@@ -45,7 +49,7 @@ def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
     if flags.prompt:
         raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
     for name in FIXED_BY_RECIPE:
-        if getattr(flags, name) is not None:
+        if getattr(flags, name, None) is not None:
             flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
             raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
     return read_recipe(Path(flags.recipe))
@@ -68,7 +72,34 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     return find_version(flags.version or next(iter(script.versions)), script.versions)
 
 
-def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Checkpoint | None, engine: str) -> Request:
+def asked_image(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
+    """The pixels to start from: (H, W, 3) uint8, of the size that is asked for or else the file's own, cut to fit.
+
+    Beside a recipe, they must be the ones that it was made from.
+    """
+    from darkroom.pictures import read_pixels
+
+    if flags.input_image is None:
+        raise AskedWrongly("--input-image is needed: the picture to start from.")
+    wanted = recipe["request"] if recipe else vars(flags)
+    pixels = read_pixels(Path(flags.input_image), wanted["height"], wanted["width"])
+    if recipe and recipe["request"].get("input_image") != pixels_digest(pixels):
+        raise AskedWrongly(f"--input-image {flags.input_image} is not the picture that {flags.recipe} was made from.")
+    return pixels
+
+
+def pixels_digest(pixels: np.ndarray) -> str:
+    """SHA-256 of (H, W, 3) uint8 pixels and their size, in hex."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+def asked_request(
+    flags: argparse.Namespace,
+    version: Version,
+    image: np.ndarray | None,
+    checkpoint: Checkpoint | None,
+    engine: str,
+) -> Request:
     """The request that the flags make, with the version's defaults for what they leave out.
 
     Without a checkpoint, sizes and seed are stand-ins: good for finding out what is wrong before a model is
@@ -87,14 +118,15 @@ def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Check
             f"use one above 1, or leave the negative prompt out."
         )
     size = version.size or (checkpoint.default_size if checkpoint else PROVISIONAL_SIZE)
+    height, width = (size, size) if image is None else image.shape[:2]
     return Request(
         model=version.name or None,
         prompts=tuple(flags.prompt),
         negative_prompt=_or(flags.negative_prompt, ""),
         batch_size=_or(flags.batch_size, 1),
         batch_count=_or(flags.batch_count, 1),
-        height=_or(flags.height, size),
-        width=_or(flags.width, size),
+        height=_or(flags.height, height),
+        width=_or(flags.width, width),
         denoising_steps=_or(flags.denoising_steps, version.steps),
         guidance_scale=guidance_scale,
         clip_skip=_or(flags.clip_skip, 0),
@@ -104,6 +136,8 @@ def asked_request(flags: argparse.Namespace, version: Version, checkpoint: Check
         precision=flags.precision or PRECISIONS[0],
         build=flags.build or "static-batch",
         onnx_opset=opset,
+        input_image=None if image is None else pixels_digest(image),
+        image_strength=None if image is None else _or(flags.image_strength, DEFAULT_STRENGTH),
     )
 
 

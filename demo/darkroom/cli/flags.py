@@ -3,12 +3,14 @@
 import argparse
 from typing import NoReturn
 
+from darkroom.catalog import Script
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.request import BUILDS
 from darkroom.schedule import SCHEDULERS
 
+DEFAULT_STRENGTH = 0.8
 DEFAULT_OPSET = 17
 OPSETS = range(17, 21)
 """ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
@@ -25,10 +27,12 @@ class Parser(argparse.ArgumentParser):
         raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
 
-def txt2img_parser(program: str, versions: list[str]) -> Parser:
-    """Every flag of text-to-image. A default of None means: what the model or the machine suggests."""
+def parser_of(script: Script) -> Parser:
+    """Every flag of a script. A default of None means: what the model or the machine suggests."""
+    versions = list(script.versions)
+    size = "the input image's own" if script.from_image else "the model's own"
     parser = Parser(
-        prog=program,
+        prog=script.program,
         allow_abbrev=False,
         description="Makes pictures from prompts, through engines compiled for this machine.",
     )
@@ -37,8 +41,8 @@ def txt2img_parser(program: str, versions: list[str]) -> Parser:
     )
     picture = parser.add_argument_group("the picture")
     picture.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what they should not show")
-    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
-    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help=f"a multiple of 8; default: {size}")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help=f"a multiple of 8; default: {size}")
     picture.add_argument(
         "--denoising-steps", type=int, metavar="N", help="steps of the scheduler; default: the model's own"
     )
@@ -58,6 +62,14 @@ def txt2img_parser(program: str, versions: list[str]) -> Parser:
     )
     picture.add_argument("--batch-count", type=int, metavar="C", help="batches for each prompt; default 1")
     picture.add_argument("--recipe", metavar="PNG", help="remake the picture in this file, from the recipe it carries")
+    if script.from_image:
+        picture.add_argument("--input-image", metavar="FILE", help="the picture to start from")
+        picture.add_argument(
+            "--image-strength",
+            type=float,
+            metavar="X",
+            help=f"how far to leave it: the share of the steps that are made, to 1; default {DEFAULT_STRENGTH}",
+        )
     model = parser.add_argument_group("the model")
     model.add_argument("--version", metavar="NAME", help=f"one of {', '.join(versions)}; default: {versions[0]}")
     model.add_argument(

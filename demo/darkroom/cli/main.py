@@ -13,9 +13,9 @@ import numpy as np
 from darkroom import __version__
 from darkroom.catalog import Script, Version
 from darkroom.checkpoint import Checkpoint, open_checkpoint
-from darkroom.cli.asked import asked_recipe, asked_request, asked_version, refuse_build_flags
+from darkroom.cli.asked import asked_image, asked_recipe, asked_request, asked_version, refuse_build_flags
 from darkroom.cli.console import Console
-from darkroom.cli.flags import txt2img_parser
+from darkroom.cli.flags import parser_of
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
@@ -31,7 +31,7 @@ INTERRUPTED = 130
 def run(script: Script, arguments: list[str] | None = None) -> int:
     """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
     try:
-        _run(script, txt2img_parser(script.program, list(script.versions)).parse_args(arguments))
+        _run(script, parser_of(script).parse_args(arguments))
     except DarkroomError as error:
         print(f"{script.program}: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,9 +46,10 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     recipe = asked_recipe(flags)
     settings = Settings.from_flags(flags)
     version = asked_version(flags, recipe, script)
+    image = asked_image(flags, recipe) if script.from_image else None
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        request = asked_request(flags, version, None, flags.engine or "auto")
+        request = asked_request(flags, version, image, None, flags.engine or "auto")
     else:
         request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
@@ -59,7 +60,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     graphs, engines = Store(settings.onnx_dir), Store(settings.engine_dir)
     checkpoint = _open(version, settings, engines, script.families, console)
     if recipe is None:
-        request = asked_request(flags, version, checkpoint, runtime.name)
+        request = asked_request(flags, version, image, checkpoint, runtime.name)
     preparer = Preparer(
         checkpoint,
         runtime,
@@ -78,7 +79,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         )
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
-    prepared = preparer.prepare(request)
+    prepared = preparer.prepare(request, image)
     for store in (graphs, engines):
         store.fingerprints.remember()
     common = {

@@ -1,23 +1,28 @@
 """The flags as a Markdown table, for the README: `python -m darkroom.cli.reference` from demo/."""
 
 import argparse
+from collections.abc import Iterator
 
-from darkroom.catalog import TXT2IMG
-from darkroom.cli.flags import txt2img_parser
+from darkroom.catalog import IMG2IMG, TXT2IMG, Script
+from darkroom.cli.flags import parser_of
 
 BEGIN = "<!-- flags: written by darkroom.cli.reference -->"
 END = "<!-- end of flags -->"
 
 
 def flags_table() -> str:
-    """One row a flag, in the parser's order, under the headings of its groups."""
-    parser = txt2img_parser(TXT2IMG.program, list(TXT2IMG.versions))
-    lines = ["| flag | what it does |", "| --- | --- |"]
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if not isinstance(action, argparse._HelpAction):
-                lines.append(f"| {_name(action)} | {action.help} |")
-    return "\n".join(lines)
+    """One row a flag, in the parser's order; then what only demo_img2img.py has."""
+    rows = {_name(action): action.help for action in _actions(TXT2IMG)}
+    for action in _actions(IMG2IMG):
+        rows.setdefault(_name(action), f"`{IMG2IMG.program}` alone: {action.help}")
+    return "\n".join(
+        ["| flag | what it does |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]
+    )
+
+
+def _actions(script: Script) -> Iterator[argparse.Action]:
+    for group in parser_of(script)._action_groups:
+        yield from (action for action in group._group_actions if not isinstance(action, argparse._HelpAction))
 
 
 def _name(action: argparse.Action) -> str:

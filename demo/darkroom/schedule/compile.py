@@ -1,9 +1,9 @@
 """Reads a diffusers scheduler off into a `Table` by running it once on basis vectors instead of images.
 
-The initial noise, each network output and each noise draw is one axis of a vector space. After a run through the
-real scheduler every sample is a row of coefficients over those axes, and each step's short recurrence is solved
-from the rows. Nothing about any scheduler is written down here, so all of them come out exactly as diffusers has
-them. A scheduler that is not linear, or needs a longer history than the table's windows, is refused.
+The initial noise, the picture to start from, each network output and each noise draw is one axis of a vector space.
+After a run through the real scheduler every sample is a row of coefficients over those axes, and each step's short
+recurrence is solved from the rows. Nothing about any scheduler is written down here, so all of them come out exactly
+as diffusers has them. A scheduler that is not linear, or needs a longer history than the table's windows, is refused.
 """
 
 import importlib
@@ -27,9 +27,10 @@ TOLERANCE = 3e-5
 schedulers divide by alphas down to 0.07, so their own rounding reaches 1e-6)."""
 
 
-def compile_schedule(class_name: str, config: dict[str, Any], steps: int) -> Table:
+def compile_schedule(class_name: str, config: dict[str, Any], steps: int, skipped: int | None = None) -> Table:
     """Compiles `steps` steps of the diffusers scheduler `class_name` made from `config`.
 
+    With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does.
     Raises `AskedWrongly` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
     scheduler = _make(class_name, config)
@@ -44,9 +45,9 @@ def compile_schedule(class_name: str, config: dict[str, Any], steps: int) -> Tab
     if steps > limit:
         raise AskedWrongly(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
     try:
-        rows = _Run(scheduler, steps)
+        rows = _Run(scheduler, steps, skipped)
         table = rows.solve()
-        agrees = _agrees_off_basis(scheduler, steps, table)
+        agrees = _agrees_off_basis(scheduler, steps, skipped, table)
     except (ValueError, IndexError, ZeroDivisionError, AssertionError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AskedWrongly(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
@@ -66,13 +67,30 @@ def _make(class_name: str, config: dict[str, Any]) -> Any:
         raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {error}") from None
 
 
-def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) -> tuple[list, ...]:
+def _set_timesteps(scheduler: Any, steps: int, skipped: int | None) -> Any:
+    """Prepares the scheduler as diffusers' pipelines do; returns the timesteps that are left."""
+    scheduler.set_timesteps(steps)
+    if skipped is None:
+        return scheduler.timesteps
+    calls = skipped * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(calls)
+    return scheduler.timesteps[calls:]
+
+
+def _drive(
+    scheduler: Any, steps: int, skipped: int | None, noise: Any, image: Any, outputs: Any, noises: Any
+) -> tuple[list, ...]:
     """Runs the scheduler as diffusers' pipelines do, with prepared outputs and noise.
 
-    `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `start`. Returns timesteps, network
+    `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `noise`. Returns timesteps, network
     inputs, outputs, samples (one more than calls) and for each call the index of its noise draw or None.
     """
-    scheduler.set_timesteps(steps)
+    timesteps = _set_timesteps(scheduler, steps, skipped)
+    if skipped is None:
+        start = noise * scheduler.init_noise_sigma
+    else:
+        start = scheduler.add_noise(image, noise, timesteps[:1])
     draws: list[int] = []
 
     def draw(*_: Any, **__: Any) -> Any:
@@ -81,9 +99,9 @@ def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) ->
 
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in accepted else {}
-    samples, inputs, made, drawn = [start * scheduler.init_noise_sigma], [], [], []
+    samples, inputs, made, drawn = [start], [], [], []
     with _noise_from(draw, scheduler):
-        for call, timestep in enumerate(scheduler.timesteps):
+        for call, timestep in enumerate(timesteps):
             inputs.append(scheduler.scale_model_input(samples[-1], timestep))
             made.append(outputs(call, inputs[-1]))
             before = len(draws)
@@ -91,7 +109,7 @@ def _drive(scheduler: Any, steps: int, start: Any, outputs: Any, noises: Any) ->
             if len(draws) > before + 1:
                 raise ValueError("it draws noise more than once in a step")
             drawn.append(before if len(draws) > before else None)
-    return [float(t) for t in scheduler.timesteps], inputs, made, samples, drawn
+    return [float(t) for t in timesteps], inputs, made, samples, drawn
 
 
 @contextmanager
@@ -110,29 +128,33 @@ def _noise_from(draw: Callable[..., Any], scheduler: Any) -> Iterator[None]:
 
 
 class _Run:
-    """The rows of one run over the basis: axis 0 the initial noise, then outputs, then noise draws."""
+    """The rows of one run over the basis: the initial noise, the picture, then outputs, then noise draws."""
 
-    def __init__(self, scheduler: Any, steps: int) -> None:
+    def __init__(self, scheduler: Any, steps: int, skipped: int | None) -> None:
         import torch
 
-        scheduler.set_timesteps(steps)
-        calls = len(scheduler.timesteps)
-        width = 1 + 2 * calls
+        calls = len(_set_timesteps(scheduler, steps, skipped))
+        width = 2 + 2 * calls
 
         def axis(index: int) -> Any:
             vector = torch.zeros(1, width, 1, 1)
             vector[0, index] = 1
             return vector
 
-        self.initial_scale = float(scheduler.init_noise_sigma)
         self.timesteps, inputs, outputs, samples, self.drawn = _drive(
-            scheduler, steps, axis(0), lambda call, _: axis(1 + call), lambda draw: axis(1 + calls + draw)
+            scheduler,
+            steps,
+            skipped,
+            axis(0),
+            axis(1),
+            lambda call, _: axis(2 + call),
+            lambda draw: axis(2 + calls + draw),
         )
         self.inputs, self.outputs, self.samples = (
             np.array([tensor.reshape(-1).double().numpy() for tensor in tensors])
             for tensors in (inputs, outputs, samples)
         )
-        self.noises = [None if d is None else axis(1 + calls + d).reshape(-1).double().numpy() for d in self.drawn]
+        self.noises = [None if d is None else axis(2 + calls + d).reshape(-1).double().numpy() for d in self.drawn]
 
     def solve(self) -> Table:
         calls = len(self.timesteps)
@@ -146,7 +168,8 @@ class _Run:
             weights[call] = self._solve_step(call)
         sample, output, noise = np.split(weights, [SAMPLE_WINDOW, SAMPLE_WINDOW + OUTPUT_WINDOW], axis=1)
         return Table(
-            initial_scale=self.initial_scale,
+            initial_scale=float(self.samples[0, 0]),
+            image_scale=float(self.samples[0, 1]),
             timesteps=np.array(self.timesteps, np.float32),
             input_scale=scale.astype(np.float32),
             sample_weights=sample.astype(np.float32),
@@ -189,7 +212,7 @@ class _Run:
         return best
 
 
-def _agrees_off_basis(scheduler: Any, steps: int, table: Table) -> bool:
+def _agrees_off_basis(scheduler: Any, steps: int, skipped: int | None, table: Table) -> bool:
     """Whether table and scheduler agree on large random vectors, where clipping of any kind would show."""
     import torch
 
@@ -198,14 +221,14 @@ def _agrees_off_basis(scheduler: Any, steps: int, table: Table) -> bool:
     def random(*_: Any) -> Any:
         return 3 * torch.randn(1, 64, 1, 1, generator=generator)
 
-    start, noises = random(), []
+    start, image, noises = random(), random(), []
 
     def noise(_: int) -> Any:
         noises.append(random())
         return noises[-1]
 
-    _, _, outputs, samples, drawn = _drive(scheduler, steps, start, lambda *_: random(), noise)
-    trajectory = Trajectory(table, start.numpy())
+    _, _, outputs, samples, drawn = _drive(scheduler, steps, skipped, start, image, lambda *_: random(), noise)
+    trajectory = Trajectory(table, start.numpy(), None if skipped is None else image.numpy())
     for call, output in enumerate(outputs):
         draw = drawn[call]
         trajectory.advance(call, output.numpy(), None if draw is None else noises[draw].numpy())

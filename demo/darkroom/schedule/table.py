@@ -7,8 +7,8 @@ A step of every scheduler in common use is linear in the samples, the network's 
                    + sum over k < 4 of output_weights[i, k] * output_{i-k}
                    + noise_weights[i] * noise_i
 
-with sample_0 = initial_scale * the initial noise. The windows have fixed widths, so the state of any schedule
-fits any buffer.
+with sample_0 = initial_scale * the initial noise + image_scale * the latents of a picture to start from, if any.
+The windows have fixed widths, so the state of any schedule fits any buffer.
 """
 
 from collections import deque
@@ -23,13 +23,14 @@ OUTPUT_WINDOW = 4
 
 @dataclass(frozen=True)
 class Table:
-    """N network calls. Weights are float32; `timesteps` (N,) may be fractional.
+    """N network calls. Weights are float32; `timesteps` (N,) may be fractional. `image_scale` is 0 without a picture.
 
     `sample_weights`: (N, 4), `output_weights`: (N, 4), `noise_weights`: (N,), newest first. `noise_drawn`: (N,)
     bool, whether the scheduler draws noise in that step: a draw moves the random stream even where its weight is 0.
     """
 
     initial_scale: float
+    image_scale: float
     timesteps: np.ndarray
     input_scale: np.ndarray
     sample_weights: np.ndarray
@@ -48,18 +49,22 @@ class Table:
     def load(cls, path: Path) -> "Table":
         with np.load(path, allow_pickle=False) as arrays:
             values = {field.name: arrays[field.name] for field in fields(cls)}
-        return cls(**values | {"initial_scale": float(values["initial_scale"])})
+        return cls(**values | {name: float(values[name]) for name in ("initial_scale", "image_scale")})
 
 
 class Trajectory:
     """A batch of samples on its way through a table: all of them at the same step.
 
-    `noise` of the constructor: (B, C, h, w) standard normal, the schedule's start.
+    `noise` of the constructor: (B, C, h, w) standard normal, the schedule's start; `image`: the same shape, latents
+    as the UNet has them, for a schedule that starts from a picture.
     """
 
-    def __init__(self, table: Table, noise: np.ndarray) -> None:
+    def __init__(self, table: Table, noise: np.ndarray, image: np.ndarray | None = None) -> None:
         self._table = table
-        self._samples = deque([noise * np.float32(table.initial_scale)], maxlen=SAMPLE_WINDOW)
+        start = noise * np.float32(table.initial_scale)
+        if image is not None:
+            start += image * np.float32(table.image_scale)
+        self._samples = deque([start], maxlen=SAMPLE_WINDOW)
         self._outputs: deque[np.ndarray] = deque(maxlen=OUTPUT_WINDOW)
 
     @property

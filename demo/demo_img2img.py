@@ -1,0 +1,8 @@
+#!/usr/bin/env python3
+"""Stable Diffusion and SDXL: a picture and a prompt to another picture."""
+
+from darkroom.catalog import IMG2IMG
+from darkroom.cli.main import run
+
+if __name__ == "__main__":
+    raise SystemExit(run(IMG2IMG))
