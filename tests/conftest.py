@@ -30,6 +30,12 @@ def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random refiner for it. To be read only."""
+    return write_tiny_xl_model(tmp_path_factory.mktemp("models") / "tiny-refiner", refiner=True)
+
+
+@pytest.fixture(scope="session")
 def diffusers_tiny_xl(tiny_xl_model: Path) -> Diffusers:
     """The same model in diffusers' own pipeline."""
     return Diffusers(tiny_xl_model)

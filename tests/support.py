@@ -301,16 +301,20 @@ def write_tiny_model(folder: Path) -> Path:
     return folder
 
 
-def write_tiny_xl_model(folder: Path) -> Path:
-    """An SDXL of 64x64 pixels with random weights and two different text encoders, in the layout of the hub."""
+def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
+    """An SDXL of 64x64 pixels with random weights and two different text encoders, in the layout of the hub.
+
+    A `refiner` has the second of them alone, and is told an aesthetic score.
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     silence_libraries()
-    vocabulary = write_tokenizer(folder / "tokenizer")
-    write_tokenizer(folder / "tokenizer_2", pad="!")
-    torch.manual_seed(4321)
+    vocabulary = write_tokenizer(folder / "tokenizer_2", pad="!")
+    if not refiner:
+        write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(4321 + refiner)
 
     def text(kind: type, width: int, layers: int) -> Any:
         begin, end = vocabulary[BEGIN], vocabulary[END]
@@ -344,12 +348,12 @@ def write_tiny_xl_model(folder: Path) -> Path:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
-        cross_attention_dim=24 + 32,
+        cross_attention_dim=32 if refiner else 24 + 32,
         attention_head_dim=(2, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 40,
+        projection_class_embeddings_input_dim=(5 if refiner else 6) * 8 + 40,
         norm_num_groups=8,
     )
     vae = AutoencoderKL(
@@ -368,7 +372,8 @@ def write_tiny_xl_model(folder: Path) -> Path:
             if "attn2.to_out" in name or "attn2.to_v" in name or "add_embedding" in name:
                 weight.mul_(3)
         unet.conv_out.weight.mul_(3)
-    text(CLIPTextModel, 24, 3).save_pretrained(folder / "text_encoder")
+    if not refiner:
+        text(CLIPTextModel, 24, 3).save_pretrained(folder / "text_encoder")
     text(CLIPTextModelWithProjection, 32, 4).save_pretrained(folder / "text_encoder_2")
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
@@ -376,15 +381,16 @@ def write_tiny_xl_model(folder: Path) -> Path:
     config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=1))
     index = {
-        "_class_name": "StableDiffusionXLPipeline",
+        "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline",
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
-        "force_zeros_for_empty_prompt": True,
+        "force_zeros_for_empty_prompt": not refiner,
+        "requires_aesthetics_score": refiner,
         "image_encoder": [None, None],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder": [None, None] if refiner else ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

@@ -34,7 +34,7 @@ class Script:
     """A script of demo/: the models it knows by name, the first being its default, and those it can run.
 
     `pipeline` begins the names of its pictures; `unnamed` holds the defaults for a model that is given by folder or
-    repository. `from_image` scripts start from a picture.
+    repository. `from_image` scripts start from a picture; `refiner` is what `--enable-refiner` adds.
     """
 
     program: str
@@ -43,6 +43,7 @@ class Script:
     versions: dict[str, Version]
     unnamed: Version = Version("", "", 0)
     from_image: bool = False
+    refiner: Version | None = None
 
 
 TXT2IMG = Script(
@@ -69,6 +70,7 @@ TXT2IMG_XL = Script(
     (XL,),
     _named(Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0), XL_TURBO),
     Version("", "", 0, guidance_scale=5.0),
+    refiner=Version("xl-refiner-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", 1024),
 )
 
 IMG2IMG = Script("demo_img2img.py", "img2img", (SD, XL), TXT2IMG.versions | TXT2IMG_XL.versions, from_image=True)

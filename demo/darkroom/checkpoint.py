@@ -27,10 +27,11 @@ FAMILIES = {
     "StableDiffusionPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,
     "StableDiffusionXLPipeline": XL,
+    "StableDiffusionXLImg2ImgPipeline": XL,
 }
 """The pipeline classes that a model index names, and the family whose networks they hold."""
 
-SWITCHES = ("force_zeros_for_empty_prompt",)
+SWITCHES = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 """What in a model index changes pictures."""
 
 CLIP_DEFAULTS = {
@@ -85,6 +86,11 @@ class Checkpoint:
     def texts(self) -> dict[str, dict[str, Any]]:
         """The configurations of the text encoders, in the order in which their embeddings stand."""
         return {part: self.config(part) for part in TOKENIZERS if part in self.digests}
+
+    @property
+    def wants_aesthetic_score(self) -> bool:
+        """SDXL's refiner was trained on ratings of its pictures, and is told one."""
+        return bool(self.index.get("requires_aesthetics_score"))
 
     @property
     def vae_factor(self) -> int:
@@ -144,9 +150,13 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
 
 
 def networks(index: dict[str, Any]) -> list[str]:
-    """The networks of the model that an index describes, in the order of NETWORKS."""
-    second = FAMILIES.get(str(index.get("_class_name"))) == XL
-    return [part for part in NETWORKS if second or part != "text_encoder_2"]
+    """The networks of the model that an index describes, in the order of NETWORKS.
+
+    SDXL's refiner has the second text encoder alone, and says so.
+    """
+    if FAMILIES.get(str(index.get("_class_name"))) != XL:
+        return [part for part in NETWORKS if part != "text_encoder_2"]
+    return [part for part in NETWORKS if part != "text_encoder" or (index.get(part) or [None])[0]]
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

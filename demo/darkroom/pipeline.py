@@ -53,28 +53,45 @@ class Pipeline:
 
     `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
     `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, (N,) each,
-    the same for every image. `start` is the picture to start from, if any.
+    the same for every image; `added_negative` what guidance leads away from in their place. `start` is the picture to
+    start from, if any; `vae` is None where a `refiner` goes on from this model's latents.
     """
 
     encoders: tuple[TextEncoder, ...]
     unet: Engine
-    vae: Engine
+    vae: Engine | None
     table: Table
     latent_shape: tuple[int, int, int]
     guidance_scale: float | None
     negative_prompt: str = ""
     zero_negative: bool = False
     added: dict[str, np.ndarray] = field(default_factory=dict)
+    added_negative: dict[str, np.ndarray] = field(default_factory=dict)
     start: Start | None = None
+    refiner: "Pipeline | None" = None
     _encoded: dict[tuple[bool, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Network calls that a batch takes."""
+        return len(self.table) + (self.refiner.calls if self.refiner else 0)
 
     def run(self, batch: Batch, clock: StageClock, on_call: Callable[[], None] = lambda: None) -> np.ndarray:
         """Makes the pictures of one batch: (B, H, W, 3) float32 in [0, 1]. `on_call` is called after each step."""
+        return self._run(batch, [NoiseStream(seed) for seed in batch.seeds], None, clock, on_call)
+
+    def _run(
+        self,
+        batch: Batch,
+        streams: list[NoiseStream],
+        image: np.ndarray | None,
+        clock: StageClock,
+        on_call: Callable[[], None],
+    ) -> np.ndarray:
+        """`image`: latents to start from, (B, 4, h, w), where another model has made them."""
         began = time.perf_counter()
         with clock.time("CLIP"):
             conditions = self.condition(batch.prompts)
-        streams = [NoiseStream(seed) for seed in batch.seeds]
-        image = None
         if self.start:
             with clock.time("VAE-Enc"):
                 image = self.start.latents(streams)
@@ -83,6 +100,11 @@ class Pipeline:
                 latents = step
                 clock.unet_calls += 1
                 on_call()
+        if self.refiner:
+            clock.pipeline += 1000 * (time.perf_counter() - began)
+            clock.refiner = StageClock()
+            # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
+            return self.refiner._run(batch, streams, latents, clock.refiner, on_call)
         with clock.time("VAE-Dec"):
             pictures = self.decode(latents)
         clock.pipeline += 1000 * (time.perf_counter() - began)
@@ -91,21 +113,24 @@ class Pipeline:
     def forget(self) -> None:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
         self._encoded.clear()
+        if self.refiner:
+            self.refiner.forget()
 
     def condition(self, prompts: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Prompts, one an image -> all that the UNet is told beside latents and timestep, by the contract's names."""
         images = len(prompts)
-        added = {name: np.tile(value, (images, 1)) for name, value in self.added.items()}
-        conditions = self.encode(prompts) | added
+        text = self.encode(prompts)
+        conditions = text | _for_each(images, self.added)
         if self.guidance_scale is None:
             return conditions
         if self.zero_negative:
-            negative = {name: np.zeros_like(value) for name, value in conditions.items() if name not in added}
+            negative = {name: np.zeros_like(value) for name, value in text.items()}
         else:
             negative = self.encode((self.negative_prompt,) * images, negative=True)
+        negative = negative | _for_each(images, self.added | self.added_negative)
         return (
             conditions
-            | {NEGATIVE + name: value for name, value in (negative | added).items()}
+            | {NEGATIVE + name: value for name, value in negative.items()}
             | {GUIDANCE_SCALE.name: np.full(images, self.guidance_scale, np.float32)}
         )
 
@@ -144,5 +169,10 @@ class Pipeline:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (B, 4, h, w) -> pictures (B, H, W, 3) float32 in [0, 1]; NaN stays NaN."""
+        assert self.vae is not None, "a model with a refiner hands over latents"
         images = self.vae({"latents": latents})["images"]
         return np.clip(images / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+
+
+def _for_each(images: int, conditions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.tile(value, (images, 1)) for name, value in conditions.items()}

@@ -33,6 +33,9 @@ TABLE_REVISION = 2
 
 TABLE_FILE = "table.npz"
 
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""What diffusers tells SDXL's refiner that the picture is rated, and what guidance leads away from."""
+
 ShowJob = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -75,10 +78,11 @@ class Preparer:
         self.job = job
         self.detail = detail
 
-    def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
+    def prepare(self, request: Request, image: np.ndarray | None = None, decodes: bool = True) -> Prepared:
         """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit.
 
-        `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image.
+        `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image. `decodes` is false
+        for a model whose latents a refiner takes.
         """
         self._check(request)
         scheduler, table_key = self._schedule_key(request)
@@ -88,8 +92,11 @@ class Preparer:
         ]
         table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
         contracts = stages(self.checkpoint, request.guided, request.clip_skip)
+        encoders = [name for name in ("clip", "clip_2") if name in contracts]
         if image is None:
             del contracts["vae_encoder"]
+        if not decodes:
+            del contracts["vae"]
         profile = self._profile(request)
         jobs = {name: Job(stage, profile, request.precision) for name, stage in contracts.items()}
         if image is not None:
@@ -97,6 +104,8 @@ class Preparer:
             jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
         sources = {name: self._source(job, keys[name], request) for name, job in jobs.items()}
+        for store in (self.graphs, self.engines):
+            store.fingerprints.remember()
         for part, source in {"schedule": table_folder, **sources}.items():
             self.detail(f"{part}: {source}")
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
@@ -110,16 +119,17 @@ class Preparer:
         pipeline = Pipeline(
             encoders=tuple(
                 TextEncoder(tokenizer, loaded[name], loaded.get(f"{name}_negative", loaded[name]))
-                for tokenizer, name in zip(tokenizers, ("clip", "clip_2"), strict=False)
+                for tokenizer, name in zip(tokenizers, encoders, strict=True)
             ),
             unet=loaded["unet"],
-            vae=loaded["vae"],
+            vae=loaded.get("vae"),
             table=schedule,
             latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
             guidance_scale=request.guidance_scale if request.guided else None,
             negative_prompt=request.negative_prompt,
             zero_negative=not request.negative_prompt and self._zeros_for_empty_prompt(),
-            added=self._added_conditions(request),
+            added=self._added_conditions(request, AESTHETIC_SCORE),
+            added_negative=self._added_conditions(request, NEGATIVE_AESTHETIC_SCORE),
             start=None if image is None else self._start(image, loaded["vae_encoder"]),
         )
         artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
@@ -152,12 +162,13 @@ class Preparer:
         """Whether SDXL was trained with zeros, not an empty prompt's embeddings, for guidance to lead away from."""
         return self.checkpoint.family == XL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
 
-    def _added_conditions(self, request: Request) -> dict[str, np.ndarray]:
+    def _added_conditions(self, request: Request, score: float) -> dict[str, np.ndarray]:
         """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own."""
         if self.checkpoint.family != XL:
             return {}
         size = (request.height, request.width)
-        return {"time_ids": np.array([*size, 0, 0, *size], np.float32)}
+        last = (score,) if self.checkpoint.wants_aesthetic_score else size
+        return {"time_ids": np.array([*size, 0, 0, *last], np.float32)}
 
     def _start(self, image: np.ndarray, encoder: Engine) -> Start:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1

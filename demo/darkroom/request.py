@@ -27,7 +27,8 @@ class Request:
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
     encoder layers left out. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to
-    1, the share of the steps that are made then.
+    1, the share of the steps that are made then. `refiner` is a second model that goes on from the latents, named as
+    `model` is with "" for a folder, and `refiner_strength` the share of the steps that it makes once more.
     """
 
     model: str | None
@@ -48,6 +49,8 @@ class Request:
     onnx_opset: int
     input_image: str | None = None
     image_strength: float | None = None
+    refiner: str | None = None
+    refiner_strength: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -75,14 +78,16 @@ class Request:
                 f"--scheduler {self.scheduler!r} is not known here.{near_matches(self.scheduler, list(SCHEDULERS))} "
                 f"Known: {', '.join(SCHEDULERS)}."
             )
-        if (self.input_image is None) != (self.image_strength is None):
-            raise AskedWrongly("an input image and --image-strength go together.")
-        if self.image_strength is not None:
-            if not 0 <= self.image_strength <= 1:
-                raise AskedWrongly(f"--image-strength must be from 0 to 1, not {self.image_strength}.")
-            if self.skipped_steps == self.denoising_steps:
+        for start, strength in ((self.input_image, self.image_strength), (self.refiner, self.refiner_strength)):
+            if (start is None) != (strength is None):
+                raise AskedWrongly("--image-strength says how far to leave a picture: there is none to start from.")
+            if strength is None:
+                continue
+            if not 0 <= strength <= 1:
+                raise AskedWrongly(f"--image-strength must be from 0 to 1, not {strength}.")
+            if not int(self.denoising_steps * strength):
                 raise AskedWrongly(
-                    f"--image-strength {self.image_strength} of {self.denoising_steps} denoising steps leaves no step."
+                    f"--image-strength {strength} of {self.denoising_steps} denoising steps leaves no step."
                 )
         if self.build not in BUILDS:
             raise AskedWrongly(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
@@ -103,6 +108,18 @@ class Request:
         if self.image_strength is None:
             return None
         return self.denoising_steps - int(self.denoising_steps * self.image_strength)
+
+    def refining(self) -> "Request":
+        """What the refiner is asked: the same prompts, from the first model's latents."""
+        return dataclasses.replace(
+            self,
+            model=self.refiner,
+            clip_skip=0,
+            input_image="latents",
+            image_strength=self.refiner_strength,
+            refiner=None,
+            refiner_strength=None,
+        )
 
     @property
     def image_count(self) -> int:

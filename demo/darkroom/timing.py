@@ -7,15 +7,25 @@ from dataclasses import dataclass, field
 from statistics import median
 
 ROWS = ("CLIP", "VAE-Enc", "UNet", "VAE-Dec")
+RULE = f"|{'-' * 17}|{'-' * 14}|"
 
 
 @dataclass
 class StageClock:
-    """Milliseconds that each stage of one batch took, and how often the UNet was called."""
+    """Milliseconds that each stage of one batch took, and how often the UNet was called.
+
+    `refiner` is the clock of the second model, where there is one.
+    """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
     unet_calls: int = 0
     pipeline: float = 0.0
+    refiner: "StageClock | None" = None
+
+    @property
+    def end_to_end(self) -> float:
+        """Milliseconds of both models."""
+        return self.pipeline + (self.refiner.pipeline if self.refiner else 0.0)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
@@ -40,16 +50,25 @@ def _rows(clocks: list[StageClock]) -> list[str]:
 
 def throughput(clocks: list[StageClock], batch_size: int) -> float:
     """Images a second over all batches."""
-    return 1000 * batch_size * len(clocks) / sum(clock.pipeline for clock in clocks)
+    return 1000 * batch_size * len(clocks) / sum(clock.end_to_end for clock in clocks)
 
 
 def table(clocks: list[StageClock], batch_size: int) -> str:
-    """The stage table; over several batches, medians."""
-    values = medians(clocks)
-    rule = f"|{'-' * 17}|{'-' * 14}|"
-    lines = [rule, f"|{'Module':^17}|{'Latency':^14}|", rule]
-    for stage in _rows(clocks):
-        name = f"UNet x {clocks[0].unet_calls}" if stage == "UNet" else stage
-        lines.append(f"|{name:^17}|{values[stage]:>10.2f} ms |")
-    lines += [rule, f"|{'Pipeline':^17}|{values['Pipeline']:>10.2f} ms |", rule]
+    """The stage table; over several batches, medians. With a refiner a second one, and both together."""
+    lines = _table(clocks)
+    if refining := [clock.refiner for clock in clocks if clock.refiner]:
+        together = median(clock.end_to_end for clock in clocks)
+        lines += [*_table(refining), _row("e2e", together), RULE]
     return "\n".join([*lines, f"Throughput: {throughput(clocks, batch_size):.2f} image/s"])
+
+
+def _table(clocks: list[StageClock]) -> list[str]:
+    values = medians(clocks)
+    lines = [RULE, f"|{'Module':^17}|{'Latency':^14}|", RULE]
+    for stage in _rows(clocks):
+        lines.append(_row(f"UNet x {clocks[0].unet_calls}" if stage == "UNet" else stage, values[stage]))
+    return [*lines, RULE, _row("Pipeline", values["Pipeline"]), RULE]
+
+
+def _row(name: str, milliseconds: float) -> str:
+    return f"|{name:^17}|{milliseconds:>10.2f} ms |"

@@ -10,7 +10,7 @@ import numpy as np
 
 from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
-from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_STRENGTH, OPSETS
+from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH, OPSETS
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.hub import REPOSITORY
@@ -33,6 +33,7 @@ FIXED_BY_RECIPE = (
     "build",
     "onnx_opset",
     "image_strength",
+    "enable_refiner",
 )
 """Flags that determine pixels, and so are refused beside --recipe."""
 
@@ -49,7 +50,7 @@ def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
     if flags.prompt:
         raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
     for name in FIXED_BY_RECIPE:
-        if getattr(flags, name, None) is not None:
+        if getattr(flags, name, None) not in (None, False):
             flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
             raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
     return read_recipe(Path(flags.recipe))
@@ -60,8 +61,7 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     if flags.model is not None and flags.version is not None:
         raise AskedWrongly("--model and --version cannot be given together: each names the model.")
     if flags.model is not None:
-        is_folder = Path(flags.model).exists() or not REPOSITORY.fullmatch(flags.model)
-        return replace(script.unnamed, name="" if is_folder else flags.model, source=flags.model, embedded=is_folder)
+        return _unnamed(flags.model, script.unnamed)
     if recipe is not None:
         name = recipe["request"].get("model")
         if not name:
@@ -70,6 +70,30 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
             raise AskedWrongly(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
         return script.versions.get(name) or replace(script.unnamed, name=name, source=name)
     return find_version(flags.version or next(iter(script.versions)), script.versions)
+
+
+def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
+    """The second model that is meant, or None without one. Refuses flags about a refiner that is not asked for."""
+    if script.refiner is None:
+        return None
+    asked = flags.enable_refiner if recipe is None else recipe["request"].get("refiner") is not None
+    if not asked:
+        for name in ("image_strength", "refiner_model", "onnx_refiner_dir", "engine_refiner_dir"):
+            if getattr(flags, name) is not None:
+                raise AskedWrongly(f"--{name.replace('_', '-')} has nothing to act on without --enable-refiner.")
+        return None
+    named = flags.refiner_model or (recipe["request"]["refiner"] if recipe else script.refiner.name)
+    if named == script.refiner.name:
+        return script.refiner
+    if not named:
+        raise AskedWrongly(f"--recipe {flags.recipe} was made with a refiner's folder; name it with --refiner-model.")
+    return _unnamed(named, script.refiner)
+
+
+def _unnamed(source: str, defaults: Version) -> Version:
+    """A model by its folder, which has no name, or by its hub repository."""
+    is_folder = Path(source).exists() or not REPOSITORY.fullmatch(source)
+    return replace(defaults, name="" if is_folder else source, source=source, size=0, embedded=is_folder)
 
 
 def asked_image(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
@@ -97,6 +121,7 @@ def asked_request(
     flags: argparse.Namespace,
     version: Version,
     image: np.ndarray | None,
+    refiner: Version | None,
     checkpoint: Checkpoint | None,
     engine: str,
 ) -> Request:
@@ -138,6 +163,8 @@ def asked_request(
         onnx_opset=opset,
         input_image=None if image is None else pixels_digest(image),
         image_strength=None if image is None else _or(flags.image_strength, DEFAULT_STRENGTH),
+        refiner=None if refiner is None else refiner.name,
+        refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULT_REFINER_STRENGTH),
     )
 
 

@@ -10,7 +10,7 @@ from darkroom.errors import AskedWrongly, near_matches
 from darkroom.request import BUILDS
 from darkroom.schedule import SCHEDULERS
 
-DEFAULT_STRENGTH = 0.8
+DEFAULT_STRENGTH, DEFAULT_REFINER_STRENGTH = 0.8, 0.3
 DEFAULT_OPSET = 17
 OPSETS = range(17, 21)
 """ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
@@ -70,11 +70,25 @@ def parser_of(script: Script) -> Parser:
             metavar="X",
             help=f"how far to leave it: the share of the steps that are made, to 1; default {DEFAULT_STRENGTH}",
         )
+    if script.refiner:
+        picture.add_argument("--enable-refiner", action="store_true", help="let a second model go over the picture")
+        picture.add_argument(
+            "--image-strength",
+            type=float,
+            metavar="X",
+            help=f"share of the steps that the refiner makes once more; default {DEFAULT_REFINER_STRENGTH}",
+        )
     model = parser.add_argument_group("the model")
     model.add_argument("--version", metavar="NAME", help=f"one of {', '.join(versions)}; default: {versions[0]}")
     model.add_argument(
         "--model", metavar="PATH_OR_REPO", help="a diffusers model folder, or a hub repository owner/name"
     )
+    if script.refiner:
+        model.add_argument(
+            "--refiner-model",
+            metavar="PATH_OR_REPO",
+            help=f"the refiner's folder or hub repository; default: {script.refiner.source}",
+        )
     model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
     model.add_argument(
         "--framework-model-dir", metavar="DIR", help="download models here; default: the hub's own cache"
@@ -117,6 +131,9 @@ def parser_of(script: Script) -> Parser:
     folders = parser.add_argument_group("folders")
     folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
     folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")
+    if script.refiner:
+        folders.add_argument("--onnx-refiner-dir", metavar="DIR", help="the refiner's graphs; default: --onnx-dir")
+        folders.add_argument("--engine-refiner-dir", metavar="DIR", help="its engines; default: --engine-dir")
     folders.add_argument("--output-dir", metavar="DIR", help="pictures; default: output")
     output = parser.add_argument_group("what is printed")
     output.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")

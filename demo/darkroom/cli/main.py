@@ -13,7 +13,14 @@ import numpy as np
 from darkroom import __version__
 from darkroom.catalog import Script, Version
 from darkroom.checkpoint import Checkpoint, open_checkpoint
-from darkroom.cli.asked import asked_image, asked_recipe, asked_request, asked_version, refuse_build_flags
+from darkroom.cli.asked import (
+    asked_image,
+    asked_recipe,
+    asked_refiner,
+    asked_request,
+    asked_version,
+    refuse_build_flags,
+)
 from darkroom.cli.console import Console
 from darkroom.cli.flags import parser_of
 from darkroom.cli.settings import Settings, make_folder
@@ -46,10 +53,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     recipe = asked_recipe(flags)
     settings = Settings.from_flags(flags)
     version = asked_version(flags, recipe, script)
+    second = asked_refiner(flags, recipe, script)
     image = asked_image(flags, recipe) if script.from_image else None
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        request = asked_request(flags, version, image, None, flags.engine or "auto")
+        request = asked_request(flags, version, image, second, None, flags.engine or "auto")
     else:
         request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
@@ -57,46 +65,56 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         _refuse_cuda_graph(flags, runtime.name, console)
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
-    graphs, engines = Store(settings.onnx_dir), Store(settings.engine_dir)
-    checkpoint = _open(version, settings, engines, script.families, console)
-    if recipe is None:
-        request = asked_request(flags, version, image, checkpoint, runtime.name)
-    preparer = Preparer(
-        checkpoint,
-        runtime,
-        graphs,
-        engines,
-        name=version.name,
-        threads=settings.threads,
-        verbose=flags.verbose,
-        job=console.job,
-        detail=console.detail,
-    )
-    if recipe is not None and recipe.get("revision") != checkpoint.revision:
-        raise AskedWrongly(
-            f"--recipe {flags.recipe} was made with other weights than those in {checkpoint.folder}; "
-            f"name the folder or repository that has them with --model."
+
+    stores: dict[Path, Store] = {}
+
+    def preparer(version: Version, onnx_dir: Path, engine_dir: Path) -> Preparer:
+        graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
+        checkpoint = _open(version, settings, engines, script.families, console)
+        return Preparer(
+            checkpoint,
+            runtime,
+            graphs,
+            engines,
+            name=version.name,
+            threads=settings.threads,
+            verbose=flags.verbose,
+            job=console.job,
+            detail=console.detail,
         )
+
+    base = preparer(version, settings.onnx_dir, settings.engine_dir)
+    refiner = second and preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir)
+    if recipe is None:
+        request = asked_request(flags, version, image, second, base.checkpoint, runtime.name)
+    for each, key, flag in ((base, "revision", "--model"), (refiner, "refiner_revision", "--refiner-model")):
+        if recipe is not None and each is not None and recipe.get(key) != each.checkpoint.revision:
+            raise AskedWrongly(
+                f"--recipe {flags.recipe} was made with other weights than those in {each.checkpoint.folder}; "
+                f"name the folder or repository that has them with {flag}."
+            )
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
-    prepared = preparer.prepare(request, image)
-    for store in (graphs, engines):
-        store.fingerprints.remember()
+    prepared = base.prepare(request, image, decodes=refiner is None)
     common = {
         "darkroom": __version__,
         "request": request.as_json(),
-        "revision": checkpoint.revision,
+        "revision": base.checkpoint.revision,
         "scheduler": prepared.scheduler,
         "artefacts": prepared.artefacts,
         "runtime": f"{runtime.name} {prepared.runtime_version}",
     }
+    if refiner is not None:
+        refining = refiner.prepare(request.refining())
+        prepared.pipeline.refiner = refining.pipeline
+        common |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
     _warn_of_cuts(prepared, request, console)
     batches = list(request.batches())
     if recipe is not None:
         batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
         if not batches:
             raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
-        if any(recipe.get(key) != common[key] for key in ("artefacts", "runtime")):
+        if any(recipe.get(key) != common.get(key) for key in ("artefacts", "refiner_artefacts", "runtime")):
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:
         console.say(f"seed: {request.seed}")
@@ -104,7 +122,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
 
     make_folder(settings.output_dir)
     clocks, made = [], []
-    with console.job("denoising", len(batches) * len(prepared.pipeline.table)) as advance:
+    with console.job("denoising", len(batches) * prepared.pipeline.calls) as advance:
         for batch in batches:
             clocks.append(StageClock())
             pictures = prepared.pipeline.run(batch, clocks[-1], advance)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from darkroom.catalog import IMG2IMG, TXT2IMG, Script
+from darkroom.catalog import IMG2IMG, TXT2IMG, TXT2IMG_XL, Script
 from darkroom.cli.flags import parser_of
 
 BEGIN = "<!-- flags: written by darkroom.cli.reference -->"
@@ -11,13 +11,14 @@ END = "<!-- end of flags -->"
 
 
 def flags_table() -> str:
-    """One row a flag, in the parser's order; then what only demo_img2img.py has."""
-    rows = {_name(action): action.help for action in _actions(TXT2IMG)}
-    for action in _actions(IMG2IMG):
-        rows.setdefault(_name(action), f"`{IMG2IMG.program}` alone: {action.help}")
-    return "\n".join(
-        ["| flag | what it does |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]
-    )
+    """One row a flag, in the parser's order; then what only one of the other scripts has."""
+    lines = ["| flag | what it does |", "| --- | --- |"]
+    common = {_name(action): action.help for action in _actions(TXT2IMG)}
+    lines += [f"| {name} | {text} |" for name, text in common.items()]
+    for script in (TXT2IMG_XL, IMG2IMG):
+        own = (action for action in _actions(script) if _name(action) not in common)
+        lines += [f"| {_name(action)} | `{script.program}` alone: {action.help} |" for action in own]
+    return "\n".join(lines)
 
 
 def _actions(script: Script) -> Iterator[argparse.Action]:

@@ -26,6 +26,8 @@ class Settings:
     hf_token: str | None
     threads: int | None
     num_warmup_runs: int
+    onnx_refiner_dir: Path
+    engine_refiner_dir: Path
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> "Settings":
@@ -42,6 +44,8 @@ class Settings:
             hf_token=flags.hf_token or os.environ.get("HF_TOKEN") or None,
             threads=flags.threads,
             num_warmup_runs=flags.num_warmup_runs,
+            onnx_refiner_dir=_folder(getattr(flags, "onnx_refiner_dir", None) or flags.onnx_dir, "onnx"),
+            engine_refiner_dir=_folder(getattr(flags, "engine_refiner_dir", None) or flags.engine_dir, "engines"),
         )
 
 

@@ -4,8 +4,11 @@ from darkroom.checkpoint import Checkpoint
 from darkroom.stages.contract import Stage, Tensor
 from darkroom.stages.stable_diffusion import unet, vae
 
-TIME_IDS = 6
-"""Original height and width, top and left of the crop, target height and width."""
+ENGINES = {"text_encoder": "clip", "text_encoder_2": "clip_2"}
+"""What the stages of the two text encoders are called; the refiner has the second alone."""
+
+SIZES, SIZES_AND_SCORE = 6, 5
+"""Original height and width, top and left of the crop; then target height and width, or an aesthetic score."""
 
 
 def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, Stage]:
@@ -13,10 +16,11 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     clip:    input_ids (B, 77) int32 -> text_embeddings (B, 77, D1), of the layer before the last
     clip_2:  input_ids (B, 77) int32 -> text_embeddings (B, 77, D2), pooled_embeddings (B, P)
     unet:    as for Stable Diffusion, on text_embeddings (B, 77, D1 + D2), pooled_embeddings (B, P) and time_ids
-             (B, 6); guided, also on all three with the prefix negative_
+             (B, 6), or (B, 5) for the refiner; guided, also on all three with the prefix negative_
     """
     every, width = {}, 0
-    for name, (part, text) in zip(("clip", "clip_2"), checkpoint.texts.items(), strict=True):
+    for part, text in checkpoint.texts.items():
+        name = ENGINES[part]
         context = text["max_position_embeddings"]
         width += text["hidden_size"]
         pooled = Tensor("pooled_embeddings", ("B", text["projection_dim"]))
@@ -25,5 +29,6 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
         every[name] = Stage(name, (ids,), outputs, part, {"clip_skip": clip_skip, "penultimate": True})
         if guided and clip_skip:
             every[f"{name}_negative"] = Stage(name, (ids,), outputs, part, {"clip_skip": 0, "penultimate": True})
-    conditions = (Tensor("text_embeddings", ("B", context, width)), pooled, Tensor("time_ids", ("B", TIME_IDS)))
+    time_ids = Tensor("time_ids", ("B", SIZES_AND_SCORE if checkpoint.wants_aesthetic_score else SIZES))
+    conditions = (Tensor("text_embeddings", ("B", context, width)), pooled, time_ids)
     return every | {"unet": unet(checkpoint, guided, conditions)} | vae(checkpoint)
