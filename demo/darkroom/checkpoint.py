@@ -26,6 +26,7 @@ SD, XL = "Stable Diffusion 1.x or 2.x", "SDXL"
 FAMILIES = {
     "StableDiffusionPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,
+    "LatentConsistencyModelPipeline": SD,
     "StableDiffusionXLPipeline": XL,
     "StableDiffusionXLImg2ImgPipeline": XL,
 }
@@ -91,6 +92,11 @@ class Checkpoint:
     def wants_aesthetic_score(self) -> bool:
         """SDXL's refiner was trained on ratings of its pictures, and is told one."""
         return bool(self.index.get("requires_aesthetics_score"))
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet is told the guidance scale instead of being called twice, as distilled ones are."""
+        return self.unet.get("time_cond_proj_dim") is not None
 
     @property
     def vae_factor(self) -> int:

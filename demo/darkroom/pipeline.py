@@ -52,9 +52,9 @@ class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
 
     `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
-    `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, (N,) each,
-    the same for every image; `added_negative` what guidance leads away from in their place. `start` is the picture to
-    start from, if any; `vae` is None where a `refiner` goes on from this model's latents.
+    `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
+    each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
+    picture to start from, if any; `vae` is None where a `refiner` goes on from this model's latents.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -175,4 +175,4 @@ class Pipeline:
 
 
 def _for_each(images: int, conditions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.tile(value, (images, 1)) for name, value in conditions.items()}
+    return {name: np.repeat(value[None], images, axis=0) for name, value in conditions.items()}

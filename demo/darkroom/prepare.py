@@ -25,6 +25,7 @@ from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
 from darkroom.stages.contract import Profile
+from darkroom.stages.stable_diffusion import GUIDANCE_SCALE
 from darkroom.text import ClipTokenizer
 
 GRAPH_REVISION = 2
@@ -91,7 +92,8 @@ class Preparer:
             for part, text in self.checkpoint.texts.items()
         ]
         table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
-        contracts = stages(self.checkpoint, request.guided, request.clip_skip)
+        guided = request.guided and not self.checkpoint.embeds_guidance
+        contracts = stages(self.checkpoint, guided, request.clip_skip)
         encoders = [name for name in ("clip", "clip_2") if name in contracts]
         if image is None:
             del contracts["vae_encoder"]
@@ -125,7 +127,7 @@ class Preparer:
             vae=loaded.get("vae"),
             table=schedule,
             latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
-            guidance_scale=request.guidance_scale if request.guided else None,
+            guidance_scale=request.guidance_scale if guided else None,
             negative_prompt=request.negative_prompt,
             zero_negative=not request.negative_prompt and self._zeros_for_empty_prompt(),
             added=self._added_conditions(request, AESTHETIC_SCORE),
@@ -141,6 +143,10 @@ class Preparer:
             raise AskedWrongly(
                 f"--precision {request.precision} cannot be computed by --engine {self.runtime.name} on this machine; "
                 f"it offers {' and '.join(offered)}."
+            )
+        if request.negative_prompt and self.checkpoint.embeds_guidance:
+            raise AskedWrongly(
+                "--negative-prompt has nothing to act on: this UNet is called once, and told the guidance scale."
             )
         xl = self.checkpoint.family == XL  # which leaves out the last layer as it is
         layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl
@@ -163,12 +169,16 @@ class Preparer:
         return self.checkpoint.family == XL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
 
     def _added_conditions(self, request: Request, score: float) -> dict[str, np.ndarray]:
-        """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own."""
-        if self.checkpoint.family != XL:
-            return {}
-        size = (request.height, request.width)
-        last = (score,) if self.checkpoint.wants_aesthetic_score else size
-        return {"time_ids": np.array([*size, 0, 0, *last], np.float32)}
+        """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own; and
+        the guidance scale for a UNet that embeds it."""
+        added = {}
+        if self.checkpoint.embeds_guidance:
+            added[GUIDANCE_SCALE.name] = np.array(request.guidance_scale, np.float32)
+        if self.checkpoint.family == XL:
+            size = (request.height, request.width)
+            last = (score,) if self.checkpoint.wants_aesthetic_score else size
+            added["time_ids"] = np.array([*size, 0, 0, *last], np.float32)
+        return added
 
     def _start(self, image: np.ndarray, encoder: Engine) -> Start:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1

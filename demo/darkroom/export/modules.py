@@ -4,6 +4,7 @@ These modules are what graphs are exported from, what every runtime is checked a
 runs.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ class Unet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, latents: Tensor, timestep: Tensor, text_embeddings: Tensor, *added: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_embeddings: Tensor,
+        *added: Tensor,
+        time_condition: Tensor | None = None,
+    ) -> Tensor:
         """`added` are SDXL's pooled_embeddings (B, P) and time_ids (B, 6)."""
         dtype = self.unet.dtype
         conditions = dict(zip(("text_embeds", "time_ids"), (each.to(dtype) for each in added), strict=False))
@@ -66,9 +74,26 @@ class Unet(nn.Module):
             latents.to(dtype),
             timestep,
             encoder_hidden_states=text_embeddings.to(dtype),
+            timestep_cond=None if time_condition is None else time_condition.to(dtype),
             added_cond_kwargs=conditions or None,
         )
         return output.sample.float()
+
+
+class GuidanceEmbeddingUnet(Unet):
+    """One network call of a UNet that was distilled to follow a guidance scale it is told (Meng et al. 2022).
+
+    The scale is embedded as diffusers embeds it: sines and cosines of 1000 times what it is above 1.
+    """
+
+    def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        """`conditions`: what `Unet` takes, then the guidance scales (B,)."""
+        *conditions, guidance_scale = conditions
+        half = self.unet.config.time_cond_proj_dim // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        angles = 1000 * (guidance_scale - 1)[:, None] * frequencies
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return super().forward(latents, timestep, *conditions, time_condition=embedding)
 
 
 class GuidedUnet(Unet):
@@ -123,6 +148,8 @@ def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) 
             wrapper = PenultimateClip if stage.options.get("penultimate") else Clip
             return wrapper(network, int(stage.options["clip_skip"])).eval()
         case "unet":
+            if network.config.time_cond_proj_dim is not None:
+                return GuidanceEmbeddingUnet(network).eval()
             return (GuidedUnet if stage.options["guided"] else Unet)(network).eval()
         case "vae":
             return VaeDecoder(network).eval()

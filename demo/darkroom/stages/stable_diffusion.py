@@ -16,7 +16,8 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     """
     clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
     unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
-                  guided, also negative_text_embeddings (B, 77, D) and guidance_scale (B,)
+                  guided, also negative_text_embeddings (B, 77, D) and guidance_scale (B,);
+                  where guidance is embedded, guidance_scale (B,) alone
     vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
     vae_encoder:  images (B, 3, H, W) in [-1, 1] -> moments (B, 8, h, w), unscaled
     """
@@ -34,7 +35,9 @@ def unet(checkpoint: Checkpoint, guided: bool, conditions: tuple[Tensor, ...]) -
     """The UNet's contract, with what the text encoders and the family condition it on."""
     latents = Tensor("latents", ("B", checkpoint.vae["latent_channels"], "h", "w"))
     steady = conditions
-    if guided:
+    if checkpoint.embeds_guidance:
+        steady += (GUIDANCE_SCALE,)
+    elif guided:
         steady += (*(Tensor(NEGATIVE + each.name, each.shape) for each in conditions), GUIDANCE_SCALE)
     return Stage(
         "unet",
