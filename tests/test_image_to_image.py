@@ -105,6 +105,11 @@ def test_recipe_needs_the_same_picture_again(both: tuple[Studio, Diffusers], pic
     recipe = ["--recipe", str(drawn.paths[0]), "--model", str(studio.model), *studio.folders()]
     ended = studio.here(*recipe, "--input-image", str(tmp_path / "other.png"))
     assert ended.code == 2 and one_line(ended.err) and "other.png" in ended.err
+    for zero in ("--seed=0", "--guidance-scale=0", "--clip-skip=0", "--image-strength=0"):
+        ended = studio.here(*recipe, "--input-image", str(picture), zero)
+        assert ended.code == 2 and one_line(ended.err) and zero.split("=")[0] in ended.err
+    ended = replace(studio, script="demo_turbo.py").here(*recipe)
+    assert ended.code == 2 and one_line(ended.err) and "demo_img2img.py" in ended.err
 
 
 def test_timing_table_has_a_row_for_the_encoder(studio: Studio, picture: Path) -> None:
@@ -123,7 +128,7 @@ def test_timing_table_has_a_row_for_the_encoder(studio: Studio, picture: Path) -
         ([PROMPT, "--input-image=photograph.png", "--image-strength=1.5"], "--image-strength"),
         ([PROMPT, "--input-image=photograph.png", "--image-strength=nan"], "--image-strength"),
         ([PROMPT, "--input-image=photograph.png", "--image-strength=0.1", "--denoising-steps=5"], "--image-strength"),
-        ([PROMPT, "--input-image=photograph.png", "--height=-8"], "photograph.png"),
+        ([PROMPT, "--input-image=photograph.png", "--height=-8"], "--height"),
         ([PROMPT, "--input-image=photograph.png", "--width=30"], "--width"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -32,6 +32,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "guidance 3": ({"guidance_scale": 3}, {"guidance_scale": 3.0}),
     "default guidance": ({}, {"guidance_scale": 5.0}),
     "negative prompt": ({"negative_prompt": "green dog"}, {"negative_prompt": "green dog", "guidance_scale": 5.0}),
+    "empty negative prompt": ({"negative_prompt": ""}, {"negative_prompt": "", "guidance_scale": 5.0}),
     "clip skip": ({"clip_skip": 1}, {"clip_skip": 1, "guidance_scale": 5.0}),
     "not square": ({"height": 96, "width": 32}, {"height": 96, "width": 32, "guidance_scale": 5.0}),
 }
@@ -50,7 +51,7 @@ def test_what_is_asked_means_what_it_means_in_diffusers(
 
 def test_what_is_asked_can_be_seen(diffusers_tiny_xl: Diffusers) -> None:
     (plain,) = diffusers_tiny_xl.draw(PROMPT, guidance_scale=5.0)
-    for asked in ("guidance 0", "negative prompt", "clip skip"):
+    for asked in ("guidance 0", "negative prompt", "empty negative prompt", "clip skip"):
         assert psnr(plain, diffusers_tiny_xl.draw(PROMPT, **ASKED[asked][1])[0]) < VISIBLE
     assert psnr(plain, diffusers_tiny_xl.draw("the blue cat", guidance_scale=5.0)[0]) < VISIBLE
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -28,6 +29,10 @@ def request(**changes: Any) -> Request:
         precision="fp32",
         build="static-batch",
         onnx_opset=17,
+        input_image=None,
+        image_strength=None,
+        refiner=None,
+        refiner_strength=None,
     )
     return Request(**fields | changes)
 
@@ -129,10 +134,32 @@ def test_digest_knows_every_field() -> None:
         "precision": "bf16",
         "build": "dynamic-batch",
         "onnx_opset": 18,
+        "input_image": "other pixels",
+        "image_strength": 0.6,
+        "refiner": "other",
+        "refiner_strength": 0.6,
     }
+    full = request(input_image="pixels", image_strength=0.5, refiner="one", refiner_strength=0.5)
     assert set(others) == {field.name for field in dataclasses.fields(Request)}
-    digests = {digest(request(**{name: value}).as_json()) for name, value in others.items()}
-    assert len(digests | {digest(request().as_json())}) == len(others) + 1
+    digests = {digest(dataclasses.replace(full, **{name: value}).as_json()) for name, value in others.items()}
+    assert len(digests | {digest(full.as_json())}) == len(others) + 1
+
+
+@pytest.mark.parametrize("name", ["image_strength", "refiner_strength"])
+def test_strength_counts_steps_as_diffusers_does(name: str) -> None:
+    start = {"image_strength": "input_image", "refiner_strength": "refiner"}[name]
+    for steps, strength, left in ((20, 0.3, 6), (50, 0.29, 14), (4, 1.0, 4), (3, 0.34, 1)):
+        asked = request(denoising_steps=steps, **{start: "x", name: strength})
+        if name == "refiner_strength":
+            asked = asked.refining()
+        assert asked.skipped_steps == steps - left
+    for strength in (-0.1, 1.1, math.nan):
+        with pytest.raises(AskedWrongly, match="--image-strength"):
+            request(**{start: "x", name: strength})
+    with pytest.raises(AskedWrongly, match="leaves no step"):
+        request(denoising_steps=3, **{start: "x", name: 0.33})
+    with pytest.raises(AskedWrongly):
+        request(**{name: 0.5})
 
 
 def test_drawn_seeds_are_short_and_differ() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,9 @@ FAMILIES = {
     "StableDiffusionXLImg2ImgPipeline": XL,
 }
 """The pipeline classes that a model index names, and the family whose networks they hold."""
+
+UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
+"""Settings of other families' networks: without them pictures would come out wrong, and nobody be told."""
 
 SWITCHES = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 """What in a model index changes pictures."""
@@ -120,11 +124,11 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
 
     Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise AskedWrongly(
             f"{folder} is a file; a model is a folder in the diffusers layout, with its weights in safetensors files."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise AskedWrongly(f"the model folder {folder} does not exist.")
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
@@ -137,7 +141,10 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
         config = folder / part / "config.json"
         contents = [json.dumps(read_json(config), sort_keys=True)]
         for weights in weight_files(folder / part, stem):
-            contents.append(fingerprints.sha256(weights, check=check_safetensors))
+            try:
+                contents.append(fingerprints.sha256(weights, check=check_safetensors))
+            except OSError as error:
+                raise AskedWrongly(f"{weights} cannot be read: {error.strerror}.") from None
         digests[part] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     rest = [json.dumps(read_json(folder / "scheduler" / "scheduler_config.json"), sort_keys=True)]
     rest += [f"{switch}={index[switch]}" for switch in SWITCHES if switch in index]
@@ -152,6 +159,10 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     added = checkpoint.unet.get("addition_embed_type")
     if added != ("text_time" if family == XL else None):
         raise AskedWrongly(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
+    for part, names in UNSUPPORTED.items():
+        for name in names:
+            if checkpoint.config(part).get(name) is not None:
+                raise AskedWrongly(f"the {part} of {folder} has {name} in its configuration, which Darkroom has not.")
     return checkpoint
 
 
@@ -174,7 +185,10 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         if not index.is_file():
             index = folder / f"{stem}.safetensors.index.fp16.json" if ".fp16." in name else index
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
+            try:
+                shards = sorted(set(read_json(index)["weight_map"].values()))
+            except (KeyError, AttributeError, TypeError):
+                raise AskedWrongly(f"{index} names no weight files.") from None
             for shard in shards:
                 if not (folder / shard).is_file():
                     raise AskedWrongly(f"{folder / shard} is missing; {index.name} names it.")

@@ -1,6 +1,7 @@
 """Heavy work in a process of its own, which gives its memory back and leaves torch out of the run that asked."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -59,6 +60,17 @@ def _work(sender: "Connection", verbose: bool, function: Callable[..., Any], arg
         sender.send((True, function(*arguments)))
     except DarkroomError as error:
         sender.send((False, error))
+    except ImportError as error:
+        missing = Failed(f"compiling needs the package {error.name}, which is missing: pip install -r requirements.txt")
+        sender.send((False, missing))
+    except OSError as error:
+        # A full or read-only disk is the asker's to explain; anything else is a fault, with its trace.
+        known = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+        sender.send((False, error if known else _fault(function, error)))
     except BaseException as error:
-        trace = "".join(traceback.format_exception(error))
-        sender.send((False, RuntimeError(f"{type(error).__name__} in {function.__name__}\n{trace}")))
+        sender.send((False, _fault(function, error)))
+
+
+def _fault(function: Callable[..., Any], error: BaseException) -> RuntimeError:
+    trace = "".join(traceback.format_exception(error))
+    return RuntimeError(f"{type(error).__name__} in {function.__name__}\n{trace}")

@@ -1,5 +1,6 @@
 """Hashes of large files, computed again only when a file has changed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ class Fingerprints:
             temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
             temporary.replace(self._memory)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def hash_file(path: Path) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from darkroom.checkpoint import NETWORKS, networks, read_json, weight_files
+from darkroom.checkpoint import NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -38,8 +38,10 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
     patterns = [*WANTED, *(f"{stem}.safetensors" for stem in WEIGHTS)]
     if not folder:
         try:
-            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-        except Exception:  # not on disk yet, or not whole; whatever the reason, the hub is asked next
+            cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+            if _whole(cached):
+                return cached
+        except Exception:  # not on disk yet; whatever the reason, the hub is asked next
             pass
     try:
         api = huggingface_hub.HfApi(token=token)
@@ -64,9 +66,14 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a download into `folder` was finished: the hub's client renames each file when it is whole."""
+    """Whether all of a model is in `folder`: the hub's client renames each file when it is whole."""
     try:
         parts = networks(read_json(folder / "model_index.json"))
+        for part in parts:
+            read_json(folder / part / "config.json")
+            if part in TOKENIZERS:
+                tokenizer_files(folder / TOKENIZERS[part])
+        read_json(folder / "scheduler" / "scheduler_config.json")
         return all(weight_files(folder / part, NETWORKS[part]) for part in parts)
     except DarkroomError:
         return False

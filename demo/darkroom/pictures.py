@@ -9,11 +9,14 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from darkroom.errors import AskedWrongly, Failed
-from darkroom.request import digest
+from darkroom.request import PIXEL_MULTIPLE, digest
 
 RECIPE_CHUNK = "darkroom"
 GALLERY_CHUNK = "parameters"
 """The text chunk, and its form, that gallery tools and web interfaces read settings from."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is not a whole picture."""
 
 NAME_CHARACTERS = 10
 HASH_DIGITS = 4
@@ -36,10 +39,14 @@ def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise AskedWrongly(f"{path} cannot be read as a picture: {error}.") from None
-    size = tuple(asked or own // 8 * 8 for asked, own in ((width, image.width), (height, image.height)))
-    if min(size) < 8:
+    for name, asked in (("height", height), ("width", width)):
+        if asked is not None and (asked < PIXEL_MULTIPLE or asked % PIXEL_MULTIPLE):
+            raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {asked}.")
+    fitting = (own // PIXEL_MULTIPLE * PIXEL_MULTIPLE for own in image.size)
+    size = tuple(asked or own for asked, own in zip((width, height), fitting, strict=True))
+    if not all(size):
         raise AskedWrongly(f"{path} at {size[0]}x{size[1]} pixels is too small to start from.")
     return np.array(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
 
@@ -68,6 +75,7 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
     try:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=_text_chunks(recipe))
         with Image.open(temporary) as written:
+            written.load()
             if written.size != pixels.shape[1::-1]:
                 raise Failed(f"{path} could not be written whole.")
         temporary.replace(path)
@@ -85,7 +93,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             text = getattr(image, "text", {}).get(RECIPE_CHUNK)
     except FileNotFoundError:
         raise AskedWrongly(f"--recipe {path}: there is no such file.") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise AskedWrongly(f"--recipe {path} is not a PNG that can be read: {error}.") from None
     if text is None:
         raise AskedWrongly(f"--recipe {path}: this picture carries no Darkroom recipe.")
@@ -115,7 +123,8 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Size": f"{request['width']}x{request['height']}",
         "Model hash": recipe["revision"][:10],
         "Model": request["model"] or "folder",
-        "Clip skip": request["clip_skip"] or None,
+        "Clip skip": request["clip_skip"] + 1 if request["clip_skip"] else None,  # they count no skip as 1
+        "Denoising strength": request.get("image_strength"),
         "Version": f"darkroom {recipe['darkroom']}",
     }
     lines = [recipe["prompt"]]

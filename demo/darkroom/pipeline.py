@@ -113,6 +113,7 @@ class Pipeline:
     def forget(self) -> None:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
         self._encoded.clear()
+        self.unet.forget()
         if self.refiner:
             self.refiner.forget()
 

@@ -4,7 +4,6 @@ The one door between the half that compiles (torch, diffusers, ONNX) and the hal
 child processes, so this process never imports the heavy half unless the runtime itself is torch.
 """
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -85,13 +84,7 @@ class Preparer:
         `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image. `decodes` is false
         for a model whose latents a refiner takes.
         """
-        self._check(request)
-        scheduler, table_key = self._schedule_key(request)
-        tokenizers = [
-            ClipTokenizer(self.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
-            for part, text in self.checkpoint.texts.items()
-        ]
-        table_folder = self.engines.find(table_key) or self._compile_schedule(table_key)
+        scheduler, table_key, table_folder, tokenizers = self.check(request)
         guided = request.guided and not self.checkpoint.embeds_guidance
         contracts = stages(self.checkpoint, guided, request.clip_skip)
         encoders = [name for name in ("clip", "clip_2") if name in contracts]
@@ -128,8 +121,8 @@ class Preparer:
             table=schedule,
             latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
             guidance_scale=request.guidance_scale if guided else None,
-            negative_prompt=request.negative_prompt,
-            zero_negative=not request.negative_prompt and self._zeros_for_empty_prompt(),
+            negative_prompt=request.negative_prompt or "",
+            zero_negative=request.negative_prompt is None and self._zeros_for_empty_prompt(),
             added=self._added_conditions(request, AESTHETIC_SCORE),
             added_negative=self._added_conditions(request, NEGATIVE_AESTHETIC_SCORE),
             start=None if image is None else self._start(image, loaded["vae_encoder"]),
@@ -137,7 +130,21 @@ class Preparer:
         artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
         return Prepared(pipeline, scheduler, artefacts, self.runtime.version())
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> tuple[str, Key, Path, list[ClipTokenizer]]:
+        """What can be refused is refused here, before any network is touched; only a schedule may be compiled.
+
+        Returns the scheduler's class, its table's key and folder, and the tokenizers.
+        """
+        self._check_fit(request)
+        scheduler, key = self._schedule_key(request)
+        tokenizers = [
+            ClipTokenizer(self.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
+            for part, text in self.checkpoint.texts.items()
+        ]
+        return scheduler, key, self.engines.find(key) or self._compile_schedule(key), tokenizers
+
+    def _check_fit(self, request: Request) -> None:
+        """Raises `AskedWrongly` when model, runtime and request do not fit."""
         offered = self.runtime.precisions()
         if request.precision not in offered:
             raise AskedWrongly(
@@ -192,7 +199,6 @@ class Preparer:
             "config": config,
             "steps": request.denoising_steps,
             "skipped": request.skipped_steps,
-            "diffusers": _installed_version("diffusers"),
             "revision": TABLE_REVISION,
         }
         return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
@@ -202,11 +208,11 @@ class Preparer:
         facts = key.facts
         with self.job(f"compiling the schedule {facts['class']}, {facts['steps']} steps"):
             arguments = (facts["class"], facts["config"], facts["steps"], facts["skipped"])
-            table = run_in_child(compile_table, *arguments, verbose=self.verbose)
+            table, diffusers = run_in_child(compile_table, *arguments, verbose=self.verbose)
 
         def build(folder: Path) -> dict[str, Any]:
             table.save(folder / TABLE_FILE)
-            return {"calls": len(table)}
+            return {"calls": len(table), "diffusers": diffusers}
 
         return self.engines.make(key, build)
 
@@ -229,6 +235,7 @@ class Preparer:
             "kind": "graph",
             "stage": stage.name,
             "options": stage.options,
+            "shapes": {tensor.name: list(tensor.shape) for tensor in (*stage.inputs, *stage.outputs)},
             "opset": request.onnx_opset,
             "weights": self.checkpoint.digests[stage.network],
             "fixed": list(fixed) if fixed else None,
@@ -243,7 +250,7 @@ class Preparer:
             "stage": job.stage.name,
             "options": job.stage.options,
             "precision": job.precision,
-            "model": self.checkpoint.revision,
+            "modules": GRAPH_REVISION,
             "weights": self.checkpoint.digests[job.stage.network],
             "shapes": {tensor.name: list(job.profile.shape(tensor)) for tensor in job.stage.inputs},
             "runtime": self.runtime.name,
@@ -253,7 +260,8 @@ class Preparer:
         }
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
-        return Key(f"{job.stage.name}-{self.name}-{job.profile.label()}-{self.runtime.name}-{job.precision}", facts)
+        sizes = job.profile.label(job.stage.spatial)
+        return Key(f"{job.stage.name}-{self.name}-{sizes}-{self.runtime.name}-{job.precision}", facts)
 
     def _source(self, job: Job, key: Key, request: Request) -> Path:
         """The folder that an engine is loaded from; built first if it is not there."""
@@ -267,7 +275,8 @@ class Preparer:
             run_in_child(build_engine, self.runtime.name, job, graph, folder, verbose=self.verbose)
             return {}
 
-        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {job.profile.label()})"):
+        sizes = job.profile.label(job.stage.spatial)
+        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes})"):
             return self.engines.make(key, build)
 
     def _graph(self, job: Job, request: Request) -> Path:
@@ -278,7 +287,8 @@ class Preparer:
 
             def build(folder: Path) -> dict[str, Any]:
                 fixed = tuple(key.facts["fixed"]) if key.facts["fixed"] else None
-                arguments = (self.checkpoint.folder, job.stage, request.onnx_opset, fixed, folder)
+                factor = self.checkpoint.vae_factor
+                arguments = (self.checkpoint.folder, job.stage, request.onnx_opset, fixed, factor, folder)
                 return run_in_child(export_stage, *arguments, verbose=self.verbose)
 
             with self.job(f"exporting the {job.stage.name} to ONNX"):
@@ -286,11 +296,13 @@ class Preparer:
         return folder / GRAPH
 
 
-def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> Table:
-    """Runs in a child: it imports diffusers."""
+def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> tuple[Table, str]:
+    """Runs in a child: it imports diffusers, whose version it returns too."""
+    import diffusers
+
     from darkroom.schedule.compile import compile_schedule
 
-    return compile_schedule(class_name, config, steps, skipped)
+    return compile_schedule(class_name, config, steps, skipped), diffusers.__version__
 
 
 def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:
@@ -298,11 +310,3 @@ def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:
     from darkroom.engines import find_runtime
 
     find_runtime(runtime).build(job, graph, folder)
-
-
-def _installed_version(package: str) -> str | None:
-    """Read off the name of the package's metadata folder: to import `importlib.metadata` takes as long as a step."""
-    for place in sys.path:
-        for folder in Path(place).glob(f"{package}-*.dist-info"):
-            return folder.name.removeprefix(f"{package}-").removesuffix(".dist-info")
-    return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.noise import SEED_LIMIT
 from darkroom.schedule import SCHEDULERS
@@ -16,8 +17,22 @@ from darkroom.schedule import SCHEDULERS
 PIXEL_MULTIPLE = 8
 """Height and width are multiples of what one latent covers."""
 
+OPSETS = range(17, 21)
+"""ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
+
 BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
+
+
+WHOLE = ("batch_size", "batch_count", "height", "width", "denoising_steps", "clip_skip", "seed", "onnx_opset")
+KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    (WHOLE, int, "a whole number"),
+    (("guidance_scale",), int | float, "a number"),
+    (("image_strength", "refiner_strength"), int | float | None, "a number"),
+    (("engine", "precision", "build"), str, "a name"),
+    (("model", "scheduler", "negative_prompt", "input_image", "refiner"), str | None, "a text"),
+)
+"""What a recipe must hold to be replayed; flags are what they must be already."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,15 @@ class Request:
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
-    encoder layers left out. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to
+    encoder layers left out. Without a `negative_prompt` guidance leads away from what the model was trained on for
+    none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to
     1, the share of the steps that are made then. `refiner` is a second model that goes on from the latents, named as
     `model` is with "" for a folder, and `refiner_strength` the share of the steps that it makes once more.
     """
 
     model: str | None
     prompts: tuple[str, ...]
-    negative_prompt: str
+    negative_prompt: str | None
     batch_size: int
     batch_count: int
     height: int
@@ -47,18 +63,22 @@ class Request:
     precision: str
     build: str
     onnx_opset: int
-    input_image: str | None = None
-    image_strength: float | None = None
-    refiner: str | None = None
-    refiner_strength: float | None = None
+    input_image: str | None
+    image_strength: float | None
+    refiner: str | None
+    refiner_strength: float | None
 
     def __post_init__(self) -> None:
+        for names, kind, what in KINDS:
+            for name in names:
+                if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                    raise AskedWrongly(f"--{name.replace('_', '-')} is {what}, not {value!r}.")
         if not self.prompts:
             raise AskedWrongly("no prompt was given: say what the picture should show, in quotes.")
         for prompt in self.prompts:
             if not prompt.strip():
                 raise AskedWrongly("a prompt is empty: say what the picture should show.")
-        for text in (*self.prompts, self.negative_prompt):
+        for text in (*self.prompts, self.negative_prompt or ""):
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise AskedWrongly(f"a prompt is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}.")
         for name in ("batch_size", "batch_count", "denoising_steps"):
@@ -89,6 +109,13 @@ class Request:
                 raise AskedWrongly(
                     f"--image-strength {strength} of {self.denoising_steps} denoising steps leaves no step."
                 )
+        if self.precision not in PRECISIONS:
+            near = near_matches(self.precision, list(PRECISIONS))
+            raise AskedWrongly(
+                f"--precision {self.precision!r} is not known here.{near} Known: {', '.join(PRECISIONS)}."
+            )
+        if self.onnx_opset not in OPSETS:
+            raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {self.onnx_opset}.")
         if self.build not in BUILDS:
             raise AskedWrongly(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
         if not (0 <= self.seed and self.seed + self.image_count <= SEED_LIMIT):
@@ -143,7 +170,10 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
         try:
-            return cls(**fields | {"prompts": tuple(fields["prompts"])})
+            prompts = tuple(fields["prompts"])
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise TypeError("its prompts are not texts")
+            return cls(**fields | {"prompts": prompts})
         except (TypeError, KeyError, AttributeError) as error:
             raise AskedWrongly(f"the recipe does not hold a whole request ({error}).") from None
 

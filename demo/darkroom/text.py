@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from darkroom.checkpoint import read_json, tokenizer_files
 from darkroom.errors import AskedWrongly
 
 CLIP_CONTEXT = 77
@@ -59,16 +60,12 @@ def _settings(folder: Path) -> dict[str, str]:
     """The special tokens by their role; CLIP's own where the folder says nothing."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            settings.update(json.loads((folder / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise AskedWrongly(f"{folder / name} cannot be read: {error}.") from None
+        if (folder / name).is_file():
+            settings.update(read_json(folder / name))
 
     def content(role: str, default: str) -> str:
         token = settings.get(role) or default
-        return token["content"] if isinstance(token, dict) else token
+        return str(token.get("content", default) if isinstance(token, dict) else token)
 
     end = content("eos_token", "<|endoftext|>")
     return {
@@ -82,7 +79,7 @@ def _settings(folder: Path) -> dict[str, str]:
 def _byte_pair_encoder(folder: Path, settings: dict[str, str]) -> Tokenizer:
     reading = folder / "tokenizer.json"
     try:
-        if not (folder / "vocab.json").is_file():
+        if tokenizer_files(folder)[0] == "tokenizer.json":
             encoder = Tokenizer.from_file(str(reading))
             encoder.no_padding()
             encoder.no_truncation()
@@ -93,6 +90,8 @@ def _byte_pair_encoder(folder: Path, settings: dict[str, str]) -> Tokenizer:
         lines = reading.read_text(encoding="utf-8").splitlines()
         merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
         return _clip_encoder(vocabulary, merges, settings)
+    except AskedWrongly:
+        raise
     except Exception as error:  # `tokenizers` raises bare Exception for what it cannot read
         raise AskedWrongly(f"{reading} cannot be read: {error}.") from None
 

@@ -85,6 +85,12 @@ def assert_refused(studio: Studio, arguments: list[str], said: str, code: int = 
         ([PROMPT, "--build-static-batch", "--build-dynamic-batch"], "--build"),
         ([PROMPT, "--build-dynamic-shape", "--height=72"], "--height"),
         ([PROMPT, "--version=1.5"], "--model"),
+        ([PROMPT, "--version="], "--version"),
+        ([PROMPT, "--engine="], "--engine"),
+        ([PROMPT, "--verbose", "--quiet"], "--quiet"),
+        ([PROMPT, "--seed=3", ""], "prompt"),
+        ([PROMPT, "--output-dir=" + "x" * 300], "--output-dir"),
+        ([PROMPT, "-q"], "-q"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

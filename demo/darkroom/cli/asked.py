@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +11,9 @@ import numpy as np
 
 from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
-from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH, OPSETS
+from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
 from darkroom.engines.runtime import PRECISIONS
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import AskedWrongly
 from darkroom.hub import REPOSITORY
 from darkroom.request import Request, draw_seed
 
@@ -41,7 +42,7 @@ PROVISIONAL_SIZE = 512
 Value = TypeVar("Value")
 
 
-def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
+def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | None:
     """The recipe in the picture that --recipe names, or None without that flag."""
     if flags.recipe is None:
         return None
@@ -50,10 +51,15 @@ def asked_recipe(flags: argparse.Namespace) -> dict[str, Any] | None:
     if flags.prompt:
         raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
     for name in FIXED_BY_RECIPE:
-        if getattr(flags, name, None) not in (None, False):
+        if getattr(flags, name, None) is not None:
             flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
             raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
-    return read_recipe(Path(flags.recipe))
+    recipe = read_recipe(Path(flags.recipe))
+    maker = recipe.get("script", script.program)
+    if maker != script.program:
+        raise AskedWrongly(f"--recipe {flags.recipe} was made by {maker}: replay it with that script.")
+    Request.from_json(recipe["request"])
+    return recipe
 
 
 def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
@@ -69,14 +75,14 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
         if name not in script.versions and not REPOSITORY.fullmatch(name):
             raise AskedWrongly(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
         return script.versions.get(name) or replace(script.unnamed, name=name, source=name)
-    return find_version(flags.version or next(iter(script.versions)), script.versions)
+    return find_version(_or(flags.version, next(iter(script.versions))), script.versions)
 
 
 def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
     """The second model that is meant, or None without one. Refuses flags about a refiner that is not asked for."""
     if script.refiner is None:
         return None
-    asked = flags.enable_refiner if recipe is None else recipe["request"].get("refiner") is not None
+    asked = bool(flags.enable_refiner) if recipe is None else recipe["request"].get("refiner") is not None
     if not asked:
         for name in ("image_strength", "refiner_model", "onnx_refiner_dir", "engine_refiner_dir"):
             if getattr(flags, name) is not None:
@@ -92,7 +98,7 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
 
 def _unnamed(source: str, defaults: Version) -> Version:
     """A model by its folder, which has no name, or by its hub repository."""
-    is_folder = Path(source).exists() or not REPOSITORY.fullmatch(source)
+    is_folder = os.path.exists(source) or not REPOSITORY.fullmatch(source)
     return replace(defaults, name="" if is_folder else source, source=source, size=0, embedded=is_folder)
 
 
@@ -130,12 +136,6 @@ def asked_request(
     Without a checkpoint, sizes and seed are stand-ins: good for finding out what is wrong before a model is
     fetched.
     """
-    if flags.precision is not None and flags.precision not in PRECISIONS:
-        near = near_matches(flags.precision, list(PRECISIONS))
-        raise AskedWrongly(f"--precision {flags.precision!r} is not known here.{near} Known: {', '.join(PRECISIONS)}.")
-    opset = _or(flags.onnx_opset, DEFAULT_OPSET)
-    if opset not in OPSETS:
-        raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}.")
     guidance_scale = _or(flags.guidance_scale, version.guidance_scale)
     if flags.negative_prompt and guidance_scale <= 1:
         raise AskedWrongly(
@@ -147,7 +147,7 @@ def asked_request(
     return Request(
         model=version.name or None,
         prompts=tuple(flags.prompt),
-        negative_prompt=_or(flags.negative_prompt, ""),
+        negative_prompt=flags.negative_prompt,
         batch_size=_or(flags.batch_size, 1),
         batch_count=_or(flags.batch_count, 1),
         height=_or(flags.height, height),
@@ -158,9 +158,9 @@ def asked_request(
         scheduler=flags.scheduler,
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
-        precision=flags.precision or PRECISIONS[0],
+        precision=_or(flags.precision, PRECISIONS[0]),
         build=flags.build or "static-batch",
-        onnx_opset=opset,
+        onnx_opset=_or(flags.onnx_opset, DEFAULT_OPSET),
         input_image=None if image is None else pixels_digest(image),
         image_strength=None if image is None else _or(flags.image_strength, DEFAULT_STRENGTH),
         refiner=None if refiner is None else refiner.name,

@@ -1,4 +1,4 @@
-"""What a run says: results on stdout, everything about them on stderr."""
+"""What a run says: results and timings on stdout; progress, warnings and details on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator

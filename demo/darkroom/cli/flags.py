@@ -7,13 +7,11 @@ from darkroom.catalog import Script
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
-from darkroom.request import BUILDS
+from darkroom.request import BUILDS, OPSETS
 from darkroom.schedule import SCHEDULERS
 
 DEFAULT_STRENGTH, DEFAULT_REFINER_STRENGTH = 0.8, 0.3
 DEFAULT_OPSET = 17
-OPSETS = range(17, 21)
-"""ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +19,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
-            unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            words = message.removeprefix("unrecognized arguments: ").split()
+            unknown = next((word for word in words if word.startswith("-")), repr(" ".join(words))).split("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             message = f"{unknown} is not a flag of this script.{near_matches(unknown, flags)}"
         raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
@@ -71,7 +70,9 @@ def parser_of(script: Script) -> Parser:
             help=f"how far to leave it: the share of the steps that are made, to 1; default {DEFAULT_STRENGTH}",
         )
     if script.refiner:
-        picture.add_argument("--enable-refiner", action="store_true", help="let a second model go over the picture")
+        picture.add_argument(
+            "--enable-refiner", action="store_true", default=None, help="let a second model go over the picture"
+        )
         picture.add_argument(
             "--image-strength",
             type=float,
@@ -136,7 +137,8 @@ def parser_of(script: Script) -> Parser:
         folders.add_argument("--engine-refiner-dir", metavar="DIR", help="its engines; default: --engine-dir")
     folders.add_argument("--output-dir", metavar="DIR", help="pictures; default: output")
     output = parser.add_argument_group("what is printed")
-    output.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")
-    output.add_argument("--quiet", action="store_true", help="only the paths of the pictures")
+    talk = output.add_mutually_exclusive_group()
+    talk.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")
+    talk.add_argument("--quiet", action="store_true", help="only the paths of the pictures")
     output.add_argument("--json", action="store_true", help="one machine-readable result on stdout, the rest on stderr")
     return parser

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -38,7 +39,7 @@ INTERRUPTED = 130
 def run(script: Script, arguments: list[str] | None = None) -> int:
     """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
     try:
-        _run(script, parser_of(script).parse_args(arguments))
+        _run(script, parser_of(script).parse_intermixed_args(arguments))
     except DarkroomError as error:
         print(f"{script.program}: {error}", file=sys.stderr)
         return error.exit_code
@@ -50,19 +51,19 @@ def run(script: Script, arguments: list[str] | None = None) -> int:
 
 def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
-    recipe = asked_recipe(flags)
+    recipe = asked_recipe(flags, script)
     settings = Settings.from_flags(flags)
     version = asked_version(flags, recipe, script)
     second = asked_refiner(flags, recipe, script)
     image = asked_image(flags, recipe) if script.from_image else None
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        request = asked_request(flags, version, image, second, None, flags.engine or "auto")
+        request = asked_request(flags, version, image, second, None, "auto" if flags.engine is None else flags.engine)
     else:
         request = Request.from_json(recipe["request"])
     runtime = find_runtime(request.engine)
     if flags.use_cuda_graph:
-        _refuse_cuda_graph(flags, runtime.name, console)
+        _without_cuda_graph(flags, runtime.name, console)
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
 
@@ -95,9 +96,12 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             )
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
+    if refiner is not None:
+        refiner.check(request.refining())  # before anything is built for the first model
     prepared = base.prepare(request, image, decodes=refiner is None)
     common = {
         "darkroom": __version__,
+        "script": script.program,
         "request": request.as_json(),
         "revision": base.checkpoint.revision,
         "scheduler": prepared.scheduler,
@@ -121,12 +125,19 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     _warm_up(prepared, batches[0], settings.num_warmup_runs, console)
 
     make_folder(settings.output_dir)
-    clocks, made = [], []
-    with console.job("denoising", len(batches) * prepared.pipeline.calls) as advance:
-        for batch in batches:
-            clocks.append(StageClock())
-            pictures = prepared.pipeline.run(batch, clocks[-1], advance)
-            made += _keep(batch, pictures, common, recipe, settings.output_dir, script.pipeline)
+    clocks: list[StageClock] = []
+    made: list[dict[str, Any]] = []
+    try:
+        with console.job("denoising", len(batches) * prepared.pipeline.calls) as advance:
+            for batch in batches:
+                clocks.append(StageClock())
+                pictures = prepared.pipeline.run(batch, clocks[-1], advance)
+                for picture in _keep(batch, pictures, common, recipe, settings.output_dir, script.pipeline):
+                    made.append(picture)
+    except DarkroomError:
+        for picture in made:
+            console.result(picture["path"])
+        raise
     console.say(table(clocks, request.batch_size))
     if flags.json:
         result = common | {
@@ -135,16 +146,18 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             "milliseconds": medians(clocks),
             "images_per_second": throughput(clocks, request.batch_size),
         }
+        if refining := [clock.refiner for clock in clocks if clock.refiner]:
+            result |= {"refiner_unet_calls": refining[0].unet_calls, "refiner_milliseconds": medians(refining)}
         console.result(json.dumps(result))
     else:
         for picture in made:
             console.result(picture["path"])
 
 
-def _refuse_cuda_graph(flags: argparse.Namespace, engine: str, console: Console) -> None:
+def _without_cuda_graph(flags: argparse.Namespace, engine: str, console: Console) -> None:
     """A line from a tutorial still makes its picture where there is no NVIDIA GPU; an engine asked for by name that
     has no CUDA graphs is a mistake."""
-    if (flags.engine or "auto") != "auto":
+    if flags.engine not in (None, "auto"):
         raise AskedWrongly(f"--use-cuda-graph has nothing to act on with --engine {engine}: leave it out.")
     console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
 
@@ -180,11 +193,10 @@ def _keep(
     recipe: dict[str, Any] | None,
     folder: Path,
     pipeline: str,
-) -> list[dict[str, Any]]:
-    """Saves the pictures of a batch; when a recipe is replayed, the one that it is for."""
+) -> Iterator[dict[str, Any]]:
+    """Saves the pictures of a batch, one by one; when a recipe is replayed, the one that it is for."""
     from darkroom.pictures import save, to_bytes
 
-    kept = []
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1
         if recipe is not None and image != recipe["image"]:
@@ -192,13 +204,14 @@ def _keep(
         pixels = to_bytes(picture, f"image {image} (seed {seed})")
         its_own = {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
         path = save(pixels, folder, pipeline, common | its_own)
-        kept.append({"path": str(path), "image": image, "seed": seed, "prompt": prompt})
-    return kept
+        yield {"path": str(path), "image": image, "seed": seed, "prompt": prompt}
 
 
 def _warn_of_cuts(prepared: Prepared, request: Request, console: Console) -> None:
     tokenizer = prepared.pipeline.encoders[0].tokenizer
-    texts = [*dict.fromkeys(request.prompts), *([request.negative_prompt] if request.guided else [])]
+    texts = list(dict.fromkeys(request.prompts))
+    if request.guided and request.negative_prompt:
+        texts.append(request.negative_prompt)
     for cut in tokenizer.encode(texts).cut:
         if cut:
             console.warn(f"a prompt is longer than the {tokenizer.context} tokens CLIP reads; cut off: {cut!r}")

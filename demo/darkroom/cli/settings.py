@@ -1,9 +1,10 @@
-"""Where things go: folders, threads and talkativeness; nothing here changes a pixel."""
+"""What a run needs beside its request: folders, threads, the hub's token."""
 
 import argparse
+import contextlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darkroom.errors import AskedWrongly, Failed
@@ -23,7 +24,7 @@ class Settings:
     engine_dir: Path
     output_dir: Path
     framework_model_dir: Path | None
-    hf_token: str | None
+    hf_token: str | None = field(repr=False)
     threads: int | None
     num_warmup_runs: int
     onnx_refiner_dir: Path
@@ -63,10 +64,13 @@ def _folder(asked: str | None, name: str) -> Path:
 
 def _writable(folder: Path) -> Path:
     """Checks that pictures can be written to `folder`, without leaving anything there."""
-    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not standing.is_dir():
+    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not os.path.isdir(standing):
         raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")
     try:
+        if standing != folder.absolute():
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(folder)  # a name too long, or in a folder that may not be entered
         tempfile.TemporaryFile(dir=standing).close()
     except OSError as error:
         raise AskedWrongly(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from None

@@ -52,6 +52,9 @@ class _Engine:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
 
+    def forget(self) -> None:
+        pass
+
 
 def _options(job: Job, threads: int | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()

@@ -95,6 +95,9 @@ class _Engine:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return _by_name(self._request.infer(inputs, share_inputs=True))
 
+    def forget(self) -> None:
+        pass
+
 
 class _SplitEngine:
     """Computes what depends on the `steady` inputs alone when they change, and keeps it until they change again."""
@@ -115,6 +118,9 @@ class _SplitEngine:
             self._seen = {name: value.copy() for name, value in steady.items()}
         taken = {name: value for name, value in inputs.items() if name in self._takes}
         return _by_name(self._request.infer(taken | self._kept, share_inputs=True))
+
+    def forget(self) -> None:
+        self._seen = {}
 
 
 def _by_name(results: Any) -> dict[str, np.ndarray]:

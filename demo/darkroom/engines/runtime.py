@@ -27,6 +27,10 @@ class Engine(Protocol):
         """Runs the stage once: float32 out at every precision. The arrays are the caller's to keep."""
         ...
 
+    def forget(self) -> None:
+        """Drops what was kept of earlier inputs, so that the next call does all of its work."""
+        ...
+
 
 class Runtime(Protocol):
     """One way of running networks.

@@ -58,6 +58,9 @@ class _Engine:
         values = made if isinstance(made, tuple) else (made,)
         return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, values, strict=True)}
 
+    def forget(self) -> None:
+        pass
+
 
 def runtime(name: str) -> Torch:
     return Torch(name)

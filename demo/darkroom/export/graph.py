@@ -17,7 +17,9 @@ TOLERANCE = 1e-4
 TRACED_LATENTS = 8
 
 
-def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int, int] | None, folder: Path) -> dict:
+def export_stage(
+    model_folder: Path, stage: Stage, opset: int, fixed: tuple[int, int] | None, vae_factor: int, folder: Path
+) -> dict:
     """Writes `model.onnx` (and `model.onnx.data` above 2 GB) for a stage into `folder`.
 
     The batch is free. Height and width are free too, in steps that survive every halving in the UNet, unless
@@ -35,7 +37,7 @@ def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int,
     module = load_module(stage, model_folder)
     height, width = fixed or (TRACED_LATENTS, TRACED_LATENTS)
     # An example batch of 1 would be traced as a constant; 2 stays free.
-    inputs = example_inputs(stage, _sizes(2, height, width))
+    inputs = example_inputs(stage, _sizes(2, height, width, vae_factor))
     free = {"B"} if fixed else {"B", "h", "w", "H", "W"}
     axes = {
         tensor.name: {axis: size for axis, size in enumerate(tensor.shape) if size in free}
@@ -55,7 +57,7 @@ def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int,
         )
     _gather_external_data(path)
     height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)
-    error = _error_against_torch(path, stage, module, _sizes(1, height, width))
+    error = _error_against_torch(path, stage, module, _sizes(1, height, width, vae_factor))
     if not error <= TOLERANCE:
         raise Failed(
             f"the exported {stage.name} graph differs from torch by {error:.1e} (allowed: {TOLERANCE:.0e}): "
@@ -64,7 +66,7 @@ def export_stage(model_folder: Path, stage: Stage, opset: int, fixed: tuple[int,
     return {"error_against_torch": error, "torch": torch.__version__, "onnx": onnx.__version__}
 
 
-def _sizes(batch: int, height: int, width: int, factor: int = 8) -> dict[str, int]:
+def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
     return {"B": batch, "h": height, "w": width, "H": height * factor, "W": width * factor}
 
 

@@ -67,7 +67,7 @@ class Unet(nn.Module):
         *added: Tensor,
         time_condition: Tensor | None = None,
     ) -> Tensor:
-        """`added` are SDXL's pooled_embeddings (B, P) and time_ids (B, 6)."""
+        """`added` are SDXL's pooled_embeddings (B, P) and time_ids (B, 6 or 5)."""
         dtype = self.unet.dtype
         conditions = dict(zip(("text_embeds", "time_ids"), (each.to(dtype) for each in added), strict=False))
         output = self.unet(

@@ -65,6 +65,8 @@ def _make(class_name: str, config: dict[str, Any]) -> Any:
         return cls.from_config(config)
     except ImportError as error:
         raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {error}") from None
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise AskedWrongly(f"the scheduler {class_name} cannot be made from its configuration: {error}") from None
 
 
 def _set_timesteps(scheduler: Any, steps: int, skipped: int | None) -> Any:

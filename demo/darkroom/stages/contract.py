@@ -57,7 +57,7 @@ class Profile:
         sizes = self.sizes()
         return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
 
-    def label(self) -> str:
-        """`b1-128x128`; a free size is written `any`."""
+    def label(self, spatial: bool = True) -> str:
+        """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`."""
         batch, height, width = ("any" if size is None else str(size) for size in (self.batch, self.height, self.width))
-        return f"b{batch}-{height}x{width}"
+        return f"b{batch}-{height}x{width}" if spatial else f"b{batch}"
