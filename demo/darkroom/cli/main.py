@@ -28,7 +28,8 @@ from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.prepare import Prepared, Preparer
+from darkroom.pipeline import Pipeline
+from darkroom.prepare import Preparer
 from darkroom.request import Batch, Request
 from darkroom.timing import StageClock, medians, table, throughput
 
@@ -53,27 +54,23 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
     recipe = asked_recipe(flags, script)
     settings = Settings.from_flags(flags)
-    version = asked_version(flags, recipe, script)
-    second = asked_refiner(flags, recipe, script)
+    version, second = asked_version(flags, recipe, script), asked_refiner(flags, recipe, script)
     image = asked_image(flags, recipe) if script.from_image else None
+    engine = "auto" if flags.engine is None else flags.engine
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        request = asked_request(flags, version, image, second, None, "auto" if flags.engine is None else flags.engine)
-    else:
-        request = Request.from_json(recipe["request"])
-    runtime = find_runtime(request.engine)
+        asked_request(flags, version, image, second, None, engine)
+    runtime = find_runtime(recipe["request"]["engine"] if recipe else engine)
     if flags.use_cuda_graph:
         _without_cuda_graph(flags, runtime.name, console)
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
-
     stores: dict[Path, Store] = {}
 
     def preparer(version: Version, onnx_dir: Path, engine_dir: Path) -> Preparer:
         graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
-        checkpoint = _open(version, settings, engines, script.families, console)
         return Preparer(
-            checkpoint,
+            _open(version, settings, engines, script.families, console),
             runtime,
             graphs,
             engines,
@@ -85,54 +82,37 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         )
 
     base = preparer(version, settings.onnx_dir, settings.engine_dir)
-    refiner = second and preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir)
+    refiner = preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if recipe is None:
         request = asked_request(flags, version, image, second, base.checkpoint, runtime.name)
-    for each, key, flag in ((base, "revision", "--model"), (refiner, "refiner_revision", "--refiner-model")):
-        if recipe is not None and each is not None and recipe.get(key) != each.checkpoint.revision:
-            raise AskedWrongly(
-                f"--recipe {flags.recipe} was made with other weights than those in {each.checkpoint.folder}; "
-                f"name the folder or repository that has them with {flag}."
-            )
+    else:
+        request = Request.from_json(recipe["request"])
+        _check_weights(flags, recipe, base, refiner)
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
-    if refiner is not None:
-        refiner.check(request.refining())  # before anything is built for the first model
-    prepared = base.prepare(request, image, decodes=refiner is None)
-    common = {
-        "darkroom": __version__,
-        "script": script.program,
-        "request": request.as_json(),
-        "revision": base.checkpoint.revision,
-        "scheduler": prepared.scheduler,
-        "artefacts": prepared.artefacts,
-        "runtime": f"{runtime.name} {prepared.runtime_version}",
-    }
-    if refiner is not None:
-        refining = refiner.prepare(request.refining())
-        prepared.pipeline.refiner = refining.pipeline
-        common |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
-    _warn_of_cuts(prepared, request, console)
+    pipeline, made_with = _prepare(base, refiner, request, image)
+    facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
+    _warn_of_cuts(pipeline, request, console)
     batches = list(request.batches())
     if recipe is not None:
         batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
         if not batches:
             raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
-        if any(recipe.get(key) != common.get(key) for key in ("artefacts", "refiner_artefacts", "runtime")):
+        if any(recipe.get(key) != facts.get(key) for key in ("artefacts", "refiner_artefacts", "runtime")):
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:
         console.say(f"seed: {request.seed}")
-    _warm_up(prepared, batches[0], settings.num_warmup_runs, console)
+    _warm_up(pipeline, batches[0], settings.num_warmup_runs, console)
 
     make_folder(settings.output_dir)
     clocks: list[StageClock] = []
     made: list[dict[str, Any]] = []
     try:
-        with console.job("denoising", len(batches) * prepared.pipeline.calls) as advance:
+        with console.job("denoising", len(batches) * pipeline.calls) as advance:
             for batch in batches:
                 clocks.append(StageClock())
-                pictures = prepared.pipeline.run(batch, clocks[-1], advance)
-                for picture in _keep(batch, pictures, common, recipe, settings.output_dir, script.pipeline):
+                pictures = pipeline.run(batch, clocks[-1], advance)
+                for picture in _keep(batch, pictures, facts, recipe, settings.output_dir, script.pipeline):
                     made.append(picture)
     except DarkroomError:
         for picture in made:
@@ -140,18 +120,52 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         raise
     console.say(table(clocks, request.batch_size))
     if flags.json:
-        result = common | {
-            "images": made,
-            "unet_calls": clocks[0].unet_calls,
-            "milliseconds": medians(clocks),
-            "images_per_second": throughput(clocks, request.batch_size),
-        }
-        if refining := [clock.refiner for clock in clocks if clock.refiner]:
-            result |= {"refiner_unet_calls": refining[0].unet_calls, "refiner_milliseconds": medians(refining)}
-        console.result(json.dumps(result))
+        console.result(json.dumps(facts | {"images": made} | _timings(clocks, request.batch_size)))
     else:
         for picture in made:
             console.result(picture["path"])
+
+
+def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Preparer, refiner: Preparer | None) -> None:
+    """Raises `AskedWrongly` where a model is not the one that the recipe was made with."""
+    for each, key, flag in ((base, "revision", "--model"), (refiner, "refiner_revision", "--refiner-model")):
+        if each is not None and recipe.get(key) != each.checkpoint.revision:
+            raise AskedWrongly(
+                f"--recipe {flags.recipe} was made with other weights than those in {each.checkpoint.folder}; "
+                f"name the folder or repository that has them with {flag}."
+            )
+
+
+def _prepare(
+    base: Preparer, refiner: Preparer | None, request: Request, image: np.ndarray | None
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline, with its refiner if there is one, and what a recipe records of both."""
+    if refiner is not None:
+        refiner.check(request.refining())  # before anything is built for the first model
+    prepared = base.prepare(request, image, decodes=refiner is None)
+    facts = {
+        "revision": base.checkpoint.revision,
+        "scheduler": prepared.scheduler,
+        "artefacts": prepared.artefacts,
+        "runtime": f"{base.runtime.name} {prepared.runtime_version}",
+    }
+    if refiner is not None:
+        refining = refiner.prepare(request.refining())
+        prepared.pipeline.refiner = refining.pipeline
+        facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
+    return prepared.pipeline, facts
+
+
+def _timings(clocks: list[StageClock], batch_size: int) -> dict[str, Any]:
+    """What the table shows, for programs."""
+    timings = {
+        "unet_calls": clocks[0].unet_calls,
+        "milliseconds": medians(clocks),
+        "images_per_second": throughput(clocks, batch_size),
+    }
+    if refining := [clock.refiner for clock in clocks if clock.refiner]:
+        timings |= {"refiner_unet_calls": refining[0].unet_calls, "refiner_milliseconds": medians(refining)}
+    return timings
 
 
 def _without_cuda_graph(flags: argparse.Namespace, engine: str, console: Console) -> None:
@@ -174,22 +188,22 @@ def _open(
     return open_checkpoint(folder, engines.fingerprints, families)
 
 
-def _warm_up(prepared: Prepared, batch: Batch, runs: int, console: Console) -> None:
+def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> None:
     """Untimed runs. What they encoded is forgotten, so that the timed run does all of its work."""
     if not runs:
         return
     with console.job("warming up", runs) as advance:
         for _ in range(runs):
-            prepared.pipeline.forget()
-            prepared.pipeline.run(batch, StageClock())
+            pipeline.forget()
+            pipeline.run(batch, StageClock())
             advance()
-    prepared.pipeline.forget()
+    pipeline.forget()
 
 
 def _keep(
     batch: Batch,
     pictures: np.ndarray,
-    common: dict[str, Any],
+    facts: dict[str, Any],
     recipe: dict[str, Any] | None,
     folder: Path,
     pipeline: str,
@@ -203,12 +217,12 @@ def _keep(
             continue
         pixels = to_bytes(picture, f"image {image} (seed {seed})")
         its_own = {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
-        path = save(pixels, folder, pipeline, common | its_own)
+        path = save(pixels, folder, pipeline, facts | its_own)
         yield {"path": str(path), "image": image, "seed": seed, "prompt": prompt}
 
 
-def _warn_of_cuts(prepared: Prepared, request: Request, console: Console) -> None:
-    tokenizer = prepared.pipeline.encoders[0].tokenizer
+def _warn_of_cuts(pipeline: Pipeline, request: Request, console: Console) -> None:
+    tokenizer = pipeline.encoders[0].tokenizer
     texts = list(dict.fromkeys(request.prompts))
     if request.guided and request.negative_prompt:
         texts.append(request.negative_prompt)
