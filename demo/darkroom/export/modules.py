@@ -59,7 +59,12 @@ class Unet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(
+    def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        """`conditions`: text_embeddings (B, 77, D); for SDXL also pooled_embeddings (B, P), time_ids (B, 6 or 5)."""
+        return self.call(latents, timestep, *conditions)
+
+    # Not in `forward`: the exporter hands over the defaults of its parameters as if they were given.
+    def call(
         self,
         latents: Tensor,
         timestep: Tensor,
@@ -67,7 +72,6 @@ class Unet(nn.Module):
         *added: Tensor,
         time_condition: Tensor | None = None,
     ) -> Tensor:
-        """`added` are SDXL's pooled_embeddings (B, P) and time_ids (B, 6 or 5)."""
         dtype = self.unet.dtype
         conditions = dict(zip(("text_embeds", "time_ids"), (each.to(dtype) for each in added), strict=False))
         output = self.unet(
@@ -93,7 +97,7 @@ class GuidanceEmbeddingUnet(Unet):
         frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
         angles = 1000 * (guidance_scale - 1)[:, None] * frequencies
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return super().forward(latents, timestep, *conditions, time_condition=embedding)
+        return self.call(latents, timestep, *conditions, time_condition=embedding)
 
 
 class GuidedUnet(Unet):
@@ -112,7 +116,7 @@ class GuidedUnet(Unet):
         positive, negative = both[: len(both) // 2], both[len(both) // 2 :]
         if not self.shares:
             latents, timestep = torch.cat([latents, latents]), torch.cat([timestep, timestep])
-        output = super().forward(latents, timestep, *map(torch.cat, zip(negative, positive, strict=True)))
+        output = self.call(latents, timestep, *map(torch.cat, zip(negative, positive, strict=True)))
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale.clamp(min=1).reshape(-1, 1, 1, 1) * (conditional - unconditional)
 
