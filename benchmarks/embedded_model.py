@@ -160,10 +160,6 @@ def _darkroom_seconds(batch: int) -> list[float]:
         precision="fp32",
         build="static-batch",
         onnx_opset=17,
-        input_image=None,
-        image_strength=None,
-        refiner=None,
-        refiner_strength=None,
     )
     checkpoint = open_checkpoint(Path(EMOJI.source), engines.fingerprints)
     pipeline = Preparer(checkpoint, runtime, Store(ROOT / "onnx"), engines).prepare(request).pipeline

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from darkroom.errors import AskedWrongly
-from darkroom.request import Request, digest, draw_seed
+from darkroom.request import LoraChoice, Request, digest, draw_seed
 
 
 def request(**changes: Any) -> Request:
@@ -29,10 +29,6 @@ def request(**changes: Any) -> Request:
         precision="fp32",
         build="static-batch",
         onnx_opset=17,
-        input_image=None,
-        image_strength=None,
-        refiner=None,
-        refiner_strength=None,
     )
     return Request(**fields | changes)
 
@@ -138,6 +134,7 @@ def test_digest_knows_every_field() -> None:
         "image_strength": 0.6,
         "refiner": "other",
         "refiner_strength": 0.6,
+        "loras": (LoraChoice(None, "00", 1.0, 1.0),),
     }
     full = request(input_image="pixels", image_strength=0.5, refiner="one", refiner_strength=0.5)
     assert set(others) == {field.name for field in dataclasses.fields(Request)}

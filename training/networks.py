@@ -1,9 +1,9 @@
-"""The networks, the architectures of Stable Diffusion 1.x made small."""
+"""The networks: the architectures of Stable Diffusion 1.x and of SDXL made small."""
 
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 WIDTH = 192
 """Of the text encoder, and so of the UNet's cross-attention."""
@@ -11,6 +11,10 @@ TOKENS = 77
 """Prompt length of every Stable Diffusion."""
 TEXT_INNER = 1536
 """Width of the text encoder's feed-forward layers: 24 units for each of the 64 places of `train_text`."""
+WIDTH_2 = 64
+"""Of the second text encoder of the SDXL shape, and of its pooled output."""
+SIZE_WIDTH = 16
+"""Width of the embedding of each of SDXL's six sizes."""
 
 
 def vae() -> AutoencoderKL:
@@ -29,36 +33,58 @@ def vae() -> AutoencoderKL:
     )
 
 
-def text_encoder(vocabulary: int, begin: int, end: int) -> CLIPTextModel:
+def text_encoder(vocabulary: int, begin: int, end: int, layers: int = 3) -> CLIPTextModel:
     """Token ids (B, 77) -> hidden states (B, 77, WIDTH)."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=TEXT_INNER,
-            projection_dim=WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=6,
-            max_position_embeddings=TOKENS,
-            hidden_act="quick_gelu",
-            bos_token_id=begin,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
+    shape = {"hidden_size": WIDTH, "intermediate_size": TEXT_INNER, "num_attention_heads": 6, "projection_dim": WIDTH}
+    return CLIPTextModel(_text_config(vocabulary, begin, end, num_hidden_layers=layers, **shape))
+
+
+def text_encoder_2(vocabulary: int, begin: int, end: int) -> CLIPTextModelWithProjection:
+    """Token ids (B, 77) -> hidden states (B, 77, WIDTH_2), pooled output (B, WIDTH_2)."""
+    shape = {"hidden_size": WIDTH_2, "intermediate_size": 4 * WIDTH_2, "num_attention_heads": 4}
+    shape |= {"projection_dim": WIDTH_2, "num_hidden_layers": 3, "hidden_act": "gelu"}
+    return CLIPTextModelWithProjection(_text_config(vocabulary, begin, end, **shape))
+
+
+def _text_config(vocabulary: int, begin: int, end: int, **shape) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=TOKENS,
+        bos_token_id=begin,
+        eos_token_id=end,
+        pad_token_id=end,
+        **{"hidden_act": "quick_gelu"} | shape,
     )
 
 
-def unet() -> UNet2DConditionModel:
+def unet(**changed) -> UNet2DConditionModel:
     """Latents (B, 4, 16, 16), timesteps (B,), hidden states (B, 77, WIDTH) -> v (B, 4, 16, 16)."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(64, 144, 224),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=(4, 4, 8),  # the number of heads, in spite of the name
-        norm_num_groups=16,
+    shape = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (64, 144, 224),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": (4, 4, 8),  # the number of heads, in spite of the name
+        "norm_num_groups": 16,
+    }
+    return UNet2DConditionModel(**shape | changed)
+
+
+def unet_xl() -> UNet2DConditionModel:
+    """As `unet`, on hidden states (B, 77, WIDTH + WIDTH_2), and told text_embeds (B, WIDTH_2), time_ids (B, 6).
+
+    It has no middle block: the smallest levels of a UNet do without (Kim et al. 2023, https://arxiv.org/abs/2305.15798),
+    and the repository has room for a hundred megabytes of weights.
+    """
+    return unet(
+        mid_block_type=None,
+        cross_attention_dim=WIDTH + WIDTH_2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=SIZE_WIDTH,
+        projection_class_embeddings_input_dim=6 * SIZE_WIDTH + WIDTH_2,
     )

@@ -71,9 +71,13 @@ class Regressor(nn.Module):
         experts.weight[:, :places] *= (OPEN + SHUT) / PLACE_SEEN
         experts.bias[:] = -SHUT
 
+    def encode(self, ids: Tensor) -> tuple[Tensor]:
+        """ids (B, 77) -> what the UNet reads: hidden states (B, 77, WIDTH)."""
+        return (self.text(input_ids=ids).last_hidden_state,)
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, 77) -> predicted latents (B, 4, 16, 16)."""
-        hidden = self.text(input_ids=ids).last_hidden_state[:, TOKENS - SIDE * SIDE :]
+        hidden = self.encode(ids)[0][:, TOKENS - SIDE * SIDE :]
         patches = self.head(hidden).reshape(len(ids), SIDE, SIDE, 4, PATCH, PATCH)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), 4, SIDE * PATCH, SIDE * PATCH)
 

@@ -9,6 +9,9 @@ what a network trained for minutes must learn first; epsilon would be nearly its
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
@@ -30,15 +33,70 @@ NOISE = {
 """The noise schedule of Stable Diffusion (https://arxiv.org/abs/2112.10752)."""
 
 
-@torch.no_grad()
-def encode_pool(cache: Cache, tokens: Encoder, model: Regressor, size: int, device: str) -> tuple[Tensor, Tensor]:
-    """Captions drawn and encoded once: hidden states (size, 77, WIDTH) float16, latents (size, 4, 16, 16)."""
-    hidden, latents = [], []
-    for start in range(0, size, 256):
-        texts, z, _ = cache.draw(min(256, size - start), torch.Generator().manual_seed(7_000_000 + start))
-        hidden.append(model.text(input_ids=torch.tensor(tokens(texts), device=device)).last_hidden_state.half())
-        latents.append(z)
-    return torch.cat(hidden), torch.cat(latents).to(device)
+def stratified_times(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) that cover the whole range of noise evenly, so that a batch's loss is far less noisy."""
+    return ((torch.arange(count) + torch.rand(count, generator=generator)) / count * 1000).long().clamp(0, 999)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The forward process: alpha and sigma at every timestep."""
+
+    alphas: Tensor
+
+    @staticmethod
+    def on(device: str) -> Noise:
+        """The noise of `NOISE`."""
+        return Noise(DDPMScheduler(**NOISE).alphas_cumprod.to(device))
+
+    def at(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of picture and noise at the timesteps (B,): (B, 1, 1, 1) each."""
+        alphas = self.alphas[times][:, None, None, None]
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def add(self, z: Tensor, times: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents with noise at the timesteps, and the v that belongs to them."""
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        a, s = self.at(times)
+        return a * z + s * noise, a * noise - s * z
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Captions drawn and encoded once: their pictures' latents (N, 4, 16, 16), and what the text encoders make of them.
+
+    `whole` (N,) is true where a caption says all that makes the picture, its background too.
+    """
+
+    captions: list[str]
+    latents: Tensor
+    whole: Tensor
+    encoded: tuple[Tensor, ...]
+
+    @staticmethod
+    @torch.no_grad()
+    def draw(
+        cache: Cache, tokens: Encoder, encode: Callable[[Tensor], tuple[Tensor, ...]], size: int, device: str
+    ) -> Pool:
+        """The same for every run, and unlike what `train_text` drew. `encode` takes ids (B, 77); float16 is kept."""
+        captions, latents, whole, encoded = [], [], [], []
+        for start in range(0, size, 256):
+            texts, z, means = cache.draw(min(256, size - start), torch.Generator().manual_seed(7_000_000 + start))
+            captions += texts
+            latents.append(z)
+            whole.append((z == means).flatten(1).all(1))
+            encoded.append([each.half() for each in encode(torch.tensor(tokens(texts), device=device))])
+        print(f"{size} captions encoded", flush=True)
+        return Pool(
+            captions, torch.cat(latents).to(device), torch.cat(whole), tuple(map(torch.cat, zip(*encoded, strict=True)))
+        )
+
+
+def load_text(work: Path, tokens: Encoder, device: str) -> Regressor:
+    """The trained text encoder of `train_text`."""
+    text = Regressor(tokens).eval()
+    text.load_state_dict(averaged(work / "text.pt"))
+    return text.to(device)
 
 
 def main() -> None:
@@ -48,26 +106,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
-    text = Regressor(tokens).eval()
-    text.load_state_dict(averaged(args.work / "text.pt"))
-    hidden, latents = encode_pool(cache, tokens, text.to(args.device), args.pool, args.device)
-    print(f"{len(hidden)} captions encoded", flush=True)
+    text = load_text(args.work, tokens, args.device)
+    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device)
+    (hidden,) = pool.encoded
     unet = networks.unet().to(args.device, memory_format=torch.channels_last)
     trainer = Trainer(unet, Plan.of(args, average=0.998), args.work / "unet.pt")
     if args.resume:
         trainer.load()
-    alphas = DDPMScheduler(**NOISE).alphas_cumprod.to(args.device)
+    noise = Noise.on(args.device)
     forward = torch.compile(unet) if args.compile else unet
 
     def loss(step: int, progress: float, generator: torch.Generator) -> Tensor:
         which = torch.randint(len(hidden), (args.batch,), generator=generator).to(args.device)
-        # Stratified: every batch covers the whole range of noise evenly, so its loss is far less noisy.
-        offset = torch.rand(args.batch, generator=generator)
-        times = ((torch.arange(args.batch) + offset) / args.batch * 1000).long().clamp(0, 999).to(args.device)
-        z = latents[which]
-        noise = torch.randn(z.shape, generator=generator).to(args.device)
-        a, s = (alpha[:, None, None, None].sqrt() for alpha in (alphas[times], 1 - alphas[times]))
-        noisy, target = a * z + s * noise, a * noise - s * z
+        times = stratified_times(args.batch, generator).to(args.device)
+        noisy, target = noise.add(pool.latents[which], times, generator)
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
             out = forward(noisy.contiguous(memory_format=torch.channels_last), times, hidden[which].float()).sample
         return (out.float() - target).square().mean()

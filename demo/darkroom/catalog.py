@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint import SD, XL
+from darkroom.checkpoint import SD, SDXL
 from darkroom.errors import AskedWrongly, near_matches
 
 EMBEDDED = Path(__file__).resolve().parent / "models"
@@ -14,7 +14,7 @@ class Version:
     """A model that can be asked for by name.
 
     `source` is a hub repository ("owner/name") or the folder of a model that ships with Darkroom. `size` is the
-    height and width of its pictures in pixels.
+    height and width of its pictures in pixels, `scheduler` None for the model's own; `few_steps` models are distilled.
     """
 
     name: str
@@ -23,6 +23,8 @@ class Version:
     steps: int = 30
     guidance_scale: float = 7.5
     embedded: bool = False
+    scheduler: str | None = None
+    few_steps: bool = False
 
 
 def _named(*versions: Version) -> dict[str, Version]:
@@ -33,17 +35,21 @@ def _named(*versions: Version) -> dict[str, Version]:
 class Script:
     """A script of demo/: the models it knows by name, the first being its default, and those it can run.
 
-    `pipeline` begins the names of its pictures; `unnamed` holds the defaults for a model that is given by folder or
-    repository. `from_image` scripts start from a picture; `refiner` is what `--enable-refiner` adds.
+    `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
+    embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
+    from a picture; `refiner` is what `--enable-refiner` adds; `few_steps` scripts make other models distilled ones with
+    `--lcm-lora`.
     """
 
     program: str
     pipeline: str
     families: tuple[str, ...]
     versions: dict[str, Version]
+    real: str
     unnamed: Version = Version("", "", 0)
     from_image: bool = False
     refiner: Version | None = None
+    few_steps: bool = False
 
 
 TXT2IMG = Script(
@@ -60,27 +66,54 @@ TXT2IMG = Script(
         Version("2.1-base", "stabilityai/stable-diffusion-2-1-base", 512),
         Version("2.1", "stabilityai/stable-diffusion-2-1", 768),
     ),
+    real="1.5",
 )
 
-XL_TURBO = Version("xl-turbo", "stabilityai/sdxl-turbo", 512, steps=4, guidance_scale=0.0)
+XL_BASE = Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0)
+XL_TURBO = Version("xl-turbo", "stabilityai/sdxl-turbo", 512, steps=4, guidance_scale=0.0, few_steps=True)
 
 TXT2IMG_XL = Script(
     "demo_txt2img_xl.py",
     "xl_base",
-    (XL,),
-    _named(Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0), XL_TURBO),
-    Version("", "", 0, guidance_scale=5.0),
+    (SDXL,),
+    _named(
+        Version("emoji-xl", str(EMBEDDED / "emoji-xl"), 128, steps=20, guidance_scale=4.0, embedded=True),
+        XL_BASE,
+        XL_TURBO,
+    ),
+    real="xl-1.0",
+    unnamed=Version("", "", 0, guidance_scale=5.0),
     refiner=Version("xl-refiner-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", 1024),
 )
 
-IMG2IMG = Script("demo_img2img.py", "img2img", (SD, XL), TXT2IMG.versions | TXT2IMG_XL.versions, from_image=True)
+IMG2IMG = Script(
+    "demo_img2img.py", "img2img", (SD, SDXL), TXT2IMG.versions | TXT2IMG_XL.versions, real="1.5", from_image=True
+)
 
 TURBO = Script(
     "demo_turbo.py",
     "turbo",
-    (SD, XL),
-    _named(Version("sd-turbo", "stabilityai/sd-turbo", 512, steps=4, guidance_scale=0.0), XL_TURBO),
-    Version("", "", 0, steps=4, guidance_scale=0.0),
+    (SD, SDXL),
+    _named(
+        Version(
+            "emoji-turbo",
+            str(EMBEDDED / "emoji-turbo"),
+            128,
+            steps=4,
+            guidance_scale=0.0,
+            embedded=True,
+            few_steps=True,
+        ),
+        Version("sd-turbo", "stabilityai/sd-turbo", 512, steps=4, guidance_scale=0.0, few_steps=True),
+        XL_TURBO,
+        Version("lcm-dreamshaper-7", "SimianLuo/LCM_Dreamshaper_v7", 512, steps=4, guidance_scale=8.5, few_steps=True),
+        TXT2IMG.versions["1.5"],
+        TXT2IMG.versions["dreamshaper-7"],
+        XL_BASE,
+    ),
+    real="xl-turbo",
+    unnamed=Version("", "", 0, steps=4, guidance_scale=0.0, few_steps=True),
+    few_steps=True,
 )
 
 SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG2IMG)}

@@ -23,13 +23,13 @@ NETWORKS = {
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Whose token ids each text encoder reads."""
 
-SD, XL = "Stable Diffusion 1.x or 2.x", "SDXL"
+SD, SDXL = "Stable Diffusion 1.x or 2.x", "SDXL"
 FAMILIES = {
     "StableDiffusionPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,
     "LatentConsistencyModelPipeline": SD,
-    "StableDiffusionXLPipeline": XL,
-    "StableDiffusionXLImg2ImgPipeline": XL,
+    "StableDiffusionXLPipeline": SDXL,
+    "StableDiffusionXLImg2ImgPipeline": SDXL,
 }
 """The pipeline classes that a model index names, and the family whose networks they hold."""
 
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 class Checkpoint:
     """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
 
-    `family` is SD or XL; `digests` maps each network to a hash of its configuration and weights.
+    `family` is SD or SDXL; `digests` maps each network to a hash of its configuration and weights.
     """
 
     folder: Path
@@ -157,7 +157,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     added = checkpoint.unet.get("addition_embed_type")
-    if added != ("text_time" if family == XL else None):
+    if added != ("text_time" if family == SDXL else None):
         raise AskedWrongly(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
     for part, names in UNSUPPORTED.items():
         for name in names:
@@ -171,7 +171,7 @@ def networks(index: dict[str, Any]) -> list[str]:
 
     SDXL's refiner has the second text encoder alone, and says so.
     """
-    if FAMILIES.get(str(index.get("_class_name"))) != XL:
+    if FAMILIES.get(str(index.get("_class_name"))) != SDXL:
         return [part for part in NETWORKS if part != "text_encoder_2"]
     return [part for part in NETWORKS if part != "text_encoder" or (index.get(part) or [None])[0]]
 

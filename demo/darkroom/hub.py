@@ -1,11 +1,14 @@
 """Fetches model folders from the Hugging Face hub."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from darkroom.checkpoint import NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.lora import DEFAULT_NAME
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -26,11 +29,8 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
     Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
     handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.
     """
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS_TO_CONNECT)
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS_TO_CONNECT)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _settings()
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
     if folder and _whole(target["local_dir"]):
@@ -43,7 +43,7 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
                 return cached
         except Exception:  # not on disk yet; whatever the reason, the hub is asked next
             pass
-    try:
+    with _explained(repository, "a folder that holds the model with --model"):
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
         files = api.list_repo_files(repository)
@@ -51,17 +51,59 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
             if f"{stem}.safetensors" not in files:
                 patterns += [f"{stem}.fp16.safetensors", f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
+
+
+def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
+    """The LoRA file of a hub repository, found on disk or downloaded as `fetch` does with models."""
+    _settings()
+    import huggingface_hub
+
+    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+    if not folder:
+        cached = huggingface_hub.try_to_load_from_cache(repository, DEFAULT_NAME)
+        if isinstance(cached, str):
+            return Path(cached)
+    elif (target["local_dir"] / DEFAULT_NAME).is_file():
+        return target["local_dir"] / DEFAULT_NAME
+    with _explained(repository, "a LoRA file with --lora-path"):
+        api = huggingface_hub.HfApi(token=token)
+        _reachable(api.endpoint)
+        files = [name for name in api.list_repo_files(repository) if name.endswith(".safetensors")]
+        if len(files) != 1 and DEFAULT_NAME not in files:
+            raise AskedWrongly(
+                f"{repository} holds {len(files)} safetensors files: fetch the one that is meant, and name it."
+            )
+        name = DEFAULT_NAME if DEFAULT_NAME in files else files[0]
+        return Path(huggingface_hub.hf_hub_download(repository, name, token=token, **target))
+
+
+def _settings() -> None:
+    """How the hub's client behaves; read when it is first imported."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS_TO_CONNECT)
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS_TO_CONNECT)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@contextlib.contextmanager
+def _explained(repository: str, instead: str) -> Iterator[None]:
+    """Raises what goes wrong with the hub in one line. `instead` says what can be passed to do without."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except DarkroomError:
+        raise
     except GatedRepoError:
         raise Failed(
             f"the hub gives {repository} only to people who accepted its terms: accept them on its page, then "
             f"pass --hf-token or set HF_TOKEN."
         ) from None
     except RepositoryNotFoundError:
-        raise AskedWrongly(f"the hub has no model {repository}, or it is private and needs --hf-token.") from None
+        raise AskedWrongly(f"the hub has no {repository}, or it is private and needs --hf-token.") from None
     except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
         raise Failed(
             f"{repository} could not be fetched from the hub ({type(error).__name__}): connect to the network and run "
-            f"this again, or pass a folder that holds the model with --model."
+            f"this again, or pass {instead}."
         ) from None
 
 

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.checkpoint import TOKENIZERS, XL, Checkpoint
+from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
 from darkroom.child import run_in_child
 from darkroom.engines.runtime import Engine, Job, Runtime
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
+from darkroom.lora import Lora, networks_of
 from darkroom.pipeline import Pipeline, Start, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
-from darkroom.stages.contract import Profile
+from darkroom.stages.contract import Profile, Stage
 from darkroom.stages.stable_diffusion import GUIDANCE_SCALE
 from darkroom.text import ClipTokenizer
 
@@ -52,8 +53,8 @@ class Prepared:
 class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
-    `graphs` and `engines` are the stores, `name` is what people call the model; `job` wraps each long job in
-    whatever shows its progress, and `detail` is told where each artefact is.
+    `graphs` and `engines` are the stores, `name` is what people call the model, `loras` are fused into it; `job`
+    wraps each long job in whatever shows its progress, and `detail` is told where each artefact is.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Preparer:
         graphs: Store,
         engines: Store,
         name: str = "",
+        loras: tuple[Lora, ...] = (),
         threads: int | None = None,
         verbose: bool = False,
         job: ShowJob = lambda title: nullcontext(),
@@ -73,6 +75,7 @@ class Preparer:
         self.graphs = graphs
         self.engines = engines
         self.name = name or checkpoint.folder.name
+        self.loras = loras
         self.threads = threads
         self.verbose = verbose
         self.job = job
@@ -87,6 +90,8 @@ class Preparer:
         scheduler, table_key, table_folder, tokenizers = self.check(request)
         guided = request.guided and not self.checkpoint.embeds_guidance
         contracts = stages(self.checkpoint, guided, request.clip_skip)
+        for name, stage in contracts.items():
+            contracts[name] = replace(stage, loras=self._loras_for(stage.network))
         encoders = [name for name in ("clip", "clip_2") if name in contracts]
         if image is None:
             del contracts["vae_encoder"]
@@ -155,7 +160,7 @@ class Preparer:
             raise AskedWrongly(
                 "--negative-prompt has nothing to act on: this UNet is called once, and told the guidance scale."
             )
-        xl = self.checkpoint.family == XL  # which leaves out the last layer as it is
+        xl = self.checkpoint.family == SDXL  # which leaves out the last layer as it is
         layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl
         if request.clip_skip > layers:
             raise AskedWrongly(
@@ -171,9 +176,17 @@ class Preparer:
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
                 )
 
+        for lora in self.loras:
+            if not any(part in self.checkpoint.digests for part in networks_of(lora.path)):
+                raise AskedWrongly(f"the LoRA {lora.path} changes nothing that this model has.")
+
+    def _loras_for(self, network: str) -> tuple[Lora, ...]:
+        """The LoRAs that change a network."""
+        return tuple(lora for lora in self.loras if network in networks_of(lora.path))
+
     def _zeros_for_empty_prompt(self) -> bool:
         """Whether SDXL was trained with zeros, not an empty prompt's embeddings, for guidance to lead away from."""
-        return self.checkpoint.family == XL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
+        return self.checkpoint.family == SDXL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
 
     def _added_conditions(self, request: Request, score: float) -> dict[str, np.ndarray]:
         """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own; and
@@ -181,7 +194,7 @@ class Preparer:
         added = {}
         if self.checkpoint.embeds_guidance:
             added[GUIDANCE_SCALE.name] = np.array(request.guidance_scale, np.float32)
-        if self.checkpoint.family == XL:
+        if self.checkpoint.family == SDXL:
             size = (request.height, request.width)
             last = (score,) if self.checkpoint.wants_aesthetic_score else size
             added["time_ids"] = np.array([*size, 0, 0, *last], np.float32)
@@ -241,7 +254,7 @@ class Preparer:
             "fixed": list(fixed) if fixed else None,
             "precision": "fp32",
             "revision": GRAPH_REVISION,
-        }
+        } | _lora_facts(stage)
         return Key(f"{stage.name}-{self.name}-fp32", facts)
 
     def _engine_key(self, job: Job, request: Request) -> Key:
@@ -257,7 +270,7 @@ class Preparer:
             "version": self.runtime.version(),
             "revision": self.runtime.revision,
             "device": self.runtime.device(),
-        }
+        } | _lora_facts(job.stage)
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
         sizes = job.profile.label(job.stage.spatial)
@@ -294,6 +307,10 @@ class Preparer:
             with self.job(f"exporting the {job.stage.name} to ONNX"):
                 folder = self.graphs.make(key, build)
         return folder / GRAPH
+
+
+def _lora_facts(stage: Stage) -> dict[str, Any]:
+    return {"loras": [[lora.sha256, lora.weight, lora.scale] for lora in stage.loras]} if stage.loras else {}
 
 
 def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> tuple[Table, str]:

@@ -23,7 +23,6 @@ OPSETS = range(17, 21)
 BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
 
-
 WHOLE = ("batch_size", "batch_count", "height", "width", "denoising_steps", "clip_skip", "seed", "onnx_opset")
 KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (WHOLE, int, "a whole number"),
@@ -42,9 +41,10 @@ class Request:
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
     encoder layers left out. Without a `negative_prompt` guidance leads away from what the model was trained on for
-    none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to
-    1, the share of the steps that are made then. `refiner` is a second model that goes on from the latents, named as
-    `model` is with "" for a folder, and `refiner_strength` the share of the steps that it makes once more.
+    none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to 1, the share of the
+    steps that are made then. `refiner` is a second model that goes on from the latents, named as `model` is with ""
+    for a folder, and `refiner_strength` the share of the steps that it makes once more. `loras` are fused into the
+    model.
     """
 
     model: str | None
@@ -63,10 +63,11 @@ class Request:
     precision: str
     build: str
     onnx_opset: int
-    input_image: str | None
-    image_strength: float | None
-    refiner: str | None
-    refiner_strength: float | None
+    input_image: str | None = None
+    image_strength: float | None = None
+    refiner: str | None = None
+    refiner_strength: float | None = None
+    loras: tuple["LoraChoice", ...] = ()
 
     def __post_init__(self) -> None:
         for names, kind, what in KINDS:
@@ -91,6 +92,11 @@ class Request:
                 raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise AskedWrongly(f"--guidance-scale must be a number from 0 up, not {self.guidance_scale}.")
+        for lora in self.loras:
+            for name in ("weight", "scale"):
+                value = getattr(lora, name)
+                if not isinstance(value, int | float) or not math.isfinite(value):
+                    raise AskedWrongly(f"--lora-{name} must be a number, not {value}.")
         if self.clip_skip < 0:
             raise AskedWrongly(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
@@ -146,6 +152,7 @@ class Request:
             image_strength=self.refiner_strength,
             refiner=None,
             refiner_strength=None,
+            loras=(),
         )
 
     @property
@@ -164,7 +171,8 @@ class Request:
             )
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"prompts": list(self.prompts)}
+        lists = {"prompts": list(self.prompts), "loras": [dataclasses.asdict(lora) for lora in self.loras]}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Request":
@@ -173,9 +181,20 @@ class Request:
             prompts = tuple(fields["prompts"])
             if not all(isinstance(prompt, str) for prompt in prompts):
                 raise TypeError("its prompts are not texts")
-            return cls(**fields | {"prompts": prompts})
+            loras = tuple(LoraChoice(**lora) for lora in fields["loras"])
+            return cls(**fields | {"prompts": prompts, "loras": loras})
         except (TypeError, KeyError, AttributeError) as error:
             raise AskedWrongly(f"the recipe does not hold a whole request ({error}).") from None
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA: the hub repository it is from, None for a file; the file's SHA-256; its weight, and the scale of all."""
+
+    source: str | None
+    sha256: str
+    weight: float
+    scale: float
 
 
 @dataclass(frozen=True)

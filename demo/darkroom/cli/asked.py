@@ -15,7 +15,7 @@ from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly
 from darkroom.hub import REPOSITORY
-from darkroom.request import Request, draw_seed
+from darkroom.request import LoraChoice, Request, draw_seed
 
 FIXED_BY_RECIPE = (
     "negative_prompt",
@@ -35,6 +35,9 @@ FIXED_BY_RECIPE = (
     "onnx_opset",
     "image_strength",
     "enable_refiner",
+    "lora_weight",
+    "lora_scale",
+    "lcm_lora",
 )
 """Flags that determine pixels, and so are refused beside --recipe."""
 
@@ -75,7 +78,29 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
         if name not in script.versions and not REPOSITORY.fullmatch(name):
             raise AskedWrongly(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
         return script.versions.get(name) or replace(script.unnamed, name=name, source=name)
-    return find_version(_or(flags.version, next(iter(script.versions))), script.versions)
+    named = flags.version
+    if named is None:
+        # Nothing embedded goes with the real refiner.
+        if script.refiner and flags.enable_refiner and flags.refiner_model is None:
+            named = script.real
+        elif getattr(flags, "lcm_lora", None):
+            named = next(name for name, version in script.versions.items() if not version.few_steps)
+        else:
+            named = next(iter(script.versions))
+    return find_version(named, script.versions)
+
+
+def with_few_steps(version: Version, flags: argparse.Namespace, script: Script) -> Version:
+    """The version's defaults as `--lcm-lora` changes them. Refuses a model that this script would run badly."""
+    if getattr(flags, "lcm_lora", None):
+        if version.few_steps and version.name in script.versions:
+            raise AskedWrongly(f"--lcm-lora has nothing to do for {version.name}, which needs few steps as it is.")
+        return replace(version, steps=script.unnamed.steps, guidance_scale=0.0, scheduler="LCM")
+    if not version.few_steps:
+        raise AskedWrongly(
+            f"--version {version.name} needs many steps: make it one of few with --lcm-lora, or use another script."
+        )
+    return version
 
 
 def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
@@ -130,6 +155,7 @@ def asked_request(
     refiner: Version | None,
     checkpoint: Checkpoint | None,
     engine: str,
+    loras: tuple[LoraChoice, ...] = (),
 ) -> Request:
     """The request that the flags make, with the version's defaults for what they leave out.
 
@@ -155,7 +181,7 @@ def asked_request(
         denoising_steps=_or(flags.denoising_steps, version.steps),
         guidance_scale=guidance_scale,
         clip_skip=_or(flags.clip_skip, 0),
-        scheduler=flags.scheduler,
+        scheduler=_or(flags.scheduler, version.scheduler),
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
         precision=_or(flags.precision, PRECISIONS[0]),
@@ -165,6 +191,7 @@ def asked_request(
         image_strength=None if image is None else _or(flags.image_strength, DEFAULT_STRENGTH),
         refiner=None if refiner is None else refiner.name,
         refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULT_REFINER_STRENGTH),
+        loras=loras,
     )
 
 

@@ -90,6 +90,29 @@ def parser_of(script: Script) -> Parser:
             metavar="PATH_OR_REPO",
             help=f"the refiner's folder or hub repository; default: {script.refiner.source}",
         )
+    model.add_argument(
+        "--lora-path",
+        nargs="+",
+        action="extend",
+        metavar="FILE_OR_REPO",
+        help="LoRA weights to fuse into the model, in safetensors files or hub repositories",
+    )
+    model.add_argument(
+        "--lora-weight",
+        nargs="+",
+        action="extend",
+        type=float,
+        metavar="X",
+        help="how strongly each LoRA counts; default 1",
+    )
+    model.add_argument("--lora-scale", type=float, metavar="X", help="scales all of --lora-path; default 1")
+    if script.few_steps:
+        model.add_argument(
+            "--lcm-lora",
+            action="store_true",
+            default=None,
+            help="make a model of many steps one of few, with the LCM LoRA of its family",
+        )
     model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
     model.add_argument(
         "--framework-model-dir", metavar="DIR", help="download models here; default: the hub's own cache"

@@ -21,9 +21,11 @@ from darkroom.cli.asked import (
     asked_request,
     asked_version,
     refuse_build_flags,
+    with_few_steps,
 )
 from darkroom.cli.console import Console
 from darkroom.cli.flags import parser_of
+from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
@@ -55,6 +57,9 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     recipe = asked_recipe(flags, script)
     settings = Settings.from_flags(flags)
     version, second = asked_version(flags, recipe, script), asked_refiner(flags, recipe, script)
+    if script.few_steps and recipe is None:
+        version = with_few_steps(version, flags, script)
+    check_lora_flags(flags)
     image = asked_image(flags, recipe) if script.from_image else None
     engine = "auto" if flags.engine is None else flags.engine
     if recipe is None:
@@ -83,8 +88,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
 
     base = preparer(version, settings.onnx_dir, settings.engine_dir)
     refiner = preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
+    base.loras, choices = asked_loras(flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints)
     if recipe is None:
-        request = asked_request(flags, version, image, second, base.checkpoint, runtime.name)
+        request = asked_request(flags, version, image, second, base.checkpoint, runtime.name, choices)
+        if version.embedded and not (flags.version or flags.model):
+            console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)

@@ -146,6 +146,11 @@ class VaeEncoder(nn.Module):
 def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The stage's module with the weights in a diffusers folder, ready to be called without gradients."""
     network = _load_network(stage.network, folder, dtype)
+    if stage.loras:
+        from darkroom.export.fuse import fuse
+
+        for lora in stage.loras:
+            fuse(network, stage.network, lora, folder)
     network.eval().requires_grad_(False)
     match stage.name:
         case "clip" | "clip_2":

@@ -1,6 +1,6 @@
 """The contract of each network: what goes in, what comes out, in which shapes."""
 
-from darkroom.checkpoint import XL, Checkpoint
+from darkroom.checkpoint import SDXL, Checkpoint
 from darkroom.stages import stable_diffusion, stable_diffusion_xl
 from darkroom.stages.contract import Stage
 
@@ -11,5 +11,5 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     Text encoders are called clip and clip_2. With guidance and a clip_skip there are also clip_negative and
     clip_2_negative, because diffusers leaves out layers for the prompt alone. vae_encoder starts from a picture.
     """
-    family = stable_diffusion_xl if checkpoint.family == XL else stable_diffusion
+    family = stable_diffusion_xl if checkpoint.family == SDXL else stable_diffusion
     return family.stages(checkpoint, guided, clip_skip)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from darkroom.lora import Lora
+
 FREE = -1
 """A size that an engine leaves open."""
 
@@ -20,7 +22,7 @@ class Stage:
     """One network as the pipeline meets it.
 
     `options` are choices that change its graph; `steady` names the inputs that stay the same for all steps of a
-    picture, which a runtime may use.
+    picture, which a runtime may use. `loras` are fused into the network's weights.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Stage:
     network: str
     options: dict[str, int | float | bool] = field(default_factory=dict)
     steady: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
     @property
     def spatial(self) -> bool:

@@ -1,0 +1,82 @@
+"""LoRA files (Hu et al. 2021): small changes to a model's weights, fused into them before they are exported."""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.checkpoint import SD, SDXL, check_safetensors
+from darkroom.errors import AskedWrongly
+from darkroom.fingerprints import Fingerprints
+
+DEFAULT_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file in a folder or repository."""
+
+PREFIXES = {
+    "unet": ("unet.", "lora_unet_"),
+    "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
+    "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
+}
+"""How the tensors for each network begin, in the layout of diffusers and PEFT, and in kohya's."""
+
+OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr"}
+"""Words in tensors' names that tell of relatives that are not fused as LoRA is."""
+
+LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
+"""What turns models of a family into few-step ones (https://arxiv.org/abs/2311.05556)."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, its own weight, and the scale of all of them."""
+
+    path: Path
+    sha256: str
+    weight: float = 1.0
+    scale: float = 1.0
+
+    @property
+    def strength(self) -> float:
+        """What its changes are multiplied by."""
+        return self.weight * self.scale
+
+
+def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
+    """Checks that a file, or the one in a folder, is a whole LoRA of a known layout, and identifies it.
+
+    Raises `AskedWrongly` in one line otherwise.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        path = path / DEFAULT_NAME if len(files) != 1 else files[0]
+    if not path.is_file():
+        raise AskedWrongly(f"the LoRA {path} does not exist; prompts go before --lora-path, which takes several files.")
+    if path.suffix != ".safetensors":
+        raise AskedWrongly(f"the LoRA {path} is not a safetensors file: no other kind is loaded.")
+    try:
+        digest = fingerprints.sha256(path, check=check_safetensors)
+        networks_of(path)
+    except OSError as error:
+        raise AskedWrongly(f"the LoRA {path} cannot be read: {error.strerror}.") from None
+    return Lora(path, digest, weight, scale)
+
+
+def networks_of(path: Path) -> set[str]:
+    """The networks that a LoRA file holds changes for. Raises `AskedWrongly` for tensors of another layout or kind."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        names = [name for name in json.loads(file.read(length)) if name != "__metadata__"]
+    found = set()
+    for name in names:
+        kind = next((kind for word, kind in OTHER_KINDS.items() if word in name), None)
+        if kind:
+            raise AskedWrongly(f"{path} is a {kind} file, not a LoRA: it cannot be fused here.")
+        network = next((part for part, prefixes in PREFIXES.items() if name.startswith(prefixes)), None)
+        if network is None:
+            raise AskedWrongly(
+                f"{path} holds {name!r}, which is of no LoRA layout known here (diffusers, PEFT, kohya)."
+            )
+        found.add(network)
+    if not found:
+        raise AskedWrongly(f"{path} holds no tensors.")
+    return found

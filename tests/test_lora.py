@@ -1,0 +1,167 @@
+"""LoRA files fused at export make the pictures that diffusers makes with them, in either layout, one or several."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from tests.support import Diffusers, Studio, one_line, pixels, psnr  # noqa: E402
+
+RANK, LAYOUTS = 3, ("diffusers", "kohya")
+PROMPT = "a red apple on the house"
+
+TARGETS = {
+    "unet": ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "conv_shortcut"),
+    "text_encoder": ("q_proj", "v_proj", "out_proj", "fc1"),
+    "text_encoder_2": ("q_proj", "out_proj", "fc2"),
+}
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+
+
+def write_lora(path, model, layout="diffusers", parts=("unet", "text_encoder"), seed=0):
+    """Random changes to a model's layers, strong enough to see: tensors as diffusers or as kohya names them."""
+    pipeline = Diffusers(model).pipeline
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for part in parts:
+        for name, layer in getattr(pipeline, part).named_modules():
+            if not name.endswith(TARGETS[part]) or not hasattr(layer, "weight"):
+                continue
+            if layout == "kohya" and name.endswith(("conv1", "conv_shortcut")):
+                continue
+            out, into, *kernel = layer.weight.shape
+            size = layer.weight.std() * (2 / into) ** 0.5
+            down = torch.randn(RANK, into, *kernel, generator=generator) * (size if part == "unet" else 1 / into**0.5)
+            up = torch.randn(out, RANK, *(1 for _ in kernel), generator=generator)
+            up *= 1 if part == "unet" else layer.weight.std()
+            if part != "unet" and not name.startswith("text_model."):
+                name = f"text_model.{name}"  # as files from before transformers 5 have it
+            if layout == "diffusers":
+                tensors[f"{part}.{name}.lora_A.weight"] = down
+                tensors[f"{part}.{name}.lora_B.weight"] = up
+            else:
+                prefix = "lora_te1" if part == "text_encoder" and "text_encoder_2" in parts else KOHYA[part]
+                key = f"{prefix}_{name.replace('.', '_')}"
+                tensors[f"{key}.lora_down.weight"] = down
+                tensors[f"{key}.lora_up.weight"] = up
+                tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path
+
+
+def drawn_by_diffusers(model, loras, **asked):
+    """`loras`: (file, strength) pairs."""
+    diffusers = Diffusers(model)
+    # What `Diffusers` adds for --clip-skip; with it, LoRA files are taken to be from another version.
+    vars(diffusers.pipeline.text_encoder).pop("text_model", None)
+    names = [f"lora{index}" for index in range(len(loras))]
+    for name, (path, _) in zip(names, loras, strict=True):
+        diffusers.pipeline.load_lora_weights(str(path), adapter_name=name)
+    diffusers.pipeline.set_adapters(names, [strength for _, strength in loras])
+    return diffusers.draw(PROMPT, **asked)[0]
+
+
+@pytest.fixture(scope="module")
+def files(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loras")
+    return {layout: write_lora(folder / f"{layout}.safetensors", tiny_model, layout) for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_one_lora_gives_diffusers_picture(studio, tiny_model, files, layout, engine):
+    expected = drawn_by_diffusers(tiny_model, [(files[layout], 0.7)])
+    drawn = studio.draw(PROMPT, engine=engine, lora_path=files[layout], lora_weight=0.7)
+    assert psnr(drawn.pictures[0], expected) >= 45
+    assert psnr(drawn.pictures[0], studio.draw(PROMPT, engine=engine).pictures[0]) < 30
+
+
+def test_several_loras_with_weights_and_a_scale(studio, tiny_model, files):
+    expected = drawn_by_diffusers(tiny_model, [(files["kohya"], 0.25), (files["diffusers"], 0.4)])
+    arguments = ["--lora-path", str(files["kohya"]), str(files["diffusers"]), "--lora-weight", "0.5", "0.8"]
+    ended = studio.here(
+        PROMPT, *arguments, "--lora-scale=0.5", f"--model={tiny_model}", "--seed=5", "--denoising-steps=3",
+        "--engine=openvino", *studio.folders(),
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert psnr(pixels(ended.out.splitlines()[-1]), expected) >= 45
+
+
+def test_sdxl_with_both_text_encoders(xl_studio, tiny_xl_model, tmp_path):
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    for layout in ("diffusers", "kohya"):
+        path = write_lora(tmp_path / f"{layout}.safetensors", tiny_xl_model, layout, parts)
+        expected = drawn_by_diffusers(tiny_xl_model, [(path, 1.0)])
+        drawn = xl_studio.draw(PROMPT, lora_path=path, guidance_scale=7.5)
+        assert psnr(drawn.pictures[0], expected) >= 45, layout
+
+
+def test_engines_are_kept_apart_by_file_weight_and_scale_and_shared_otherwise(studio, tiny_model, files, tmp_path):
+    def artefacts(**asked):
+        drawn = studio.draw(PROMPT, **asked)
+        from darkroom.pictures import read_recipe
+
+        return read_recipe(drawn.paths[0])["artefacts"]
+
+    one = artefacts(lora_path=files["kohya"])
+    again = studio.draw(PROMPT, lora_path=files["kohya"])
+    assert again.children == []
+    plain = artefacts()
+    for other in (
+        artefacts(lora_path=files["kohya"], lora_weight=0.5),
+        artefacts(lora_path=files["kohya"], lora_scale=0.5),
+        artefacts(lora_path=files["diffusers"]),
+        plain,
+    ):
+        assert other["unet"] != one["unet"] and other["clip"] != one["clip"]
+        assert other["vae"] == one["vae"]
+    unet_alone = write_lora(tmp_path / "unet.safetensors", tiny_model, parts=("unet",))
+    assert artefacts(lora_path=unet_alone)["clip"] == plain["clip"]
+
+
+def test_a_recipe_remakes_the_picture_with_the_same_file_and_no_other(studio, files):
+    drawn = studio.draw(PROMPT, lora_path=files["kohya"], lora_weight=0.6)
+    recipe = {"recipe": drawn.paths[0]}
+    again = studio.draw(lora_path=files["kohya"], **recipe)
+    assert np.array_equal(again.pictures[0], drawn.pictures[0])
+    for more, words in (
+        ([], "name it with --lora-path"),
+        ([f"--lora-path={files['diffusers']}"], "another LoRA"),
+        ([f"--lora-path={files['kohya']}", "--lora-weight=1"], "--lora-weight cannot be given beside --recipe"),
+        (["--lora-path", str(files["kohya"]), str(files["kohya"])], "was not made with the LoRA"),
+    ):
+        ended = studio.here(f"--recipe={drawn.paths[0]}", f"--model={studio.model}", *more, *studio.folders())
+        assert ended.code == 2 and one_line(ended.err) and words in ended.err, ended.err
+
+
+def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl_model, files, tmp_path):
+    truncated = tmp_path / "cut.safetensors"
+    truncated.write_bytes(files["kohya"].read_bytes()[:-100])
+    (tmp_path / "lora.ckpt").write_bytes(b"a pickle")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "strange.safetensors")
+    save_file({"lora_unet_x.dora_scale": torch.zeros(1)}, tmp_path / "dora.safetensors")
+    save_file({"lora_te2_x.lora_down.weight": torch.zeros(1)}, tmp_path / "te2.safetensors")
+    of_xl = write_lora(tmp_path / "xl.safetensors", tiny_xl_model, parts=("unet", "text_encoder", "text_encoder_2"))
+    before = sorted(tmp_path.iterdir())
+    for arguments, words in (
+        (["--lora-path", str(tmp_path / "none.safetensors")], "does not exist"),
+        (["--lora-path", str(truncated)], "truncated"),
+        (["--lora-path", str(tmp_path / "lora.ckpt")], "not a safetensors file"),
+        (["--lora-path", str(tmp_path / "strange.safetensors")], "no LoRA layout"),
+        (["--lora-path", str(tmp_path / "dora.safetensors")], "DoRA"),
+        (["--lora-path", str(tmp_path / "te2.safetensors")], "changes nothing that this model has"),
+        (["--lora-path", str(of_xl)], "does not fit this model's"),
+        (["--lora-weight", "1"], "--lora-weight has nothing to act on"),
+        (["--lora-scale", "1"], "--lora-scale has nothing to act on"),
+        (["--lora-path", str(files["kohya"]), "--lora-weight", "1", "2"], "2 numbers for the 1 files"),
+        (["--lora-path", str(files["kohya"]), "--lora-weight", "nan"], "--lora-weight must be a number"),
+        (["--lora-path", str(files["kohya"]), "--lora-scale", "inf"], "--lora-scale must be a number"),
+        (["--lora-path", str(files["kohya"]), "a prompt"], "prompts go before --lora-path"),
+    ):
+        made = Studio(tmp_path / "house", tiny_model)
+        ended = made.here(PROMPT, *arguments, f"--model={tiny_model}", "--engine=openvino", *made.folders())
+        assert ended.code == 2 and one_line(ended.err) and words in ended.err, (arguments, ended)
+        assert not made.output.exists()
+    assert [path for path in before if not path.exists()] == []
