@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from training import artwork, captions, concepts, measure
 from training.colours import NAMES, TABLE
@@ -56,7 +56,7 @@ def generate(
 
 
 @torch.no_grad()
-def reconstruct(pipe: StableDiffusionPipeline, pictures: np.ndarray, batch: int = 16) -> np.ndarray:
+def reconstruct(pipe: DiffusionPipeline, pictures: np.ndarray, batch: int = 16) -> np.ndarray:
     """Through the VAE and back, from the posterior's mean. (N, H, W, 3) uint8 both ways."""
     made = []
     for start in range(0, len(pictures), batch):
@@ -78,7 +78,7 @@ def retrieve(rgba: np.ndarray, prompts: list[Prompt], made: np.ndarray) -> np.nd
     return found
 
 
-def evaluate(pipe: StableDiffusionPipeline, rgba: np.ndarray, guidance: float, steps: int, number: int) -> dict:
+def evaluate(pipe: DiffusionPipeline, rgba: np.ndarray, guidance: float, steps: int, number: int) -> dict:
     """Everything that is printed, as a dictionary ready for JSON."""
     names, styles = concepts.load(), list(artwork.STYLES)
     prompts = fixed_prompts(len(styles), len(names), number)
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32).to(args.device)
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     result = evaluate(pipe, artwork.load(args.work), args.guidance, args.steps, args.prompts)
     if args.json:

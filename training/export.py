@@ -1,27 +1,36 @@
-"""Write the diffusers folder from the checkpoints' averaged weights, as float16.
+"""Write a model's diffusers folder from the checkpoints' averaged weights, as float16.
 
-python -m training.export [--work FOLDER] [--output demo/darkroom/models/emoji] [--untrained]
+    python -m training.export [--work FOLDER] [--model emoji-turbo] [--output FOLDER] [--untrained]
+
+What a model has in common with `emoji`, byte for byte, becomes a link to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 from transformers import CLIPTokenizer
 
 from training import networks
 from training.loop import averaged
 from training.tokenizer import Encoder
 from training.train_text import Regressor
+from training.train_text_xl import TextEncoders
 from training.train_unet import NOISE
 from training.workspace import add_work_argument
 
-OUTPUT = Path(__file__).parent.parent / "demo" / "darkroom" / "models" / "emoji"
+MODELS = Path(__file__).parent.parent / "demo" / "darkroom" / "models"
+OUTPUT = MODELS / "emoji"
+TURBO, XL = "emoji-turbo", "emoji-xl"
+SHARED = {"vae": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
+"""Folders that may be those of `emoji`, and which."""
 
 
 def scheduler() -> DDIMScheduler:
@@ -34,49 +43,84 @@ def scheduler() -> DDIMScheduler:
     return made
 
 
-def pipeline(work: Path, untrained: bool = False) -> StableDiffusionPipeline:
+def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name) -> DiffusionPipeline:
     """The whole model in float32. `untrained` fills in fresh weights where a checkpoint is missing."""
     tokens = Encoder(work / "tokenizer")
-    vae, regressor, unet = networks.vae(), Regressor(tokens), networks.unet()
-    decoder = "decoder" if (work / "decoder.pt").exists() else "vae"
-    for module, name in ((vae, decoder), (regressor, "text"), (unet, "unet")):
+
+    def trained(module: nn.Module, name: str) -> nn.Module:
         path = work / f"{name}.pt"
         if path.exists() or not untrained:
             module.load_state_dict(averaged(path))
+        return module.eval()
+
+    vae = trained(networks.vae(), "decoder" if (work / "decoder.pt").exists() else "vae")
     cache = work / "latents.pt"
     scale = torch.load(cache, weights_only=True)["scale"] if cache.exists() or not untrained else 0.18215
     vae.register_to_config(scaling_factor=scale)
+    parts = {"vae": vae, "tokenizer": CLIPTokenizer.from_pretrained(work / "tokenizer"), "scheduler": scheduler()}
+    if model == XL:
+        encoders = trained(TextEncoders(tokens), "text_xl")
+        return StableDiffusionXLPipeline(
+            text_encoder=encoders.first,
+            text_encoder_2=encoders.second,
+            tokenizer_2=parts["tokenizer"],
+            unet=trained(networks.unet_xl(), "unet_xl"),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+            **parts,
+        )
+    if model == TURBO:
+        parts["scheduler"] = LCMScheduler.from_config(scheduler().config)
     return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=regressor.text.eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
-        unet=unet.eval(),
-        scheduler=scheduler(),
+        text_encoder=trained(Regressor(tokens), "text").text,
+        unet=trained(networks.unet(), "turbo" if model == TURBO else "unet"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+        **parts,
     )
+
+
+def link_shared(output: Path, original: Path) -> None:
+    """Replaces folders of a model that hold the same files as the original's with relative links to those."""
+    for ours, theirs in SHARED.items():
+        mine, its = output / ours, original / theirs
+        if mine.is_dir() and not mine.is_symlink() and _contents(mine) == _contents(its):
+            shutil.rmtree(mine)
+            mine.symlink_to(os.path.relpath(its, output), target_is_directory=True)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def main() -> None:
     """Export and check that the folder loads."""
     parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--model", choices=(OUTPUT.name, TURBO, XL), default=OUTPUT.name)
+    parser.add_argument("--output", type=Path, help="default: its folder in demo/darkroom/models")
     parser.add_argument("--untrained", action="store_true", help="fresh weights where a checkpoint is missing")
     args = parser.parse_args()
-    pipeline(args.work, args.untrained).to(dtype=torch.float16).save_pretrained(args.output)
+    output = args.output or MODELS / args.model
+    for part in SHARED:
+        if (output / part).is_symlink():
+            (output / part).unlink()  # or the export would write into the original
+    pipeline(args.work, args.untrained, args.model).to(dtype=torch.float16).save_pretrained(output)
     # Clean of what this machine left in: CLIPTokenizer and save_pretrained write where things came from.
-    for path in args.output.rglob("*.json"):
+    for path in output.rglob("*.json"):
         config = json.loads(path.read_text("utf-8"))
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
-        shutil.copy(args.work / "tokenizer" / name, args.output / "tokenizer" / name)
-    StableDiffusionPipeline.from_pretrained(args.output, torch_dtype=torch.float32)
-    for path in args.output.rglob("*"):
+    for folder in output.glob("tokenizer*"):
+        for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+            shutil.copy(args.work / "tokenizer" / name, folder / name)
+    for path in output.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for its owner alone
-    size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
-    print(f"{args.output}: {size / 1e6:.1f} MB")
+    if args.model != OUTPUT.name:
+        link_shared(output, OUTPUT)
+    DiffusionPipeline.from_pretrained(output, dtype=torch.float32)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file() and not path.is_symlink())
+    print(f"{output}: {size / 1e6:.1f} MB of its own")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from training.evaluate import generate
@@ -60,14 +60,16 @@ def main() -> None:
     """Generate and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=OUTPUT)
-    parser.add_argument("--output", type=Path, default=OUTPUT / "sheet.png")
+    parser.add_argument("--output", type=Path, help="default: sheet.png in the model's folder")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     made = generate(pipe, list(PROMPTS), list(range(len(PROMPTS))), args.guidance, args.steps)
-    draw([Image.fromarray(picture) for picture in made], PROMPTS).save(args.output, optimize=True)
+    draw([Image.fromarray(picture) for picture in made], PROMPTS).save(
+        args.output or args.model / "sheet.png", optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_typ
 
 SWITCHES = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 """What in a model index changes pictures."""
+
+LARGE = 10**9
+"""Weights from which on a network's are kept in float16, and computed with in float32: SDXL's UNet."""
 
 CLIP_DEFAULTS = {
     "max_position_embeddings": 77,
@@ -91,6 +95,13 @@ class Checkpoint:
     def texts(self) -> dict[str, dict[str, Any]]:
         """The configurations of the text encoders, in the order in which their embeddings stand."""
         return {part: self.config(part) for part in TOKENIZERS if part in self.digests}
+
+    def is_large(self, network: str) -> bool:
+        """Whether the weights of a network hold more than `LARGE` numbers."""
+        files = weight_files(self.folder / network, NETWORKS[network])
+        if sum(path.stat().st_size for path in files) < 2 * LARGE:  # bytes: nothing is stored in less than two
+            return False
+        return LARGE < sum(math.prod(tensor["shape"]) for path in files for tensor in read_header(path).values())
 
     @property
     def wants_aesthetic_score(self) -> bool:
@@ -214,7 +225,15 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Reads the header of a safetensors file and checks that all the bytes it promises are there."""
+    """Raises `AskedWrongly` unless all the bytes that a safetensors file's header promises are there."""
+    read_header(path)
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors, by name: `dtype`, `shape`, `data_offsets`.
+
+    Raises `AskedWrongly` for a file that is not whole.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -222,13 +241,15 @@ def check_safetensors(path: Path) -> None:
             if length > size - 8:
                 raise ValueError("the header is cut off")
             header = json.loads(file.read(length))
-        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise AskedWrongly(f"{path} is not a whole safetensors file ({error}); fetch it again.") from None
     if size != 8 + length + end:
         raise AskedWrongly(
             f"{path} is truncated or damaged: {size} bytes, where {8 + length + end} belong; fetch it again."
         )
+    return header
 
 
 def _config_name(part: str) -> str:

@@ -1,11 +1,9 @@
 """LoRA files (Hu et al. 2021): small changes to a model's weights, fused into them before they are exported."""
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint import SD, SDXL, check_safetensors
+from darkroom.checkpoint import SD, SDXL, check_safetensors, read_header
 from darkroom.errors import AskedWrongly
 from darkroom.fingerprints import Fingerprints
 
@@ -63,11 +61,8 @@ def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprint
 
 def networks_of(path: Path) -> set[str]:
     """The networks that a LoRA file holds changes for. Raises `AskedWrongly` for tensors of another layout or kind."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        names = [name for name in json.loads(file.read(length)) if name != "__metadata__"]
     found = set()
-    for name in names:
+    for name in read_header(path):
         kind = next((kind for word, kind in OTHER_KINDS.items() if word in name), None)
         if kind:
             raise AskedWrongly(f"{path} is a {kind} file, not a LoRA: it cannot be fused here.")

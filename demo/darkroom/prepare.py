@@ -91,7 +91,8 @@ class Preparer:
         guided = request.guided and not self.checkpoint.embeds_guidance
         contracts = stages(self.checkpoint, guided, request.clip_skip)
         for name, stage in contracts.items():
-            contracts[name] = replace(stage, loras=self._loras_for(stage.network))
+            half = self.checkpoint.is_large(stage.network)
+            contracts[name] = replace(stage, loras=self._loras_for(stage.network), half_weights=half)
         encoders = [name for name in ("clip", "clip_2") if name in contracts]
         if image is None:
             del contracts["vae_encoder"]
@@ -254,7 +255,7 @@ class Preparer:
             "fixed": list(fixed) if fixed else None,
             "precision": "fp32",
             "revision": GRAPH_REVISION,
-        } | _lora_facts(stage)
+        } | _facts_of_weights(stage)
         return Key(f"{stage.name}-{self.name}-fp32", facts)
 
     def _engine_key(self, job: Job, request: Request) -> Key:
@@ -270,7 +271,7 @@ class Preparer:
             "version": self.runtime.version(),
             "revision": self.runtime.revision,
             "device": self.runtime.device(),
-        } | _lora_facts(job.stage)
+        } | _facts_of_weights(job.stage)
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
         sizes = job.profile.label(job.stage.spatial)
@@ -309,8 +310,12 @@ class Preparer:
         return folder / GRAPH
 
 
-def _lora_facts(stage: Stage) -> dict[str, Any]:
-    return {"loras": [[lora.sha256, lora.weight, lora.scale] for lora in stage.loras]} if stage.loras else {}
+def _facts_of_weights(stage: Stage) -> dict[str, Any]:
+    """What a stage's weights are beside those in the model's folder."""
+    facts: dict[str, Any] = {"half_weights": True} if stage.half_weights else {}
+    if stage.loras:
+        facts["loras"] = [[lora.sha256, lora.weight, lora.scale] for lora in stage.loras]
+    return facts
 
 
 def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> tuple[Table, str]:

@@ -178,6 +178,8 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
         try:
+            if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
+                raise KeyError(min(missing))
             prompts = tuple(fields["prompts"])
             if not all(isinstance(prompt, str) for prompt in prompts):
                 raise TypeError("its prompts are not texts")

@@ -7,6 +7,7 @@ from openvino import opset13 as ops
 
 from darkroom.engines.openvino import _SplitEngine
 from darkroom.engines.openvino_split import split
+from darkroom.stages.contract import Stage, Tensor
 
 STEADY = ("text", "scale")
 
@@ -25,6 +26,9 @@ def network() -> openvino.Model:
 
 
 INPUTS = {"x": 4, "text": 4, "scale": 1}
+
+
+STAGE = Stage("made up", (), (Tensor("y", (2, 4)),), "none", steady=STEADY)
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:
@@ -47,7 +51,7 @@ def halves() -> _SplitEngine:
     beforehand, rest = split(network(), set(STEADY))
     assert {name for i in beforehand.inputs for name in i.get_names()} >= {"text"}
     assert not any(op.get_type_name() == "Exp" for op in rest.get_ops())
-    return _SplitEngine(request(rest), request(beforehand), STEADY)
+    return _SplitEngine(request(rest), request(beforehand), STAGE)
 
 
 def test_both_halves_together_give_what_the_whole_gives(whole, halves):

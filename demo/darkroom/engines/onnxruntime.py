@@ -14,6 +14,9 @@ OPTIMISED_DATA = "engine.onnx.data"
 PROVIDERS = ["CPUExecutionProvider"]
 QUIET = 3
 
+WIDENING = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
+"""The optimisers that would make float32 of weights that are kept in float16 and cast where they are used."""
+
 
 class OnnxRuntime:
     name = "onnxruntime"
@@ -36,7 +39,12 @@ class OnnxRuntime:
         # Weights beside the graph at any size: protobuf ends at 2 GiB, and a separate file is mapped, not copied.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", OPTIMISED_DATA)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
+        onnxruntime.InferenceSession(
+            str(graph),
+            options,
+            providers=PROVIDERS,
+            disabled_optimizers=WIDENING if job.stage.half_weights else None,
+        )
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         options = _options(job, threads)

@@ -8,6 +8,7 @@ import numpy as np
 
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Job
+from darkroom.stages.contract import Stage
 
 CONVERTER = "openvino.tools.ovc"
 """A third of the package's import, which takes it where it is there. It is not needed here: so it is not there."""
@@ -23,6 +24,8 @@ if sys.modules[CONVERTER] is None:
 BLOB = "engine.blob"
 BEFOREHAND = "beforehand.blob"
 """What an engine computes once a picture: see `openvino_split`."""
+UNCOMPILED = ".xml"
+"""What a model is kept as in a blob's place, where its weights are kept in float16: compiled ones are float32."""
 
 DEVICE = "CPU"
 
@@ -56,24 +59,31 @@ class OpenVino:
         from darkroom.engines.openvino_norms import keep_layouts
         from darkroom.engines.openvino_split import split
 
-        keep_layouts(model)
+        if not job.stage.half_weights:  # it folds constants, and so would make them float32
+            keep_layouts(model)
         if halves := split(model, set(job.stage.steady)):
             self._compile(halves[0], job, folder / BEFOREHAND)
             model = halves[1]
         self._compile(model, job, folder / BLOB)
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
-        engine = self._import(job, source / BLOB, threads)
-        if not (source / BEFOREHAND).exists():
-            return _Engine(engine)
-        return _SplitEngine(engine, self._import(job, source / BEFOREHAND, threads), job.stage.steady)
+        engine = self._load(job, source / BLOB, threads)
+        if not any(source.glob(f"{Path(BEFOREHAND).stem}.*")):
+            return _Engine(engine, job.stage)
+        return _SplitEngine(engine, self._load(job, source / BEFOREHAND, threads), job.stage)
 
     def _compile(self, model: openvino.Model, job: Job, path: Path) -> None:
+        if job.stage.half_weights:
+            openvino.save_model(model, path.with_suffix(UNCOMPILED), compress_to_fp16=False)
+            return
         compiled = self._core.compile_model(model, DEVICE, self._settings(job, None))
         with path.open("wb") as file:
             file.write(compiled.export_model().getbuffer())
 
-    def _import(self, job: Job, path: Path, threads: int | None) -> openvino.InferRequest:
+    def _load(self, job: Job, path: Path, threads: int | None) -> openvino.InferRequest:
+        if job.stage.half_weights:
+            model = self._core.read_model(path.with_suffix(UNCOMPILED))
+            return self._core.compile_model(model, DEVICE, self._settings(job, threads)).create_infer_request()
         # Mapped, not read: a large engine's weights are paged in as they are used.
         blob = openvino.Tensor(np.memmap(path, np.uint8, mode="r"))
         return self._core.import_model(blob, DEVICE, self._settings(job, threads)).create_infer_request()
@@ -89,11 +99,12 @@ class OpenVino:
 
 
 class _Engine:
-    def __init__(self, request: openvino.InferRequest) -> None:
+    def __init__(self, request: openvino.InferRequest, stage: Stage) -> None:
         self._request = request
+        self._names = _output_names(request, stage)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return _by_name(self._request.infer(inputs, share_inputs=True))
+        return dict(zip(self._names, self._request.infer(inputs, share_inputs=True).values(), strict=True))
 
     def forget(self) -> None:
         pass
@@ -102,10 +113,12 @@ class _Engine:
 class _SplitEngine:
     """Computes what depends on the `steady` inputs alone when they change, and keeps it until they change again."""
 
-    def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, steady: tuple[str, ...]):
+    def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, stage: Stage) -> None:
         self._request = request
+        self._names = _output_names(request, stage)
         self._beforehand = beforehand
-        self._steady = steady
+        self._kept_names = _output_names(beforehand, stage)
+        self._steady = stage.steady
         self._takes = {name for port in request.model_inputs for name in port.get_names()}
         self._seen: dict[str, np.ndarray] = {}
         self._kept: dict[str, np.ndarray] = {}
@@ -114,17 +127,20 @@ class _SplitEngine:
         steady = {name: inputs[name] for name in self._steady}
         # By value: an array of the caller's may hold other numbers the next time.
         if not self._seen or any(not np.array_equal(self._seen[name], value) for name, value in steady.items()):
-            self._kept = _by_name(self._beforehand.infer(steady))
+            self._kept = dict(zip(self._kept_names, self._beforehand.infer(steady).values(), strict=True))
             self._seen = {name: value.copy() for name, value in steady.items()}
         taken = {name: value for name, value in inputs.items() if name in self._takes}
-        return _by_name(self._request.infer(taken | self._kept, share_inputs=True))
+        results = self._request.infer(taken | self._kept, share_inputs=True)
+        return dict(zip(self._names, results.values(), strict=True))
 
     def forget(self) -> None:
         self._seen = {}
 
 
-def _by_name(results: Any) -> dict[str, np.ndarray]:
-    return {output.get_any_name(): array for output, array in results.items()}
+def _output_names(request: openvino.InferRequest, stage: Stage) -> list[str]:
+    """The contract's name for each output, which may have others too; an output that is none of its own has one."""
+    known = {tensor.name for tensor in stage.outputs}
+    return [min(output.get_names() & known or output.get_names()) for output in request.model_outputs]
 
 
 def runtime(_: str) -> OpenVino:

@@ -15,6 +15,8 @@ TOLERANCE = 1e-4
 """Largest difference from torch that a float32 graph may show, relative to the largest value."""
 
 TRACED_LATENTS = 8
+PAGE = 4096
+"""Bytes; offsets of tensors in the data file are multiples."""
 
 
 def export_stage(
@@ -54,6 +56,8 @@ def export_stage(
             dynamic_axes=axes,
             input_names=list(inputs),
             output_names=[tensor.name for tensor in stage.outputs],
+            # Folded, the casts of half weights would leave all of them in float32.
+            do_constant_folding=not stage.half_weights,
         )
     _gather_external_data(path)
     height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)
@@ -71,17 +75,24 @@ def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
 
 
 def _gather_external_data(path: Path) -> None:
-    """The exporter writes one file for each tensor of a large graph: makes them one."""
+    """The exporter writes one file for each tensor of a large graph: makes them one, a tensor at a time."""
     import onnx
+    from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
     strays = [stray for stray in path.parent.iterdir() if stray != path]
     if not strays:
         return
-    graph = onnx.load(str(path))
+    graph = onnx.load(str(path), load_external_data=False)
+    with (path.parent / GRAPH_DATA).open("wb") as file:
+        for tensor in graph.graph.initializer:
+            if uses_external_data(tensor):
+                file.write(bytes(-file.tell() % PAGE))  # on a page of its own, a tensor can be mapped
+                data = (path.parent / ExternalDataInfo(tensor).location).read_bytes()
+                set_external_data(tensor, GRAPH_DATA, offset=file.tell(), length=len(data))
+                file.write(data)
+    onnx.save_model(graph, str(path))
     for stray in strays:
         stray.unlink()
-    path.unlink()
-    onnx.save_model(graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=GRAPH_DATA)
 
 
 def _error_against_torch(path: Path, stage: Stage, module: Any, sizes: dict[str, int]) -> float:
@@ -90,6 +101,7 @@ def _error_against_torch(path: Path, stage: Stage, module: Any, sizes: dict[str,
     import onnxruntime
     import torch
 
+    from darkroom.engines.onnxruntime import WIDENING
     from darkroom.export.modules import example_inputs
 
     inputs = example_inputs(stage, sizes, seed=1)
@@ -97,7 +109,12 @@ def _error_against_torch(path: Path, stage: Stage, module: Any, sizes: dict[str,
         made = module(*inputs.values())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=WIDENING if stage.half_weights else None,
+    )
     errors = []
     outputs = made if isinstance(made, tuple) else (made,)
     results = session.run(None, {name: value.numpy() for name, value in inputs.items()})

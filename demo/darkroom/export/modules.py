@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from darkroom.checkpoint import NETWORKS
 from darkroom.export.sharing import share_until_text
 from darkroom.stages.contract import Stage
+
+WORTH_HALVING = 100_000
+"""Numbers in a weight from which on it is kept in float16, where a network's are."""
 
 BYTE_TOKENS = 256
 """Every byte-level vocabulary begins with one token a byte: ids below this exist in all of them."""
@@ -58,6 +62,7 @@ class Unet(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+        self.dtype = unet.conv_in.bias.dtype  # of what is computed; large weights may be kept in another
 
     def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         """`conditions`: text_embeddings (B, 77, D); for SDXL also pooled_embeddings (B, P), time_ids (B, 6 or 5)."""
@@ -72,7 +77,7 @@ class Unet(nn.Module):
         *added: Tensor,
         time_condition: Tensor | None = None,
     ) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = self.dtype
         conditions = dict(zip(("text_embeds", "time_ids"), (each.to(dtype) for each in added), strict=False))
         output = self.unet(
             latents.to(dtype),
@@ -143,15 +148,38 @@ class VaeEncoder(nn.Module):
         return self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters.float()
 
 
+class _Widen(nn.Module):
+    """float16 -> float32, each time a weight is used."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.float()
+
+
+def widen_when_used(network: nn.Module) -> None:
+    """Lets a float16 network compute in float32, without ever holding all of its weights so.
+
+    Small ones become float32 for good. In an exported graph the others are float16 with a cast behind them.
+    """
+    for module in list(network.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.numel() < WORTH_HALVING:
+                weight.data = weight.data.float()
+            else:
+                nn.utils.parametrize.register_parametrization(module, name, _Widen(), unsafe=True)
+
+
 def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The stage's module with the weights in a diffusers folder, ready to be called without gradients."""
-    network = _load_network(stage.network, folder, dtype)
+    halve = stage.half_weights and dtype == torch.float32
+    network = _load_network(stage.network, folder, torch.float16 if halve else dtype)
     if stage.loras:
         from darkroom.export.fuse import fuse
 
         for lora in stage.loras:
             fuse(network, stage.network, lora, folder)
     network.eval().requires_grad_(False)
+    if halve:
+        widen_when_used(network)
     match stage.name:
         case "clip" | "clip_2":
             wrapper = PenultimateClip if stage.options.get("penultimate") else Clip

@@ -22,7 +22,8 @@ class Stage:
     """One network as the pipeline meets it.
 
     `options` are choices that change its graph; `steady` names the inputs that stay the same for all steps of a
-    picture, which a runtime may use. `loras` are fused into the network's weights.
+    picture, which a runtime may use. `loras` are fused into the network's weights, and
+    `half_weights` tells whether those are kept in float16, at float32 precision too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     options: dict[str, int | float | bool] = field(default_factory=dict)
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
+    half_weights: bool = False
 
     @property
     def spatial(self) -> bool:

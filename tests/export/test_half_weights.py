@@ -1,0 +1,49 @@
+"""Large networks keep their weights in float16 and compute in float32, in graphs and engines alike."""
+
+from unittest import mock
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from diffusers import DiffusionPipeline  # noqa: E402
+
+from tests.support import Diffusers, Studio, psnr  # noqa: E402
+
+PROMPT = "a red apple on the house"
+
+
+@pytest.fixture(scope="module")
+def half_model(tiny_xl_model, tmp_path_factory):
+    """The tiny SDXL as published models come: in float16."""
+    folder = tmp_path_factory.mktemp("half") / "model"
+    DiffusionPipeline.from_pretrained(tiny_xl_model, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(half_model):
+    return Diffusers(half_model).draw(PROMPT, guidance_scale=5.0)[0]
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix not in (".json", ".xml"))
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_model, expected, tmp_path):
+    studio = Studio(tmp_path, half_model, script="demo_txt2img_xl.py")
+    with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
+        drawn = studio.draw(PROMPT, engine=engine)
+        again = studio.draw(PROMPT, engine=engine)
+    assert psnr(drawn.pictures[0], expected) >= 60
+    assert again.children == [] and psnr(again.pictures[0], drawn.pictures[0]) == float("inf")
+    if engine == "torch":
+        return
+    whole = Studio(tmp_path / "whole", half_model, script="demo_txt2img_xl.py")
+    whole.root.mkdir()
+    assert psnr(whole.draw(PROMPT, engine=engine).pictures[0], expected) >= 60
+    for part in ("onnx", "engines"):
+        (small,), (large,) = ((made.root / part).glob("unet-*") for made in (studio, whole))
+        assert small.name != large.name
+        assert size_of(small) < 0.65 * size_of(large)
