@@ -228,27 +228,13 @@ SCHEDULER_CONFIG = {
 def write_tiny_model(folder: Path) -> Path:
     """A Stable Diffusion of 64x64 pixels with random weights, in the layout of the hub."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     silence_libraries()
     vocabulary = write_tokenizer(folder / "tokenizer")
     torch.manual_seed(1234)
-    begin, end = vocabulary[BEGIN], vocabulary[END]
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=32,
-            max_position_embeddings=77,
-            bos_token_id=begin,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-    )
+    text = CLIPTextModel(_tiny_text(vocabulary, 32, 2, projection_dim=32))
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -261,43 +247,19 @@ def write_tiny_model(folder: Path) -> Path:
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        sample_size=SIZE,
-        latent_channels=4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    with torch.no_grad():
-        # Freshly made networks answer faintly: louder words and colours make every difference visible.
-        for name, weight in text.named_parameters():
-            if "embedding" in name:
-                weight.mul_(40)
-        for name, weight in unet.named_parameters():
-            if "attn2.to_out" in name or "attn2.to_v" in name:
-                weight.mul_(4)
-        unet.conv_out.weight.mul_(3)
+    # Freshly made networks answer faintly: louder words and colours make every difference visible.
+    _louder(text, 40, "embedding")
+    _louder(unet, 4, "attn2.to_out", "attn2.to_v")
+    _louder(unet, 3, "conv_out.weight")
     text.save_pretrained(folder / "text_encoder")
     unet.save_pretrained(folder / "unet")
-    vae.save_pretrained(folder / "vae")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=1))
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.42.1",
-        "requires_safety_checker": False,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+    parts = {
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    _finish(folder, "StableDiffusionPipeline", SCHEDULER_CONFIG, parts)
     return folder
 
 
@@ -307,38 +269,17 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
     A `refiner` has the second of them alone, and is told an aesthetic score.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     silence_libraries()
     vocabulary = write_tokenizer(folder / "tokenizer_2", pad="!")
+    torch.manual_seed(4321 + refiner)
+    second = CLIPTextModelWithProjection(_tiny_text(vocabulary, 32, 4, projection_dim=40, hidden_act="gelu"))
+    texts = {"text_encoder_2": second}
     if not refiner:
         write_tokenizer(folder / "tokenizer")
-    torch.manual_seed(4321 + refiner)
-
-    def text(kind: type, width: int, layers: int) -> Any:
-        begin, end = vocabulary[BEGIN], vocabulary[END]
-        made = kind(
-            CLIPTextConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=width,
-                intermediate_size=2 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                projection_dim=40,
-                max_position_embeddings=77,
-                hidden_act="gelu" if layers == 4 else "quick_gelu",
-                bos_token_id=begin,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-        )
-        with torch.no_grad():
-            for name, weight in made.named_parameters():
-                if "embedding" in name or "text_projection" in name:
-                    weight.mul_(40)
-        return made
-
+        texts["text_encoder"] = CLIPTextModel(_tiny_text(vocabulary, 24, 3, projection_dim=40))
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -356,7 +297,57 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         projection_class_embeddings_input_dim=(5 if refiner else 6) * 8 + 40,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
+    _louder(unet, 3, "attn2.to_out", "attn2.to_v", "add_embedding", "conv_out.weight")
+    for part, text in texts.items():
+        _louder(text, 40, "embedding", "text_projection")
+        text.save_pretrained(folder / part)
+    unet.save_pretrained(folder / "unet")
+    parts = {
+        "text_encoder": [None, None] if refiner else ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "force_zeros_for_empty_prompt": not refiner,
+        "requires_aesthetics_score": refiner,
+    }
+    config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    kind = "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline"
+    _finish(folder, kind, config, parts, scaling_factor=0.13025)
+    return folder
+
+
+def _tiny_text(vocabulary: dict[str, int], width: int, layers: int, **more: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=vocabulary[BEGIN],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
+        **more,
+    )
+
+
+def _louder(network: Any, factor: float, *names: str) -> None:
+    """Multiplies the weights whose names hold one of `names`."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if any(part in name for part in names):
+                weight.mul_(factor)
+
+
+def _finish(folder: Path, pipeline: str, scheduler: dict[str, Any], parts: dict[str, Any], **vae: Any) -> None:
+    """Writes a small VAE, the scheduler, and the model index."""
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(
         sample_size=SIZE,
         latent_channels=4,
         block_out_channels=(8, 8, 16, 16),
@@ -364,39 +355,20 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        scaling_factor=0.13025,
-        force_upcast=True,
-    )
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if "attn2.to_out" in name or "attn2.to_v" in name or "add_embedding" in name:
-                weight.mul_(3)
-        unet.conv_out.weight.mul_(3)
-    if not refiner:
-        text(CLIPTextModel, 24, 3).save_pretrained(folder / "text_encoder")
-    text(CLIPTextModelWithProjection, 32, 4).save_pretrained(folder / "text_encoder_2")
-    unet.save_pretrained(folder / "unet")
-    vae.save_pretrained(folder / "vae")
+        **vae,
+    ).save_pretrained(folder / "vae")
     (folder / "scheduler").mkdir()
-    config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=1))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1))
     index = {
-        "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline",
+        "_class_name": pipeline,
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
-        "force_zeros_for_empty_prompt": not refiner,
-        "requires_aesthetics_score": refiner,
         "image_encoder": [None, None],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": [None, None] if refiner else ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
-    return folder
+    (folder / "model_index.json").write_text(json.dumps(index | parts, indent=1))
 
 
 def silence_libraries() -> None:

@@ -1,5 +1,7 @@
 """LoRA files fused at export make the pictures that diffusers makes with them, in either layout, one or several."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -165,3 +167,40 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl
         assert ended.code == 2 and one_line(ended.err) and words in ended.err, (arguments, ended)
         assert not made.output.exists()
     assert [path for path in before if not path.exists()] == []
+
+
+def test_lcm_lora_makes_four_unguided_steps_of_lcm(studio, tiny_model, files, monkeypatch):
+    from darkroom.pictures import read_recipe
+
+    asked = []
+    monkeypatch.setattr(
+        "darkroom.cli.loras.fetch_lora", lambda repository, *_: asked.append(repository) or files["kohya"]
+    )
+    turbo = replace(studio, script="demo_turbo.py")
+    drawn = turbo.draw(PROMPT, denoising_steps=None, lcm_lora=True)
+    assert asked == ["latent-consistency/lcm-lora-sdv1-5"]
+    request = read_recipe(drawn.paths[0])["request"]
+    assert (request["scheduler"], request["denoising_steps"], request["guidance_scale"]) == ("LCM", 4, 0.0)
+    expected = drawn_by_diffusers(
+        tiny_model, [(files["kohya"], 1.0)], scheduler="LCM", denoising_steps=4, guidance_scale=0
+    )
+    assert psnr(drawn.pictures[0], expected) >= 45
+    again = turbo.draw(recipe=drawn.paths[0])
+    assert np.array_equal(again.pictures[0], drawn.pictures[0])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--version=1.5"], "--version 1.5 needs many steps"),
+        (["--version=sd-turbo", "--lcm-lora"], "--lcm-lora has nothing to do for sd-turbo"),
+    ],
+)
+def test_lcm_lora_is_for_models_of_many_steps(studio, arguments, words):
+    ended = replace(studio, script="demo_turbo.py").here(PROMPT, *arguments, *studio.folders())
+    assert ended.code == 2 and one_line(ended.err) and words in ended.err
+
+
+def test_lora_that_cannot_be_fetched_is_said_in_a_line(studio):
+    ended = studio.shell(PROMPT, f"--model={studio.model}", "--lora-path=some/lora", *studio.folders(), timeout=30)
+    assert ended.code == 1 and one_line(ended.err) and "some/lora could not be fetched" in ended.err

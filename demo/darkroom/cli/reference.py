@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from darkroom.catalog import IMG2IMG, TXT2IMG, TXT2IMG_XL, Script
+from darkroom.catalog import IMG2IMG, TURBO, TXT2IMG, TXT2IMG_XL, Script
 from darkroom.cli.flags import parser_of
 
 BEGIN = "<!-- flags: written by darkroom.cli.reference -->"
@@ -15,7 +15,7 @@ def flags_table() -> str:
     lines = ["| flag | what it does |", "| --- | --- |"]
     common = {_name(action): action.help for action in _actions(TXT2IMG)}
     lines += [f"| {name} | {text} |" for name, text in common.items()]
-    for script in (TXT2IMG_XL, IMG2IMG):
+    for script in (TXT2IMG_XL, TURBO, IMG2IMG):
         own = (action for action in _actions(script) if _name(action) not in common)
         lines += [f"| {_name(action)} | `{script.program}` alone: {action.help} |" for action in own]
     return "\n".join(lines)

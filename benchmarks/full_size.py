@@ -1,0 +1,339 @@
+#!/usr/bin/env python3
+"""The published architectures at full size with random weights: export, build, load and one call of each network.
+
+python benchmarks/full_size.py [--models sd-1.5 xl-1.0] [--networks unet] [--size 256] [--engine openvino]
+
+Each network goes alone, and each job is a process of its own whose largest memory is measured; one call is compared
+with torch on the same inputs. Models are written into --work (SDXL takes 7 GB, its graph and engine 5 GB each).
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+
+from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.engines import find_runtime  # noqa: E402
+from darkroom.engines.runtime import Job  # noqa: E402
+from darkroom.fingerprints import Fingerprints  # noqa: E402
+from darkroom.stages import stages  # noqa: E402
+from darkroom.stages.contract import Profile, Stage  # noqa: E402
+
+OPSET = 17
+GIB = 2**30
+
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_L |= {"vocab_size": 49408, "projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407}
+CLIP_H = CLIP_L | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_H |= {"projection_dim": 512, "hidden_act": "gelu"}
+CLIP_G = CLIP_L | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+CLIP_G |= {"projection_dim": 1280, "hidden_act": "gelu"}
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+
+
+def _unet(channels: tuple[int, ...], blocks: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    return {
+        "block_out_channels": channels,
+        "down_block_types": tuple(block.format("Down") for block in blocks),
+        "up_block_types": tuple(block.format("Up") for block in reversed(blocks)),
+        "layers_per_block": 2,
+        **more,
+    }
+
+
+SDXL_UNET = {"use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+SD_BLOCKS = (CROSS, CROSS, CROSS, PLAIN)
+MODELS: dict[str, dict[str, Any]] = {
+    "sd-1.5": {
+        "text_encoder": CLIP_L,
+        "unet": _unet((320, 640, 1280, 1280), SD_BLOCKS, cross_attention_dim=768, attention_head_dim=8, sample_size=64),
+        "scaling_factor": 0.18215,
+    },
+    "sd-2.1": {
+        "text_encoder": CLIP_H,
+        "unet": _unet(
+            (320, 640, 1280, 1280),
+            SD_BLOCKS,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+            upcast_attention=True,
+            sample_size=96,
+        ),
+        "scaling_factor": 0.18215,
+        "prediction_type": "v_prediction",
+    },
+    "xl-1.0": {
+        "text_encoder": CLIP_L,
+        "text_encoder_2": CLIP_G,
+        "unet": _unet(
+            (320, 640, 1280),
+            (PLAIN, CROSS, CROSS),
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10),
+            projection_class_embeddings_input_dim=2816,
+            sample_size=128,
+            **SDXL_UNET,
+        ),
+        "scaling_factor": 0.13025,
+    },
+    "xl-refiner-1.0": {
+        "text_encoder_2": CLIP_G,
+        "unet": _unet(
+            (384, 768, 1536, 1536),
+            (PLAIN, CROSS, CROSS, PLAIN),
+            cross_attention_dim=1280,
+            attention_head_dim=(6, 12, 24, 24),
+            transformer_layers_per_block=4,
+            projection_class_embeddings_input_dim=2560,
+            sample_size=128,
+            **SDXL_UNET,
+        ),
+        "scaling_factor": 0.13025,
+    },
+}
+"""As published on the hub under these names' repositories."""
+
+
+def write_model(name: str, folder: Path, networks: list[str] | None = None) -> Path:
+    """A model of the published architecture with random weights, in float16 files, in the layout of the hub.
+
+    Weights have the spread of freshly made ones. Networks that are not asked for get their configuration and an empty
+    weight file; so does the tokenizer, which is none of theirs.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    published = MODELS[name]
+    xl = "text_encoder_2" in published
+    vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    made: dict[str, Callable[[], Any]] = {
+        "unet": lambda: UNet2DConditionModel(**published["unet"]),
+        "vae": lambda: AutoencoderKL(**vae, scaling_factor=published["scaling_factor"]),
+    }
+    if "text_encoder" in published:
+        made["text_encoder"] = lambda: CLIPTextModel(CLIPTextConfig(**published["text_encoder"]))
+    if xl:
+        made["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**published["text_encoder_2"]))
+    for part, make in made.items():
+        if (folder / part / "config.json").exists():
+            continue
+        with torch.device("meta"):
+            network = make()
+        config = network.config
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        text = config.to_json_string() if part.startswith("text") else network.to_json_string()
+        generator = torch.Generator().manual_seed(0)
+        weights = {}
+        if networks is None or part in networks:
+            for key, tensor in network.state_dict().items():
+                weight = torch.zeros(tensor.shape, dtype=torch.float16)
+                if tensor.dim() > 1:
+                    weight.normal_(0, 1 / math.sqrt(tensor[0].numel()), generator=generator)
+                elif key.endswith("weight"):
+                    weight.fill_(1)
+                weights[key] = weight
+        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+        save_file(weights, folder / part / f"{stem}.safetensors", {"format": "pt"})
+        (folder / part / "config.json").write_text(text)  # last: what stands here is whole
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        (folder / tokenizer).mkdir(exist_ok=True)
+        (folder / tokenizer / "tokenizer.json").write_text("{}")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    prediction = published.get("prediction_type", "epsilon")
+    config = {"_class_name": "DDIMScheduler", "prediction_type": prediction, "clip_sample": False}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = {"_class_name": f"StableDiffusion{'XL' * xl}Pipeline", "requires_aesthetics_score": "refiner" in name}
+    index |= {part: ["", ""] for part in made}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One network of a model at one size, on one engine."""
+
+    model: str
+    stage: str
+    size: int
+    engine: str
+    guided: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a network's graph, engine and inputs are."""
+
+    setting: Setting
+    models: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.models / f"{self.setting.model}-{self.setting.stage}"
+
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(
+            self.models / self.setting.model, Fingerprints(self.models / "fingerprints.json"), (SD, SDXL)
+        )
+
+    def job(self) -> Job:
+        checkpoint = self.checkpoint()
+        stage: Stage = stages(checkpoint, self.setting.guided, 0)[self.setting.stage]
+        if checkpoint.is_large(stage.network):
+            from dataclasses import replace
+
+            stage = replace(stage, half_weights=True)
+        return Job(stage, Profile(1, self.setting.size, self.setting.size), "fp32")
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        from darkroom.export.modules import example_inputs
+
+        job = self.job()
+        return {name: value.numpy() for name, value in example_inputs(job.stage, job.profile.sizes(), 7).items()}
+
+
+def export(work: Work) -> dict[str, float]:
+    """Export to ONNX, checked against torch."""
+    from darkroom.export.graph import export_stage
+
+    folder = work.folder / "onnx"
+    folder.mkdir(parents=True)
+    checkpoint = work.checkpoint()
+    return {
+        "error": export_stage(checkpoint.folder, work.job().stage, OPSET, None, checkpoint.vae_factor, folder)[
+            "error_against_torch"
+        ]
+    }
+
+
+def build(work: Work) -> dict[str, float]:
+    """Build the engine."""
+    folder = work.folder / work.setting.engine
+    folder.mkdir()
+    find_runtime(work.setting.engine).build(work.job(), work.folder / "onnx" / "model.onnx", folder)
+    return {}
+
+
+def call(work: Work) -> dict[str, float]:
+    """Load the engine and call it."""
+    start = time.perf_counter()
+    engine = find_runtime(work.setting.engine).load(work.job(), work.folder / work.setting.engine, None)
+    return {"load_seconds": time.perf_counter() - start} | _called(work, engine, "found.npz")
+
+
+def torch(work: Work) -> dict[str, float]:
+    """The same call in torch."""
+    engine = find_runtime("torch").load(work.job(), work.checkpoint().folder, None)
+    return _called(work, engine, "expected.npz")
+
+
+def _called(work: Work, engine: Any, file: str) -> dict[str, float]:
+    inputs = work.inputs()
+    engine(inputs)
+    start = time.perf_counter()
+    outputs = engine(inputs)
+    seconds = time.perf_counter() - start
+    np.savez(work.folder / file, **outputs)
+    return {"call_seconds": seconds}
+
+
+JOBS: dict[str, Callable[[Work], dict[str, float]]] = {
+    "export": export,
+    "build": build,
+    "call": call,
+    "torch": torch,
+}
+
+
+def measure(setting: Setting, models: Path) -> dict[str, Any]:
+    """Seconds and peak memory in GiB of every job, and the largest difference from torch relative to the largest value.
+
+    Graph and engine are deleted afterwards.
+    """
+    work = Work(setting, models)
+    shutil.rmtree(work.folder, ignore_errors=True)
+    result: dict[str, Any] = asdict(setting)
+    try:
+        for name in JOBS:
+            start = time.perf_counter()
+            command = [sys.executable, __file__, "--worker", name, json.dumps(asdict(setting)), str(models)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert process.stdout
+            said = process.stdout.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise RuntimeError(f"{name} of {setting} failed")
+            result[name] = json.loads(said.splitlines()[-1]) | {
+                "seconds": time.perf_counter() - start,
+                "peak_gib": usage.ru_maxrss * 1024 / GIB,
+            }
+        found, expected = np.load(work.folder / "found.npz"), np.load(work.folder / "expected.npz")
+        result["error"] = max(
+            float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected.files
+        )
+    finally:
+        shutil.rmtree(work.folder, ignore_errors=True)
+    return result
+
+
+def line(result: dict[str, Any]) -> str:
+    """A row of the report."""
+    jobs = [f"{result[job]['seconds']:.0f} s, {result[job]['peak_gib']:.1f} GiB" for job in ("export", "build")]
+    loaded = f"{result['call']['load_seconds']:.1f} s, {result['call']['peak_gib']:.1f} GiB"
+    calls = f"{result['call']['call_seconds']:.2f} s | {result['torch']['call_seconds']:.2f} s"
+    what = f"{result['model']} {result['stage']}, {result['size']} pixels"
+    return f"| {what} | {jobs[0]} | {jobs[1]} | {loaded} | {calls} | {result['error']:.1e} |"
+
+
+HEADER = """| network | export | build | load | call | torch's call | error |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        name, setting, models = sys.argv[2:]
+        print(json.dumps(JOBS[name](Work(Setting(**json.loads(setting)), Path(models)))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--networks", nargs="+", metavar="STAGE", help="clip, clip_2, unet, vae; default: all")
+    parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--work", type=Path, help="where models are written and kept; default: a temporary folder")
+    parser.add_argument("--output", type=Path, help="also write the results here, as JSON")
+    flags = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = flags.work or Path(temporary)
+        print(HEADER)
+        for model in flags.models:
+            write_model(model, folder / model)
+            every = stages(Work(Setting(model, "unet", flags.size, flags.engine), folder).checkpoint(), True, 0)
+            for stage in flags.networks or [name for name in every if name != "vae_encoder"]:
+                if stage in every:
+                    results.append(measure(Setting(model, stage, flags.size, flags.engine), folder))
+                    print(line(results[-1]), flush=True)
+    if flags.output:
+        flags.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
