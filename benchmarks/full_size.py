@@ -33,6 +33,7 @@ from darkroom.fingerprints import Fingerprints  # noqa: E402
 from darkroom.stages import stages  # noqa: E402
 from darkroom.stages.contract import Profile, Stage  # noqa: E402
 
+NETWORK_OF = {"clip": "text_encoder", "clip_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
 OPSET = 17
 GIB = 2**30
 

@@ -1,4 +1,4 @@
-"""Not fitted to small models: the architecture of Stable Diffusion 1.5, at its full size, goes the same road."""
+"""Not fitted to small models: the published architectures, at their full sizes, go the same road."""
 
 import json
 import os
@@ -130,3 +130,26 @@ def test_full_size_model_makes_the_picture_that_torch_makes(tiny_model: Path, tm
     assert ours.shape == (512, 512, 3)
     assert np.linalg.norm(ours - theirs) <= RELATIVE_ERROR * np.linalg.norm(theirs)
     assert peak < MEMORY_LIMIT, f"{peak / GIB:.1f} GiB"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize("stage", ["clip", "clip_2", "unet", "vae"])
+@pytest.mark.parametrize("model", ["sd-1.5", "sd-2.1", "xl-1.0", "xl-refiner-1.0"])
+def test_each_network_alone_gives_what_torch_gives(model: str, stage: str, models: Path) -> None:
+    from benchmarks.full_size import MODELS, NETWORK_OF, Setting, measure, write_model
+
+    network = NETWORK_OF[stage]
+    if network not in MODELS[model] and network != "vae":
+        pytest.skip(f"{model} has no {network}")
+    folder = write_model(model, models / model, [network])
+    try:
+        result = measure(Setting(model, stage, 256, "openvino"), models)
+    finally:
+        shutil.rmtree(folder)
+    assert result["error"] <= RELATIVE_ERROR
+    for job in ("export", "build", "call"):
+        assert result[job]["peak_gib"] < MEMORY_LIMIT / GIB, (job, result[job])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from darkroom.errors import AskedWrongly
-from darkroom.request import LoraChoice, Request, digest, draw_seed
+from darkroom.fingerprints import hash_json
+from darkroom.request import LoraChoice, Request, draw_seed
 
 
 def request(**changes: Any) -> Request:
@@ -138,8 +139,8 @@ def test_digest_knows_every_field() -> None:
     }
     full = request(input_image="pixels", image_strength=0.5, refiner="one", refiner_strength=0.5)
     assert set(others) == {field.name for field in dataclasses.fields(Request)}
-    digests = {digest(dataclasses.replace(full, **{name: value}).as_json()) for name, value in others.items()}
-    assert len(digests | {digest(full.as_json())}) == len(others) + 1
+    digests = {hash_json(dataclasses.replace(full, **{name: value}).as_json()) for name, value in others.items()}
+    assert len(digests | {hash_json(full.as_json())}) == len(others) + 1
 
 
 @pytest.mark.parametrize("name", ["image_strength", "refiner_strength"])

@@ -1,4 +1,4 @@
-"""Hashes of large files, computed again only when a file has changed."""
+"""Hashes: of large files, computed again only when a file has changed, and of values."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class Fingerprints:
@@ -62,3 +63,8 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON value in its canonical form, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

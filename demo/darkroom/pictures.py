@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from darkroom.errors import AskedWrongly, Failed
-from darkroom.request import PIXEL_MULTIPLE, digest
+from darkroom.fingerprints import hash_json
+from darkroom.request import PIXEL_MULTIPLE
 
 RECIPE_CHUNK = "darkroom"
 GALLERY_CHUNK = "parameters"
@@ -56,9 +57,8 @@ def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) 
     prompt = recipe["prompt"][:NAME_CHARACTERS].replace(" ", "_")
     safe = "".join(c if c.isalnum() or c in "-_.,+!'()" else "_" for c in prompt)
     same_for_the_run = {key: value for key, value in recipe.items() if key not in (*PER_IMAGE, "prompt")}
-    return (
-        f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{digest(same_for_the_run)[:digits]}.png"
-    )
+    hashed = hash_json(same_for_the_run)[:digits]
+    return f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{hashed}.png"
 
 
 def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path:

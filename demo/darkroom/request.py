@@ -1,8 +1,6 @@
 """What was asked: everything that determines the pixels, validated, and nothing else."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import secrets
 from collections.abc import Iterator
@@ -216,8 +214,3 @@ class Batch:
 def draw_seed() -> int:
     """A seed for a run that names none: 32 bits, so that it is short enough to type again."""
     return secrets.randbits(32)
-
-
-def digest(value: dict[str, Any]) -> str:
-    """SHA-256 of a JSON value in its canonical form, in hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -4,7 +4,6 @@ An artefact is written to a temporary folder, its files hashed into a manifest, 
 stands under a key is whole. Processes that need the same artefact wait for the one that is making it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import Failed
-from darkroom.fingerprints import Fingerprints
+from darkroom.fingerprints import Fingerprints, hash_json
 
 MANIFEST = "manifest.json"
 DIGITS = 12
@@ -31,8 +30,7 @@ class Key:
 
     @property
     def digest(self) -> str:
-        canonical = json.dumps(self.facts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hash_json(self.facts)
 
     @property
     def folder_name(self) -> str:

@@ -39,16 +39,11 @@ class Clip(nn.Module):
         return inner.final_layer_norm(states[-(self.clip_skip + 1)]).float()
 
 
-class PenultimateClip(nn.Module):
+class PenultimateClip(Clip):
     """(B, 77) token ids -> (B, 77, D) hidden states of the layer before the last, as they are.
 
     `clip_skip` leaves out more layers. An encoder with a projection also gives its pooled output (B, P).
     """
-
-    def __init__(self, encoder: nn.Module, clip_skip: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.clip_skip = clip_skip
 
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         output = self.encoder(input_ids=input_ids.long(), output_hidden_states=True)
