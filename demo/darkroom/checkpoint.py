@@ -135,10 +135,6 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
 
     Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
-    if os.path.isfile(folder):
-        raise AskedWrongly(
-            f"{folder} is a file; a model is a folder in the diffusers layout, with its weights in safetensors files."
-        )
     if not os.path.isdir(folder):
         raise AskedWrongly(f"the model folder {folder} does not exist.")
     index = read_json(folder / "model_index.json")

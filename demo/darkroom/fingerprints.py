@@ -41,8 +41,8 @@ class Fingerprints:
 
     def moved(self, old: Path, new: Path) -> None:
         """Keeps what is known of the files of a folder that was renamed."""
-        for path in new.iterdir():
-            if (known := self._known.pop(str(old.resolve() / path.name), None)) is not None:
+        for path in new.rglob("*"):
+            if (known := self._known.pop(str(old.resolve() / path.relative_to(new)), None)) is not None:
                 self._known[str(path.resolve())] = known
 
     def remember(self) -> None:

@@ -23,8 +23,9 @@ WEIGHTS = tuple(f"{part}/{stem}" for part, stem in NETWORKS.items())
 SECONDS_TO_CONNECT = "5"
 
 
-def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
-    """The folder of a hub repository's model: what is on disk already, or else downloaded.
+def fetch(repository: str, token: str | None, folder: Path | None, weights: bool = True) -> Path:
+    """The folder of a hub repository's model: what is on disk already, or else downloaded; without `weights`, only its
+    configurations and tokenizers.
 
     Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
     handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.
@@ -33,13 +34,14 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
     import huggingface_hub
 
     target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
-    if folder and _whole(target["local_dir"]):
+    if folder and _whole(target["local_dir"], weights):
         return target["local_dir"]
-    patterns = [*WANTED, *(f"{stem}.safetensors" for stem in WEIGHTS)]
+    wanted = WEIGHTS if weights else ()
+    patterns = [*WANTED, *(f"{stem}.safetensors" for stem in wanted)]
     if not folder:
         try:
             cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-            if _whole(cached):
+            if _whole(cached, weights):
                 return cached
         except Exception:  # not on disk yet; whatever the reason, the hub is asked next
             pass
@@ -47,7 +49,7 @@ def fetch(repository: str, token: str | None, folder: Path | None) -> Path:
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
         files = api.list_repo_files(repository)
-        for stem in WEIGHTS:
+        for stem in wanted:
             if f"{stem}.safetensors" not in files:
                 patterns += [f"{stem}.fp16.safetensors", f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
@@ -107,7 +109,7 @@ def _explained(repository: str, instead: str) -> Iterator[None]:
         ) from None
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, weights: bool) -> bool:
     """Whether all of a model is in `folder`: the hub's client renames each file when it is whole."""
     try:
         parts = networks(read_json(folder / "model_index.json"))
@@ -116,7 +118,7 @@ def _whole(folder: Path) -> bool:
             if part in TOKENIZERS:
                 tokenizer_files(folder / TOKENIZERS[part])
         read_json(folder / "scheduler" / "scheduler_config.json")
-        return all(weight_files(folder / part, NETWORKS[part]) for part in parts)
+        return not weights or all(weight_files(folder / part, NETWORKS[part]) for part in parts)
     except DarkroomError:
         return False
 

@@ -69,6 +69,8 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
     if flags.model is not None and flags.version is not None:
         raise AskedWrongly("--model and --version cannot be given together: each names the model.")
+    if flags.config is not None and not os.path.isfile(flags.model or ""):
+        raise AskedWrongly("--config describes a single-file model: it has nothing to act on without one as --model.")
     if flags.model is not None:
         return _unnamed(flags.model, script.unnamed)
     if recipe is not None:

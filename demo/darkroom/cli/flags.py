@@ -82,7 +82,15 @@ def parser_of(script: Script) -> Parser:
     model = parser.add_argument_group("the model")
     model.add_argument("--version", metavar="NAME", help=f"one of {', '.join(versions)}; default: {versions[0]}")
     model.add_argument(
-        "--model", metavar="PATH_OR_REPO", help="a diffusers model folder, or a hub repository owner/name"
+        "--model",
+        metavar="PATH_OR_REPO",
+        help="a diffusers model folder, a hub repository owner/name, or one safetensors file in the original layout",
+    )
+    model.add_argument(
+        "--config",
+        metavar="PATH_OR_REPO",
+        help="the diffusers folder or repository that a single-file --model has its configuration from; default: that "
+        "of the published model of its architecture",
     )
     if script.refiner:
         model.add_argument(

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from darkroom import __version__
 from darkroom.catalog import Script, Version
-from darkroom.checkpoint import Checkpoint, open_checkpoint
+from darkroom.checkpoint import open_checkpoint
 from darkroom.cli.asked import (
     asked_image,
     asked_recipe,
@@ -30,9 +31,11 @@ from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.hub import REPOSITORY, fetch
 from darkroom.pipeline import Pipeline
 from darkroom.prepare import Preparer
 from darkroom.request import Batch, Request
+from darkroom.single_file import check_single_file, published_config, unpacked
 from darkroom.timing import StageClock, medians, table, throughput
 
 INTERRUPTED = 130
@@ -72,10 +75,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         refuse_build_flags(flags, runtime.name)
     stores: dict[Path, Store] = {}
 
-    def preparer(version: Version, onnx_dir: Path, engine_dir: Path) -> Preparer:
+    def preparer(version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
         graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
+        folder = _open(version, config, settings, graphs, console)
         return Preparer(
-            _open(version, settings, engines, script.families, console),
+            open_checkpoint(folder, engines.fingerprints, script.families),
             runtime,
             graphs,
             engines,
@@ -86,7 +90,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             detail=console.detail,
         )
 
-    base = preparer(version, settings.onnx_dir, settings.engine_dir)
+    base = preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
     refiner = preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     base.loras, choices = asked_loras(flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints)
     if recipe is None:
@@ -184,16 +188,27 @@ def _without_cuda_graph(flags: argparse.Namespace, engine: str, console: Console
     console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
 
 
-def _open(
-    version: Version, settings: Settings, engines: Store, families: tuple[str, ...], console: Console
-) -> Checkpoint:
-    if version.embedded:
-        return open_checkpoint(Path(version.source), engines.fingerprints, families)
-    from darkroom.hub import fetch
+def _open(version: Version, config: str | None, settings: Settings, graphs: Store, console: Console) -> Path:
+    """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
 
-    with console.job(f"fetching {version.source}"):
-        folder = fetch(version.source, settings.hf_token, settings.framework_model_dir)
-    return open_checkpoint(folder, engines.fingerprints, families)
+    `config` says where a single file's configuration is, None for the published one.
+    """
+
+    def fetched(repository: str, weights: bool = True) -> Path:
+        with console.job(f"fetching {repository}"):
+            return fetch(repository, settings.hf_token, settings.framework_model_dir, weights)
+
+    if not version.embedded:
+        return fetched(version.source)
+    if not os.path.isfile(version.source):
+        return Path(version.source)
+    file = Path(version.source)
+    check_single_file(file)
+    config = config or published_config(file)
+    is_folder = os.path.exists(config) or not REPOSITORY.fullmatch(config)
+    described = Path(config) if is_folder else fetched(config, weights=False)
+    with console.job(f"unpacking {file.name}"):
+        return unpacked(file, described, graphs, verbose=console.verbose)
 
 
 def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> None:

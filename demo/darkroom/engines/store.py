@@ -78,8 +78,12 @@ class Store:
             made = build(temporary)
             seconds = round(time.perf_counter() - start, 3)
             files = {
-                path.name: {"size": path.stat().st_size, "sha256": self.fingerprints.sha256(path)}
-                for path in sorted(temporary.iterdir())
+                path.relative_to(temporary).as_posix(): {
+                    "size": path.stat().st_size,
+                    "sha256": self.fingerprints.sha256(path),
+                }
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
             }
             manifest = {"label": key.label, "key": key.facts, "files": files, "made": made | {"seconds": seconds}}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -1,0 +1,129 @@
+"""Writes a diffusers folder's networks as one file in the original layout of Stable Diffusion and SDXL.
+
+The names are those of CompVis' and Stability's published checkpoints. The networks here have two levels with one layer
+each, attention where the tests' tiny models have it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.attentions.0": "output_blocks.2.1",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "up_blocks.1.attentions.1": "output_blocks.3.1",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def original(pipeline: Any) -> dict[str, Any]:
+    """All tensors of a diffusers pipeline under their original names."""
+    xl = hasattr(pipeline, "text_encoder_2")
+    tensors = {f"model.diffusion_model.{name}": value for name, value in _unet(pipeline.unet).items()}
+    tensors |= {f"first_stage_model.{name}": value for name, value in _vae(pipeline.vae).items()}
+    first = "conditioner.embedders.0.transformer." if xl else "cond_stage_model.transformer."
+    for name, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"{first}text_model.{name.removeprefix('text_model.')}"] = value
+    if xl:
+        second = _open_clip(pipeline.text_encoder_2.state_dict())
+        tensors |= {f"conditioner.embedders.1.model.{name}": value for name, value in second.items()}
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def write(pipeline: Any, path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(original(pipeline), path)
+    return path
+
+
+def _unet(unet: Any) -> dict[str, Any]:
+    attention_first = bool(getattr(unet.up_blocks[0], "attentions", None))
+    names = UNET | {"up_blocks.0.upsamplers.0.conv": f"output_blocks.1.{1 + attention_first}.conv"}
+    made = {}
+    for name, value in unet.state_dict().items():
+        block = max((known for known in names if name.startswith(f"{known}.")), key=len)
+        rest = name.removeprefix(f"{block}.")
+        if ".resnets." in f".{block}":
+            part, _, end = rest.partition(".")
+            rest = f"{RESNET[part]}.{end}"
+        made[f"{names[block]}.{rest}"] = value
+    return made
+
+
+def _vae(vae: Any) -> dict[str, Any]:
+    made = {}
+    for name, value in vae.state_dict().items():
+        for half, blocks in (("encoder", "down"), ("decoder", "up")):
+            levels = len(getattr(getattr(vae, half), f"{blocks}_blocks"))
+            for level in range(levels):
+                place = level if blocks == "down" else levels - 1 - level
+                name = name.replace(f"{half}.{blocks}_blocks.{level}.", f"{half}.{blocks}_.{place}.")
+        name = name.replace(".down_.", ".down.").replace(".up_.", ".up.").replace("conv_shortcut", "nin_shortcut")
+        name = name.replace("conv_norm_out", "norm_out").replace(".resnets.", ".block.")
+        name = name.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+        for index in (0, 1):
+            name = name.replace(f"mid_block.block.{index}", f"mid.block_{index + 1}")
+        if "mid_block.attentions.0." in name:
+            for ours, theirs in VAE_ATTENTION.items():
+                name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
+            if name.endswith(("q.weight", "k.weight", "v.weight", "proj_out.weight")):
+                value = value[:, :, None, None]  # 1x1 convolutions there
+        made[name] = value
+    return made
+
+
+def _open_clip(state: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    made = {
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+        "ln_final.weight": state["text_model.final_layer_norm.weight"],
+        "ln_final.bias": state["text_model.final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T,
+    }
+    layer = 0
+    while f"text_model.encoder.layers.{layer}.layer_norm1.weight" in state:
+        ours, theirs = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            for mine, its in OPEN_CLIP.items():
+                made[f"{theirs}{its}.{kind}"] = state[f"{ours}{mine}.{kind}"]
+            parts = [state[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            made[f"{theirs}attn.in_proj_{kind}"] = torch.cat(parts)
+        layer += 1
+    return made
