@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Models that need few steps: SD-Turbo and SDXL-Turbo."""
+"""Models that need one to eight steps: SD-Turbo, SDXL-Turbo, latent consistency models."""
 
 from darkroom.catalog import TURBO
 from darkroom.cli.main import run

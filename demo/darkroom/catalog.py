@@ -51,6 +51,11 @@ class Script:
     refiner: Version | None = None
     few_steps: bool = False
 
+    @property
+    def of_many_steps(self) -> str:
+        """What `--lcm-lora` is for when nothing is named."""
+        return next(name for name, version in self.versions.items() if not version.few_steps)
+
 
 TXT2IMG = Script(
     "demo_txt2img.py",

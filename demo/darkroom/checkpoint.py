@@ -230,16 +230,18 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises `AskedWrongly` for a file that is not whole.
     """
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size - 8:
                 raise ValueError("the header is cut off")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+    except OSError as error:
+        raise AskedWrongly(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise AskedWrongly(f"{path} is not a whole safetensors file ({error}); fetch it again.") from None
     if size != 8 + length + end:
         raise AskedWrongly(

@@ -10,6 +10,7 @@ from darkroom.checkpoint import NETWORKS, TOKENIZERS, networks, read_json, token
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 from darkroom.lora import DEFAULT_NAME
 
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 WANTED = (
@@ -45,7 +46,8 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
                 return cached
         except Exception:  # not on disk yet; whatever the reason, the hub is asked next
             pass
-    with _explained(repository, "a folder that holds the model with --model"):
+    instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
+    with _explained(repository, instead):
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
         files = api.list_repo_files(repository)
@@ -61,22 +63,32 @@ def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
     import huggingface_hub
 
     target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
-    if not folder:
-        cached = huggingface_hub.try_to_load_from_cache(repository, DEFAULT_NAME)
-        if isinstance(cached, str):
-            return Path(cached)
-    elif (target["local_dir"] / DEFAULT_NAME).is_file():
-        return target["local_dir"] / DEFAULT_NAME
-    with _explained(repository, "a LoRA file with --lora-path"):
+    with _explained(repository, "a folder that has it with --framework-model-dir, or the file with --lora-path"):
+        found = target.get("local_dir")
+        if not folder:
+            with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError):
+                found = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+        if found and (name := _lora_among([path.name for path in found.glob("*.safetensors")])):
+            return found / name
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
         files = [name for name in api.list_repo_files(repository) if name.endswith(".safetensors")]
-        if len(files) != 1 and DEFAULT_NAME not in files:
+        if not (name := _lora_among(files)):
             raise AskedWrongly(
                 f"{repository} holds {len(files)} safetensors files: fetch the one that is meant, and name it."
             )
-        name = DEFAULT_NAME if DEFAULT_NAME in files else files[0]
         return Path(huggingface_hub.hf_hub_download(repository, name, token=token, **target))
+
+
+def _lora_among(names: list[str]) -> str | None:
+    """Which of a repository's safetensors files is its LoRA: the one of the usual name, or the only one."""
+    return DEFAULT_NAME if DEFAULT_NAME in names else names[0] if len(names) == 1 else None
+
+
+def repository_of(source: str) -> str | None:
+    """The hub repository that a model or LoRA is named by, or None for a file or folder."""
+    is_path = os.path.exists(source) or source.endswith(WEIGHT_SUFFIXES) or not REPOSITORY.fullmatch(source)
+    return None if is_path else source
 
 
 def _settings() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint import SD, SDXL, check_safetensors, read_header
+from darkroom.checkpoint import SD, SDXL, read_header
 from darkroom.errors import AskedWrongly
 from darkroom.fingerprints import Fingerprints
 
@@ -15,7 +15,8 @@ PREFIXES = {
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
     "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
 }
-"""How the tensors for each network begin, in the layout of diffusers and PEFT, and in kohya's."""
+"""How the tensors for each network begin, in the layout of diffusers, which ends their names as PEFT does, and in
+kohya's."""
 
 OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr"}
 """Words in tensors' names that tell of relatives that are not fused as LoRA is."""
@@ -26,10 +27,11 @@ LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file, its own weight, and the scale of all of them."""
+    """A LoRA file, the networks that it changes, its own weight, and the scale of all of them."""
 
     path: Path
     sha256: str
+    networks: frozenset[str]
     weight: float = 1.0
     scale: float = 1.0
 
@@ -40,38 +42,37 @@ class Lora:
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
-    """Checks that a file, or the one in a folder, is a whole LoRA of a known layout, and identifies it.
+    """Checks a LoRA as `check_lora` does, and identifies it."""
+    path, networks = check_lora(path)
+    try:
+        return Lora(path, fingerprints.sha256(path), networks, weight, scale)
+    except OSError as error:
+        raise AskedWrongly(f"the LoRA {path} cannot be read: {error.strerror}.") from None
 
-    Raises `AskedWrongly` in one line otherwise.
+
+def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
+    """The LoRA's file, where a folder is given the one in it; and the networks that it holds changes for.
+
+    Raises `AskedWrongly` for what is not a whole LoRA of a known layout.
     """
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1 and not (path / DEFAULT_NAME).is_file():
+            raise AskedWrongly(f"the folder {path} holds {len(files)} safetensors files: name the LoRA that is meant.")
         path = path / DEFAULT_NAME if len(files) != 1 else files[0]
     if not path.is_file():
         raise AskedWrongly(f"the LoRA {path} does not exist; prompts go before --lora-path, which takes several files.")
     if path.suffix != ".safetensors":
         raise AskedWrongly(f"the LoRA {path} is not a safetensors file: no other kind is loaded.")
-    try:
-        digest = fingerprints.sha256(path, check=check_safetensors)
-        networks_of(path)
-    except OSError as error:
-        raise AskedWrongly(f"the LoRA {path} cannot be read: {error.strerror}.") from None
-    return Lora(path, digest, weight, scale)
-
-
-def networks_of(path: Path) -> set[str]:
-    """The networks that a LoRA file holds changes for. Raises `AskedWrongly` for tensors of another layout or kind."""
     found = set()
     for name in read_header(path):
         kind = next((kind for word, kind in OTHER_KINDS.items() if word in name), None)
         if kind:
             raise AskedWrongly(f"{path} is a {kind} file, not a LoRA: it cannot be fused here.")
         network = next((part for part, prefixes in PREFIXES.items() if name.startswith(prefixes)), None)
-        if network is None:
-            raise AskedWrongly(
-                f"{path} holds {name!r}, which is of no LoRA layout known here (diffusers, PEFT, kohya)."
-            )
+        if network is None or "lora" not in name:
+            raise AskedWrongly(f"{path} holds {name!r}: no LoRA layout known here (diffusers', kohya's) has it.")
         found.add(network)
     if not found:
         raise AskedWrongly(f"{path} holds no tensors.")
-    return found
+    return path, frozenset(found)

@@ -124,6 +124,7 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Model hash": recipe["revision"][:10],
         "Model": request["model"] or "folder",
         "Clip skip": request["clip_skip"] + 1 if request["clip_skip"] else None,  # they count no skip as 1
+        "Lora hashes": " ".join(lora["sha256"][:10] for lora in request["loras"]) or None,
         "Denoising strength": request.get("image_strength"),
         "Version": f"darkroom {recipe['darkroom']}",
     }

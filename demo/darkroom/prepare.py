@@ -18,7 +18,7 @@ from darkroom.child import run_in_child
 from darkroom.engines.runtime import Engine, Job, Runtime
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
-from darkroom.lora import Lora, networks_of
+from darkroom.lora import Lora
 from darkroom.pipeline import Pipeline, Start, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
@@ -82,7 +82,7 @@ class Preparer:
         self.detail = detail
 
     def prepare(self, request: Request, image: np.ndarray | None = None, decodes: bool = True) -> Prepared:
-        """Raises `AskedWrongly` before anything is written when model, runtime and request do not fit.
+        """Raises `AskedWrongly` before any engine is built when model, runtime and request do not fit.
 
         `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image. `decodes` is false
         for a model whose latents a refiner takes.
@@ -104,7 +104,9 @@ class Preparer:
             # One picture for the whole batch, encoded alone as diffusers encodes it.
             jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
-        sources = {name: self._source(job, keys[name], request) for name, job in jobs.items()}
+        # What LoRAs change goes first: one that does not fit is refused before anything else is built.
+        order = sorted(jobs, key=lambda name: -len(jobs[name].stage.loras) if name == "unet" else 0)
+        sources = {name: self._source(jobs[name], keys[name], request) for name in order}
         for store in (self.graphs, self.engines):
             store.fingerprints.remember()
         for part, source in {"schedule": table_folder, **sources}.items():
@@ -178,12 +180,12 @@ class Preparer:
                 )
 
         for lora in self.loras:
-            if not any(part in self.checkpoint.digests for part in networks_of(lora.path)):
+            if not lora.networks & self.checkpoint.digests.keys():
                 raise AskedWrongly(f"the LoRA {lora.path} changes nothing that this model has.")
 
     def _loras_for(self, network: str) -> tuple[Lora, ...]:
         """The LoRAs that change a network."""
-        return tuple(lora for lora in self.loras if network in networks_of(lora.path))
+        return tuple(lora for lora in self.loras if network in lora.networks)
 
     def _zeros_for_empty_prompt(self) -> bool:
         """Whether SDXL was trained with zeros, not an empty prompt's embeddings, for guidance to lead away from."""

@@ -90,11 +90,6 @@ class Request:
                 raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise AskedWrongly(f"--guidance-scale must be a number from 0 up, not {self.guidance_scale}.")
-        for lora in self.loras:
-            for name in ("weight", "scale"):
-                value = getattr(lora, name)
-                if not isinstance(value, int | float) or not math.isfinite(value):
-                    raise AskedWrongly(f"--lora-{name} must be a number, not {value}.")
         if self.clip_skip < 0:
             raise AskedWrongly(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
@@ -176,6 +171,7 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
         try:
+            fields = {"loras": []} | fields  # recipes from before LoRAs have none
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
             prompts = tuple(fields["prompts"])
@@ -195,6 +191,14 @@ class LoraChoice:
     sha256: str
     weight: float
     scale: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str | None) or not isinstance(self.sha256, str):
+            raise AskedWrongly("a LoRA is named by texts.")
+        for name in ("weight", "scale"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise AskedWrongly(f"--lora-{name} must be a number, not {value}.")
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ def unpack(path: Path, config: Path, folder: Path) -> None:
             torch_dtype=torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32,
             **left_out,
         )
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".:")
+    except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise AskedWrongly(f"{path} does not fit the configuration in {config}: {reason}.") from None
     for part in networks(index):
         stray = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]

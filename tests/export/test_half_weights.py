@@ -1,5 +1,6 @@
 """Large networks keep their weights in float16 and compute in float32, in graphs and engines alike."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -47,3 +48,31 @@ def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_mode
         (small,), (large,) = ((made.root / part).glob("unet-*") for made in (studio, whole))
         assert small.name != large.name
         assert size_of(small) < 0.65 * size_of(large)
+
+
+def test_large_weights_are_half_and_what_is_computed_is_not(half_model):
+    from darkroom.checkpoint import SDXL, open_checkpoint
+    from darkroom.export.modules import example_inputs, load_module
+    from darkroom.fingerprints import Fingerprints
+    from darkroom.stages import stages
+
+    checkpoint = open_checkpoint(half_model, Fingerprints(half_model / "none"), (SDXL,))
+    stage = replace(stages(checkpoint, True, 0)["unet"], half_weights=True)
+    with mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
+        module = load_module(stage, half_model)
+    kept = {weight.dtype: weight.numel() for weight in module.parameters()}
+    assert kept.keys() == {torch.float16, torch.float32}
+    assert all(weight.dtype == torch.float16 for weight in module.parameters() if weight.numel() >= 500)
+    inputs = example_inputs(stage, {"B": 1, "h": 8, "w": 8})
+    with torch.inference_mode():
+        made, expected = (
+            module(*inputs.values()),
+            load_module(replace(stage, half_weights=False), half_model)(*inputs.values()),
+        )
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rounded_from_float32_the_pictures_stay_those_of_diffusers(xl_studio, tiny_xl_model, diffusers_tiny_xl):
+    with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
+        drawn = xl_studio.draw(PROMPT)
+    assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT, guidance_scale=5.0)[0]) >= 45

@@ -14,7 +14,7 @@ from darkroom.checkpoint import Checkpoint
 from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly
-from darkroom.hub import REPOSITORY
+from darkroom.hub import REPOSITORY, repository_of
 from darkroom.request import LoraChoice, Request, draw_seed
 
 FIXED_BY_RECIPE = (
@@ -86,7 +86,7 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
         if script.refiner and flags.enable_refiner and flags.refiner_model is None:
             named = script.real
         elif getattr(flags, "lcm_lora", None):
-            named = next(name for name, version in script.versions.items() if not version.few_steps)
+            named = script.of_many_steps
         else:
             named = next(iter(script.versions))
     return find_version(named, script.versions)
@@ -125,8 +125,8 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
 
 def _unnamed(source: str, defaults: Version) -> Version:
     """A model by its folder, which has no name, or by its hub repository."""
-    is_folder = os.path.exists(source) or not REPOSITORY.fullmatch(source)
-    return replace(defaults, name="" if is_folder else source, source=source, size=0, embedded=is_folder)
+    repository = repository_of(source)
+    return replace(defaults, name=repository or "", source=source, size=0, embedded=repository is None)
 
 
 def asked_image(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:

@@ -80,7 +80,12 @@ def parser_of(script: Script) -> Parser:
             help=f"share of the steps that the refiner makes once more; default {DEFAULT_REFINER_STRENGTH}",
         )
     model = parser.add_argument_group("the model")
-    model.add_argument("--version", metavar="NAME", help=f"one of {', '.join(versions)}; default: {versions[0]}")
+    version_help = f"one of {', '.join(versions)}; default: {versions[0]}"
+    if script.refiner:
+        version_help += f", with --enable-refiner {script.real}"
+    if script.few_steps:
+        version_help += f", with --lcm-lora {script.of_many_steps}"
+    model.add_argument("--version", metavar="NAME", help=version_help)
     model.add_argument(
         "--model",
         metavar="PATH_OR_REPO",

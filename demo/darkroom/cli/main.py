@@ -31,7 +31,7 @@ from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import find_runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.hub import REPOSITORY, fetch
+from darkroom.hub import fetch, repository_of
 from darkroom.pipeline import Pipeline
 from darkroom.prepare import Preparer
 from darkroom.request import Batch, Request
@@ -92,7 +92,9 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
 
     base = preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
     refiner = preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
-    base.loras, choices = asked_loras(flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints)
+    base.loras, choices = asked_loras(
+        flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console
+    )
     if recipe is None:
         request = asked_request(flags, version, image, second, base.checkpoint, runtime.name, choices)
         if version.embedded and not (flags.version or flags.model):
@@ -205,8 +207,7 @@ def _open(version: Version, config: str | None, settings: Settings, graphs: Stor
     file = Path(version.source)
     check_single_file(file)
     config = config or published_config(file)
-    is_folder = os.path.exists(config) or not REPOSITORY.fullmatch(config)
-    described = Path(config) if is_folder else fetched(config, weights=False)
+    described = fetched(config, weights=False) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):
         return unpacked(file, described, graphs, verbose=console.verbose)
 

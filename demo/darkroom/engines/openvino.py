@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU: graphs are compiled once and the compiled blob is kept, so that loading is all a run does."""
+"""OpenVINO on the CPU: graphs are compiled once and the compiled blob is kept, so that loading is all a run does.
+
+Networks with half weights are kept as a model, and compiled when they are loaded: a blob would hold them in float32.
+"""
 
 import sys
 from pathlib import Path

@@ -1,13 +1,15 @@
-"""LoRA weights fused into a network: W + strength * alpha / rank * up @ down, through diffusers and PEFT."""
+"""LoRA weights fused into a network, through diffusers and PEFT: W + strength * alpha / rank * up @ down."""
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_base import fuse_text_encoder_lora
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from darkroom.errors import AskedWrongly
 from darkroom.lora import Lora
@@ -18,26 +20,15 @@ def fuse(network: nn.Module, part: str, lora: Lora, folder: Path) -> None:
 
     Raises `AskedWrongly` where the LoRA was made for another model.
     """
-    unet = UNet2DConditionModel.load_config(folder / "unet")
-    xl = unet.get("addition_embed_type") == "text_time"
-    pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    blocks = {"unet_config": SimpleNamespace(**unet)} if xl else {}  # kohya numbers SDXL's blocks in its own way
+    if not lora.strength:
+        return
     try:
-        state, alphas, metadata = pipeline.lora_state_dict(str(lora.path), return_lora_metadata=True, **blocks)
-        state = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
-        if not state or not lora.strength:
-            return
-        more = {"network_alphas": alphas, "metadata": metadata, "adapter_name": "lora"}
-        if part == "unet":
-            pipeline.load_lora_into_unet(state, unet=network, **more)
-        else:
-            pipeline.load_lora_into_text_encoder(state, text_encoder=network, prefix=part, **more)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".:")
+        changed = _load(network, part, lora, folder)
+    except Exception as error:  # three libraries' ways of saying that a file and a network do not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise AskedWrongly(f"the LoRA {lora.path} does not fit this model's {part}: {reason}.") from None
     layers = sum(isinstance(module, BaseTunerLayer) for module in network.modules())
-    changed = sum(name.endswith(("up.weight", "lora_B.weight")) for name in state)
-    if layers != changed:
+    if not changed or layers != changed:
         raise AskedWrongly(
             f"the LoRA {lora.path} does not fit this model's {part}: of the {changed} layers that it changes, "
             f"{layers} are there."
@@ -46,3 +37,38 @@ def fuse(network: nn.Module, part: str, lora: Lora, folder: Path) -> None:
     recurse_remove_peft_layers(network)
     del network.peft_config  # or the next one would be added to it
     network._hf_peft_config_loaded = False
+
+
+def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:
+    """Puts PEFT's layers over those of the network that the LoRA changes; returns how many it says it changes."""
+    unet = UNet2DConditionModel.load_config(folder / "unet")
+    xl = unet.get("addition_embed_type") == "text_time"
+    pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    blocks = {"unet_config": SimpleNamespace(**unet)} if xl else {}  # kohya numbers SDXL's blocks in its own way
+    kohya = _without_alphas(load_file(lora.path))
+    state, _, metadata = pipeline.lora_state_dict(kohya or str(lora.path), return_lora_metadata=True, **blocks)
+    state = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
+    if not state:
+        return 0
+    more: dict[str, Any] = {"network_alphas": None, "metadata": metadata, "adapter_name": "lora"}
+    if part == "unet":
+        pipeline.load_lora_into_unet(state, unet=network, **more)
+    else:
+        pipeline.load_lora_into_text_encoder(state, text_encoder=network, prefix=part, **more)
+    return sum(name.endswith(("up.weight", "lora_B.weight")) for name in state)
+
+
+def _without_alphas(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Tensors in kohya's layout with each layer's alpha / rank taken into its weights; None for another layout.
+
+    diffusers 0.42 takes the commonest alpha of a file for all of its layers.
+    """
+    if not all(name.startswith("lora_") for name in tensors):
+        return None
+    made = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
+    for name, value in tensors.items():
+        if name.endswith(".alpha"):
+            layer = name.removesuffix(".alpha")
+            rank = tensors[f"{layer}.lora_down.weight"].shape[0]
+            made[f"{layer}.lora_up.weight"] = made[f"{layer}.lora_up.weight"] * (value.item() / rank)
+    return made

@@ -77,7 +77,7 @@ def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
 def _gather_external_data(path: Path) -> None:
     """The exporter writes one file for each tensor of a large graph: makes them one, a tensor at a time."""
     import onnx
-    from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     strays = [stray for stray in path.parent.iterdir() if stray != path]
     if not strays:
@@ -88,8 +88,11 @@ def _gather_external_data(path: Path) -> None:
             if uses_external_data(tensor):
                 file.write(bytes(-file.tell() % PAGE))  # on a page of its own, a tensor can be mapped
                 data = (path.parent / ExternalDataInfo(tensor).location).read_bytes()
-                set_external_data(tensor, GRAPH_DATA, offset=file.tell(), length=len(data))
+                place = {"location": GRAPH_DATA, "offset": file.tell(), "length": len(data)}
                 file.write(data)
+                del tensor.external_data[:]
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
     onnx.save_model(graph, str(path))
     for stray in strays:
         stray.unlink()
