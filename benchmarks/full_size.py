@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "demo"))
 
 from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
-from darkroom.engines.runtime import Job  # noqa: E402
+from darkroom.engines.runtime import PRECISIONS, Job  # noqa: E402
 from darkroom.fingerprints import Fingerprints  # noqa: E402
 from darkroom.stages import stages  # noqa: E402
 from darkroom.stages.contract import Profile, Stage  # noqa: E402
@@ -176,6 +176,8 @@ class Setting:
     stage: str
     size: int
     engine: str
+    precision: str = "fp32"
+    dynamic: bool = False
     guided: bool = True
 
 
@@ -201,13 +203,16 @@ class Work:
         stage: Stage = stages(checkpoint, self.setting.guided, 0)[self.setting.stage]
         if checkpoint.is_large(stage.network):
             stage = replace(stage, half_weights=True)
-        return Job(stage, Profile(1, self.setting.size, self.setting.size), "fp32")
+        size = self.setting.size
+        free = Profile(None, None, None, pixels=(size, size, size * 3 // 2))
+        return Job(stage, free if self.setting.dynamic else Profile(1, size, size), self.setting.precision)
 
     def inputs(self) -> dict[str, np.ndarray]:
         from darkroom.export.modules import example_inputs
 
-        job = self.job()
-        return {name: value.numpy() for name, value in example_inputs(job.stage, job.profile.sizes(), 7).items()}
+        job, size = self.job(), self.setting.size
+        sizes = Profile(1, size, size).sizes()
+        return {name: value.numpy() for name, value in example_inputs(job.stage, sizes, 7).items()}
 
 
 def export(work: Work) -> dict[str, float]:
@@ -217,18 +222,16 @@ def export(work: Work) -> dict[str, float]:
     folder = work.folder / "onnx"
     folder.mkdir(parents=True)
     checkpoint = work.checkpoint()
-    return {
-        "error": export_stage(checkpoint.folder, work.job().stage, OPSET, None, checkpoint.vae_factor, folder)[
-            "error_against_torch"
-        ]
-    }
+    stage, precision = work.job().stage, work.setting.precision
+    made = export_stage(checkpoint.folder, stage, precision, OPSET, None, checkpoint.vae_factor, folder)
+    return {"error": made["error_against_torch"]}
 
 
 def build(work: Work) -> dict[str, float]:
     """Build the engine."""
     folder = work.folder / work.setting.engine
     folder.mkdir()
-    find_runtime(work.setting.engine).build(work.job(), work.folder / "onnx" / "model.onnx", folder)
+    find_runtime(work.setting.engine).build(work.job(), work.folder / "onnx" / "model.onnx", folder, lambda *_: True)
     return {}
 
 
@@ -272,8 +275,9 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
     work = Work(setting, models)
     shutil.rmtree(work.folder, ignore_errors=True)
     result: dict[str, Any] = asdict(setting)
+    runs = find_runtime(setting.engine).unusable() is None
     try:
-        for name in JOBS:
+        for name in JOBS if runs else ("export", "build"):
             start = time.perf_counter()
             command = [sys.executable, __file__, "--worker", name, json.dumps(asdict(setting)), str(models)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -286,6 +290,8 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
                 "seconds": time.perf_counter() - start,
                 "peak_gib": usage.ru_maxrss * 1024 / GIB,
             }
+        if not runs:
+            return result
         found, expected = np.load(work.folder / "found.npz"), np.load(work.folder / "expected.npz")
         result["error"] = max(
             float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected.files
@@ -298,14 +304,17 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
 def line(result: dict[str, Any]) -> str:
     """A row of the report."""
     jobs = [f"{result[job]['seconds']:.0f} s, {result[job]['peak_gib']:.1f} GiB" for job in ("export", "build")]
+    what = f"{result['model']} {result['stage']}, {result['size']} pixels, {result['engine']} {result['precision']}"
+    what += ", free sizes" * result["dynamic"]
+    if "call" not in result:
+        return f"| {what} | {jobs[0]} | {jobs[1]} | not here | not here | |"
     loaded = f"{result['call']['load_seconds']:.1f} s, {result['call']['peak_gib']:.1f} GiB"
-    calls = f"{result['call']['call_seconds']:.2f} s | {result['torch']['call_seconds']:.2f} s"
-    what = f"{result['model']} {result['stage']}, {result['size']} pixels"
+    calls = f"{result['call']['call_seconds']:.2f} s / {result['torch']['call_seconds']:.2f} s"
     return f"| {what} | {jobs[0]} | {jobs[1]} | {loaded} | {calls} | {result['error']:.1e} |"
 
 
-HEADER = """| network | export | build | load | call | torch's call | error |
-| --- | --- | --- | --- | --- | --- | --- |"""
+HEADER = """| network | export | build | load | call / torch's call | error |
+| --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
@@ -318,6 +327,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", metavar="STAGE", help="clip, clip_2, unet, vae; default: all")
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
     parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--dynamic", action="store_true", help="with a free batch and free sizes")
     parser.add_argument("--work", type=Path, help="where models are written and kept; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="also write the results here, as JSON")
     flags = parser.parse_args()
@@ -330,7 +341,8 @@ def main() -> None:
             every = stages(Work(Setting(model, "unet", flags.size, flags.engine), folder).checkpoint(), True, 0)
             for stage in flags.networks or [name for name in every if name != "vae_encoder"]:
                 if stage in every:
-                    results.append(measure(Setting(model, stage, flags.size, flags.engine), folder))
+                    setting = Setting(model, stage, flags.size, flags.engine, flags.precision, flags.dynamic)
+                    results.append(measure(setting, folder))
                     print(line(results[-1]), flush=True)
     if flags.output:
         flags.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

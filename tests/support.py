@@ -84,9 +84,11 @@ def children_inline() -> Iterator[list[str]]:
     """Heavy work runs in this process, where torch is loaded already; yields the names of what was called."""
     called: list[str] = []
 
-    def call(function: Callable[..., Any], *arguments: Any, verbose: bool = False) -> Any:
+    def call(
+        function: Callable[..., Any], *arguments: Any, verbose: bool = False, progress: Callable[..., Any] | None = None
+    ) -> Any:
         called.append(function.__name__)
-        return function(*arguments)
+        return function(*arguments, **({"progress": lambda *_: True} if progress else {}))
 
     with mock.patch("darkroom.prepare.run_in_child", call):
         yield called

@@ -14,24 +14,38 @@ from darkroom.errors import DarkroomError, Failed
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+REPORT = "report"
+SECONDS_TO_END = 5.0
+"""What a child that reports its progress has to give up its work in, before it is killed."""
+
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when its parent dies."""
 
 
-def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = False) -> Any:
+def run_in_child(
+    function: Callable[..., Any],
+    *arguments: Any,
+    verbose: bool = False,
+    progress: Callable[..., Any] | None = None,
+) -> Any:
     """Calls an importable function in a fresh process and returns what it returns (or raises what it raises).
 
-    What libraries print there is shown only with `verbose`. The child dies with its parent.
+    What libraries print there is shown only with `verbose`. The child dies with its parent. With `progress`, the
+    function gets a callable of that name: what it is called with reaches `progress` here, and it returns False when
+    this process has been interrupted.
     """
     import multiprocessing  # not above: a run that finds everything built starts no child
 
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_work, args=(sender, verbose, function, arguments), daemon=True)
+    reports = progress is not None
+    child = context.Process(target=_work, args=(sender, verbose, reports, function, arguments), daemon=True)
     child.start()
     sender.close()
     try:
-        ended_well, value = receiver.recv()
+        while (received := receiver.recv())[0] == REPORT:
+            progress(*received[1])
+        ended_well, value = received
     except EOFError:
         child.join()
         reason = (
@@ -40,6 +54,8 @@ def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = 
         raise Failed(f"the process that ran {function.__name__} ended early: {reason}.") from None
     except BaseException:
         child.terminate()
+        child.join(SECONDS_TO_END)
+        child.kill()
         child.join()
         raise
     child.join()
@@ -48,7 +64,17 @@ def run_in_child(function: Callable[..., Any], *arguments: Any, verbose: bool = 
     raise value
 
 
-def _work(sender: "Connection", verbose: bool, function: Callable[..., Any], arguments: tuple) -> None:
+def peak_memory() -> int:
+    """Bytes that this process held at most. 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
+
+
+def _work(sender: "Connection", verbose: bool, reports: bool, function: Callable[..., Any], arguments: tuple) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -56,8 +82,9 @@ def _work(sender: "Connection", verbose: bool, function: Callable[..., Any], arg
     os.dup2(2 if verbose else silence, 1)
     if not verbose:
         os.dup2(silence, 2)
+    more = {"progress": _reporter(sender)} if reports else {}
     try:
-        sender.send((True, function(*arguments)))
+        sender.send((True, function(*arguments, **more)))
     except DarkroomError as error:
         sender.send((False, error))
     except ImportError as error:
@@ -69,6 +96,23 @@ def _work(sender: "Connection", verbose: bool, function: Callable[..., Any], arg
         sender.send((False, error if known else _fault(function, error)))
     except BaseException as error:
         sender.send((False, _fault(function, error)))
+
+
+def _reporter(sender: "Connection") -> Callable[..., bool]:
+    wanted = True
+
+    def stop(*_: Any) -> None:
+        nonlocal wanted
+        wanted = False
+
+    signal.signal(signal.SIGTERM, stop)
+
+    def report(*news: Any) -> bool:
+        if wanted:
+            sender.send((REPORT, news))
+        return wanted
+
+    return report
 
 
 def _fault(function: Callable[..., Any], error: BaseException) -> RuntimeError:

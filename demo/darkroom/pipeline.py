@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from darkroom.engines.runtime import Engine
+from darkroom.engines.runtime import Denoiser, Engine
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.request import Batch
 from darkroom.schedule.table import Table, Trajectory
@@ -90,12 +90,13 @@ class Pipeline:
     ) -> np.ndarray:
         """`image`: latents to start from, (B, 4, h, w), where another model has made them."""
         began = time.perf_counter()
-        with clock.time("CLIP"):
+        readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}
+        with clock.time("CLIP", *readers.values()):
             conditions = self.condition(batch.prompts)
         if self.start:
-            with clock.time("VAE-Enc"):
+            with clock.time("VAE-Enc", self.start.encoder):
                 image = self.start.latents(streams)
-        with clock.time("UNet"):
+        with clock.time("UNet", self.unet):
             for step in self.denoise(streams, conditions, image):
                 latents = step
                 clock.unet_calls += 1
@@ -105,7 +106,7 @@ class Pipeline:
             clock.refiner = StageClock()
             # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
             return self.refiner._run(batch, streams, latents, clock.refiner, on_call)
-        with clock.time("VAE-Dec"):
+        with clock.time("VAE-Dec", self.vae):
             pictures = self.decode(latents)
         clock.pipeline += 1000 * (time.perf_counter() - began)
         return pictures
@@ -152,12 +153,17 @@ class Pipeline:
 
     def denoise(
         self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[np.ndarray | None]:
         """Yields the latents (B, 4, h, w) after every network call; `image` are the latents to start from, if any.
 
-        An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order.
+        An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order. Where
+        the latents stay on a device, None stands for all but the last.
         """
         trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape), image)
+        if isinstance(self.unet, Denoiser):
+            noises = [initial_latents(streams, self.latent_shape) for drawn in self.table.noise_drawn if drawn]
+            yield from self.unet.denoise(self.table, trajectory.sample, noises, conditions)
+            return
         for call, timestep in enumerate(self.table.timesteps):
             changing = {
                 "latents": trajectory.network_input(call),

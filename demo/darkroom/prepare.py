@@ -4,7 +4,7 @@ The one door between the half that compiles (torch, diffusers, ONNX) and the hal
 child processes, so this process never imports the heavy half unless the runtime itself is torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
-from darkroom.child import run_in_child
-from darkroom.engines.runtime import Engine, Job, Runtime
+from darkroom.child import peak_memory, run_in_child
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.engines.store import Key, Store
-from darkroom.errors import AskedWrongly
+from darkroom.errors import AskedWrongly, Failed
 from darkroom.lora import Lora
 from darkroom.pipeline import Pipeline, Start, TextEncoder
+from darkroom.progress import Line
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
-from darkroom.stages.contract import Profile, Stage
+from darkroom.stages.contract import FREE, Profile, Stage, Tensor
 from darkroom.stages.stable_diffusion import GUIDANCE_SCALE
 from darkroom.text import ClipTokenizer
 
@@ -34,10 +35,25 @@ TABLE_REVISION = 2
 
 TABLE_FILE = "table.npz"
 
+BATCHES = (1, 1, 8)
+"""Images that an engine with a free batch takes: least, best, most."""
+
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """What diffusers tells SDXL's refiner that the picture is rated, and what guidance leads away from."""
 
-ShowJob = Callable[[str], AbstractContextManager[Any]]
+ShowJob = Callable[[str], AbstractContextManager[Line]]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a request needs, found or built in the stores; `artefacts` are its keys, which a recipe records."""
+
+    jobs: dict[str, Job]
+    sources: dict[str, Path]
+    table_folder: Path
+    tokenizers: list[ClipTokenizer]
+    scheduler: str
+    artefacts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,8 @@ class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
     `graphs` and `engines` are the stores, `name` is what people call the model, `loras` are fused into it; `job`
-    wraps each long job in whatever shows its progress, and `detail` is told where each artefact is.
+    wraps each long job in whatever shows its progress, and `detail` is told where each artefact is. `batches` and
+    `pixels` bound free sizes where the runtime needs that: least, best, most; None for what suits the model.
     """
 
     def __init__(
@@ -66,8 +83,10 @@ class Preparer:
         name: str = "",
         loras: tuple[Lora, ...] = (),
         threads: int | None = None,
+        batches: tuple[int, int, int] = BATCHES,
+        pixels: tuple[int, int, int] | None = None,
         verbose: bool = False,
-        job: ShowJob = lambda title: nullcontext(),
+        job: ShowJob = lambda title: nullcontext(Line()),
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.checkpoint = checkpoint
@@ -77,30 +96,28 @@ class Preparer:
         self.name = name or checkpoint.folder.name
         self.loras = loras
         self.threads = threads
+        self.batches = batches
+        self.pixels = pixels
         self.verbose = verbose
         self.job = job
         self.detail = detail
+        self.made: list[Path] = []
+        """The folders of the graphs and engines that were built, in their order."""
 
-    def prepare(self, request: Request, image: np.ndarray | None = None, decodes: bool = True) -> Prepared:
-        """Raises `AskedWrongly` before any engine is built when model, runtime and request do not fit.
+    def compile(self, request: Request, stages: Collection[str] | None = None) -> Compiled:
+        """Builds what is not there; `stages` are those that are wanted, None for those of text to image.
 
-        `image`: the pixels (H, W, 3) uint8 to start from, where the request has an input image. `decodes` is false
-        for a model whose latents a refiner takes.
+        Raises `AskedWrongly` before any engine is built when model, runtime and request do not fit.
         """
         scheduler, table_key, table_folder, tokenizers = self.check(request)
-        guided = request.guided and not self.checkpoint.embeds_guidance
-        contracts = stages(self.checkpoint, guided, request.clip_skip)
-        for name, stage in contracts.items():
-            half = self.checkpoint.is_large(stage.network)
-            contracts[name] = replace(stage, loras=self._loras_for(stage.network), half_weights=half)
-        encoders = [name for name in ("clip", "clip_2") if name in contracts]
-        if image is None:
-            del contracts["vae_encoder"]
-        if not decodes:
-            del contracts["vae"]
+        wanted = self.stages_for(request, from_image=False) if stages is None else stages
         profile = self._profile(request)
-        jobs = {name: Job(stage, profile, request.precision) for name, stage in contracts.items()}
-        if image is not None:
+        jobs = {
+            name: Job(stage, profile, self._precision(stage, request))
+            for name, stage in self._contracts(request).items()
+            if name in wanted
+        }
+        if "vae_encoder" in jobs:
             # One picture for the whole batch, encoded alone as diffusers encodes it.
             jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
@@ -111,18 +128,40 @@ class Preparer:
             store.fingerprints.remember()
         for part, source in {"schedule": table_folder, **sources}.items():
             self.detail(f"{part}: {source}")
+        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
+        return Compiled(jobs, sources, table_folder, tokenizers, scheduler, artefacts)
+
+    def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
+        """Compiles and loads: see `compile` and `load`."""
+        return self.load(self.compile(request, self.stages_for(request, image is not None)), request, image)
+
+    def stages_for(self, request: Request, from_image: bool, decodes: bool = True) -> set[str]:
+        """The stages that make pictures: `decodes` is false for a model whose latents a refiner takes."""
+        left_out = {"vae_encoder": not from_image, "vae": not decodes}
+        return {name for name in self._contracts(request) if not left_out.get(name)}
+
+    def load(self, compiled: Compiled, request: Request, image: np.ndarray | None = None) -> Prepared:
+        """The pipeline of what was compiled. `image`: the pixels (H, W, 3) uint8 to start from, if the request has one.
+
+        Raises `Failed` where the engines are for another machine.
+        """
+        if reason := self.runtime.unusable():
+            raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
+        guided = self._guided(request)
+        jobs, sources = compiled.jobs, compiled.sources
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
             loading = {
                 name: pool.submit(self.runtime.load, job, sources[name], self.threads) for name, job in jobs.items()
             }
-            schedule = Table.load(table_folder / TABLE_FILE)
+            schedule = Table.load(compiled.table_folder / TABLE_FILE)
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
         factor = self.checkpoint.vae_factor
+        encoders = [name for name in ("clip", "clip_2") if name in loaded]
         pipeline = Pipeline(
             encoders=tuple(
                 TextEncoder(tokenizer, loaded[name], loaded.get(f"{name}_negative", loaded[name]))
-                for tokenizer, name in zip(tokenizers, encoders, strict=True)
+                for tokenizer, name in zip(compiled.tokenizers, encoders, strict=True)
             ),
             unet=loaded["unet"],
             vae=loaded.get("vae"),
@@ -135,8 +174,23 @@ class Preparer:
             added_negative=self._added_conditions(request, NEGATIVE_AESTHETIC_SCORE),
             start=None if image is None else self._start(image, loaded["vae_encoder"]),
         )
-        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
-        return Prepared(pipeline, scheduler, artefacts, self.runtime.version())
+        return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
+
+    def _guided(self, request: Request) -> bool:
+        return request.guided and not self.checkpoint.embeds_guidance
+
+    def _contracts(self, request: Request) -> dict[str, Stage]:
+        """The contracts of all stages, with what fused LoRAs and large weights make of them."""
+        contracts = stages(self.checkpoint, self._guided(request), request.clip_skip)
+        for name, stage in contracts.items():
+            half = self.checkpoint.is_large(stage.network)
+            contracts[name] = replace(stage, loras=self._loras_for(stage.network), half_weights=half)
+        return contracts
+
+    def _precision(self, stage: Stage, request: Request) -> str:
+        """What a stage is computed in: SDXL's VAE overflows in float16, unless its configuration says otherwise."""
+        overflows = self.checkpoint.family == SDXL and self.checkpoint.vae.get("force_upcast", True)
+        return "fp32" if stage.network == "vae" and overflows and request.precision == "fp16" else request.precision
 
     def check(self, request: Request) -> tuple[str, Key, Path, list[ClipTokenizer]]:
         """What can be refused is refused here, before any network is touched; only a schedule may be compiled.
@@ -179,9 +233,24 @@ class Preparer:
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
                 )
 
+        self._check_bounds(request)
         for lora in self.loras:
             if not lora.networks & self.checkpoint.digests.keys():
                 raise AskedWrongly(f"the LoRA {lora.path} changes nothing that this model has.")
+
+    def _check_bounds(self, request: Request) -> None:
+        """Raises `AskedWrongly` for sizes that are outside of what engines with free sizes are bounded to."""
+        profile = self._profile(request)
+        self.runtime.check(profile)
+        if not self.runtime.bounded:
+            return
+        asked = {"batch_size": (profile.batch, profile.batches)}
+        asked |= {name: (getattr(profile, name), profile.pixels) for name in ("height", "width")}
+        for name, (fixed, (least, _, most)) in asked.items():
+            flag, value = f"--{name.replace('_', '-')}", getattr(request, name)
+            bounds = "--dynamic-batches" if name == "batch_size" else "--dynamic-sizes"
+            if fixed is None and not least <= value <= most:
+                raise AskedWrongly(f"{flag} {value} is outside of {least} to {most}, which {bounds} sets.")
 
     def _loras_for(self, network: str) -> tuple[Lora, ...]:
         """The LoRAs that change a network."""
@@ -236,7 +305,12 @@ class Preparer:
         batch = request.batch_size if request.build == "static-batch" else None
         free_size = request.build == "dynamic-shape"
         height, width = (None, None) if free_size else (request.height, request.width)
-        return Profile(batch, height, width, self.checkpoint.vae_factor)
+        best, multiple = self.checkpoint.default_size, self.checkpoint.free_multiple
+        pixels = self.pixels or (best, best, best * 3 // 2 // multiple * multiple)
+        for size in pixels if free_size else ():
+            if size % multiple:
+                raise AskedWrongly(f"--dynamic-sizes are multiples of {multiple} for this model, not {size}.")
+        return Profile(batch, height, width, self.checkpoint.vae_factor, self.batches, pixels)
 
     def _fixed_latents(self, job: Job) -> tuple[int, int] | None:
         """The latent size a graph must be traced at, or None when one traced with free sizes will do."""
@@ -255,10 +329,13 @@ class Preparer:
             "opset": request.onnx_opset,
             "weights": self.checkpoint.digests[stage.network],
             "fixed": list(fixed) if fixed else None,
-            "precision": "fp32",
+            "precision": self._graph_precision(job),
             "revision": GRAPH_REVISION,
         } | _facts_of_weights(stage)
-        return Key(f"{stage.name}-{self.name}-fp32", facts)
+        return Key(f"{stage.name}-{self.name}-{facts['precision']}", facts)
+
+    def _graph_precision(self, job: Job) -> str:
+        return job.precision if self.runtime.typed else "fp32"
 
     def _engine_key(self, job: Job, request: Request) -> Key:
         facts: dict[str, Any] = {
@@ -268,32 +345,41 @@ class Preparer:
             "precision": job.precision,
             "modules": GRAPH_REVISION,
             "weights": self.checkpoint.digests[job.stage.network],
-            "shapes": {tensor.name: list(job.profile.shape(tensor)) for tensor in job.stage.inputs},
+            "shapes": {tensor.name: self._shape(job.profile, tensor) for tensor in job.stage.inputs},
             "runtime": self.runtime.name,
             "version": self.runtime.version(),
             "revision": self.runtime.revision,
             "device": self.runtime.device(),
-        } | _facts_of_weights(job.stage)
+        }
+        facts |= _facts_of_weights(job.stage) | self.runtime.facts()
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
         sizes = job.profile.label(job.stage.spatial)
         return Key(f"{job.stage.name}-{self.name}-{sizes}-{self.runtime.name}-{job.precision}", facts)
 
+    def _shape(self, profile: Profile, tensor: Tensor) -> list[Any]:
+        """A shape as a key has it: with its bounds where it has any."""
+        shape = profile.shape(tensor)
+        if self.runtime.bounded and FREE in shape:
+            return [list(bound) for bound in profile.bounds(tensor)]
+        return list(shape)
+
     def _source(self, job: Job, key: Key, request: Request) -> Path:
         """The folder that an engine is loaded from; built first if it is not there."""
         if not self.runtime.compiles:
             return self.checkpoint.folder
-        if folder := self.engines.find(key):
+        if folder := self.engines.find(key) or self.engines.find_for(key, self.runtime.runs):
             return folder
         graph = self._graph(job, request)
-
-        def build(folder: Path) -> dict[str, Any]:
-            run_in_child(build_engine, self.runtime.name, job, graph, folder, verbose=self.verbose)
-            return {}
-
         sizes = job.profile.label(job.stage.spatial)
-        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes})"):
-            return self.engines.make(key, build)
+        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes})") as line:
+
+            def build(folder: Path) -> dict[str, Any]:
+                arguments = (self.runtime.name, self.runtime.options, job, graph, folder)
+                return run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
+
+            self.made.append(self.engines.make(key, build))
+        return self.made[-1]
 
     def _graph(self, job: Job, request: Request) -> Path:
         from darkroom.export.graph import GRAPH, export_stage
@@ -304,11 +390,13 @@ class Preparer:
             def build(folder: Path) -> dict[str, Any]:
                 fixed = tuple(key.facts["fixed"]) if key.facts["fixed"] else None
                 factor = self.checkpoint.vae_factor
-                arguments = (self.checkpoint.folder, job.stage, request.onnx_opset, fixed, factor, folder)
+                arguments = (self.checkpoint.folder, job.stage, self._graph_precision(job), request.onnx_opset)
+                arguments += (fixed, factor, folder)
                 return run_in_child(export_stage, *arguments, verbose=self.verbose)
 
             with self.job(f"exporting the {job.stage.name} to ONNX"):
                 folder = self.graphs.make(key, build)
+            self.made.append(folder)
         return folder / GRAPH
 
 
@@ -329,8 +417,11 @@ def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: 
     return compile_schedule(class_name, config, steps, skipped), diffusers.__version__
 
 
-def build_engine(runtime: str, job: Job, graph: Path, folder: Path) -> None:
+def build_engine(
+    runtime: str, options: Options, job: Job, graph: Path, folder: Path, progress: Progress
+) -> dict[str, Any]:
     """Runs in a child: its memory goes back when it is done."""
     from darkroom.engines import find_runtime
 
-    find_runtime(runtime).build(job, graph, folder)
+    made = find_runtime(runtime, options).build(job, graph, folder, progress)
+    return made | {"peak_bytes": peak_memory()}

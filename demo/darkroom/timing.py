@@ -5,9 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Protocol
 
 ROWS = ("CLIP", "VAE-Enc", "UNet", "VAE-Dec")
 RULE = f"|{'-' * 17}|{'-' * 14}|"
+
+
+class Timed(Protocol):
+    """What may know how long its last call took on its device; see `darkroom.engines.runtime.Engine`."""
+
+    milliseconds: float | None
 
 
 @dataclass
@@ -28,13 +35,17 @@ class StageClock:
         return self.pipeline + (self.refiner.pipeline if self.refiner else 0.0)
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Adds the time of the block to `stage`."""
+    def time(self, stage: str, *engines: Timed) -> Iterator[None]:
+        """Adds the time of the block to `stage`: by the clocks of the engines' devices, where they have any."""
         start = time.perf_counter()
+        for engine in engines:
+            engine.milliseconds = None
         try:
             yield
         finally:
-            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
+            known = [engine.milliseconds for engine in engines if engine.milliseconds is not None]
+            took = sum(known) if known else 1000 * (time.perf_counter() - start)
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + took
 
 
 def medians(clocks: list[StageClock]) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """What a run says: results and timings on stdout; progress, warnings and details on stderr."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from darkroom.progress import Line
 
 
 class Console:
@@ -30,16 +32,17 @@ class Console:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def job(self, title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """One line of progress for a long job, when someone is looking; the value advances it by one."""
+    def job(self, title: str, total: int | None = None) -> Iterator[Line]:
+        """One line of progress for a long job, when someone is looking."""
         if self.quiet or not sys.stderr.isatty():
             self.detail(title)
-            yield lambda: None
+            yield Line()
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = [BarColumn(), MofNCompleteColumn()] if total else []
+        # Jobs in phases begin without a total.
+        columns = [BarColumn(), MofNCompleteColumn()] if total else [TextColumn("{task.fields[phase]}")]
         with Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
@@ -47,7 +50,7 @@ class Console:
             TimeElapsedColumn(),
             console=RichConsole(stderr=True),
         ) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
+            task = progress.add_task(title, total=total, phase="")
+            yield Line(lambda: progress.advance(task), lambda text: progress.update(task, phase=text))
             if total is None:
-                progress.update(task, total=1, completed=1)
+                progress.update(task, total=1, completed=1, phase="")

@@ -133,6 +133,33 @@ def parser_of(script: Script) -> Parser:
     engine = parser.add_argument_group("the engines")
     engine.add_argument("--engine", default=None, metavar="NAME", help=f"auto (default), {', '.join(RUNTIMES)}")
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
+    add_build_arguments(engine)
+    engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
+    engine.add_argument(
+        "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
+    )
+    engine.add_argument(
+        "--use-cuda-graph", action="store_true", help="replay the UNet as a CUDA graph, on engines that have CUDA"
+    )
+    engine.add_argument("--nvtx-profile", action="store_true", help="mark the stages for NVIDIA's profilers")
+    add_tensorrt_arguments(parser)
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
+    folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")
+    if script.refiner:
+        folders.add_argument("--onnx-refiner-dir", metavar="DIR", help="the refiner's graphs; default: --onnx-dir")
+        folders.add_argument("--engine-refiner-dir", metavar="DIR", help="its engines; default: --engine-dir")
+    folders.add_argument("--output-dir", metavar="DIR", help="pictures; default: output")
+    output = parser.add_argument_group("what is printed")
+    talk = output.add_mutually_exclusive_group()
+    talk.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")
+    talk.add_argument("--quiet", action="store_true", help="only the paths of the pictures")
+    output.add_argument("--json", action="store_true", help="one machine-readable result on stdout, the rest on stderr")
+    return parser
+
+
+def add_build_arguments(engine: argparse._ArgumentGroup) -> None:
+    """What is exported, and which sizes engines leave free."""
     build = engine.add_mutually_exclusive_group()
     build.add_argument(
         "--build-static-batch",
@@ -158,23 +185,38 @@ def parser_of(script: Script) -> Parser:
     engine.add_argument(
         "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
     )
-    engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
-    engine.add_argument(
-        "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
+
+
+def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What TensorRT's engines are built with: see `darkroom.engines.runtime.Options`."""
+    build = parser.add_argument_group("building TensorRT engines")
+    bounds = ("LEAST", "BEST", "MOST")
+    build.add_argument(
+        "--dynamic-batches",
+        nargs=3,
+        type=int,
+        metavar=bounds,
+        help="bounds of a free batch, and the one to be best at; default: 1 1 8",
     )
-    engine.add_argument(
-        "--use-cuda-graph", action="store_true", help="replay the UNet as a CUDA graph, on engines that have CUDA"
+    build.add_argument(
+        "--dynamic-sizes",
+        nargs=3,
+        type=int,
+        metavar=bounds,
+        help="bounds in pixels of free heights and widths; default: from the model's size to half as much again",
     )
-    folders = parser.add_argument_group("folders")
-    folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")
-    if script.refiner:
-        folders.add_argument("--onnx-refiner-dir", metavar="DIR", help="the refiner's graphs; default: --onnx-dir")
-        folders.add_argument("--engine-refiner-dir", metavar="DIR", help="its engines; default: --engine-dir")
-    folders.add_argument("--output-dir", metavar="DIR", help="pictures; default: output")
-    output = parser.add_argument_group("what is printed")
-    talk = output.add_mutually_exclusive_group()
-    talk.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")
-    talk.add_argument("--quiet", action="store_true", help="only the paths of the pictures")
-    output.add_argument("--json", action="store_true", help="one machine-readable result on stdout, the rest on stderr")
-    return parser
+    build.add_argument(
+        "--compute-capability",
+        nargs="+",
+        action="extend",
+        metavar="X.Y",
+        help="of the GPUs that engines are for; default: the GPU at hand, or without one 8.0 and later",
+    )
+    build.add_argument(
+        "--optimization-level", type=int, metavar="N", help="from 0, builds fastest, to 5, runs fastest; default 3"
+    )
+    build.add_argument("--workspace", type=float, metavar="GIB", help="memory that an engine's layers may work in")
+    build.add_argument("--timing-cache", metavar="FILE", help="keep what building timed, for the next build")
+    build.add_argument("--build-enable-refit", action="store_true", help="engines whose weights can be exchanged")
+    build.add_argument("--build-all-tactics", action="store_true", help="let every source of kernels compete")
+    build.add_argument("--ws", action="store_true", help="stream weights to the GPU where its memory is short of them")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,8 +28,9 @@ from darkroom.cli.asked import (
 from darkroom.cli.console import Console
 from darkroom.cli.flags import parser_of
 from darkroom.cli.loras import asked_loras, check_lora_flags
-from darkroom.cli.settings import Settings, make_folder
-from darkroom.engines import find_runtime
+from darkroom.cli.settings import Folders, Settings, make_folder
+from darkroom.engines import RUNTIMES, automatic, find_runtime
+from darkroom.engines.runtime import Options, Runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
 from darkroom.hub import fetch, repository_of
@@ -68,16 +70,15 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
         asked_request(flags, version, image, second, None, engine)
-    runtime = find_runtime(recipe["request"]["engine"] if recipe else engine)
-    if flags.use_cuda_graph:
-        _without_cuda_graph(flags, runtime.name, console)
+    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
+    refuse_bounds(flags, runtime)
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
     stores: dict[Path, Store] = {}
 
     def preparer(version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
         graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
-        folder = _open(version, config, settings, graphs, console)
+        folder = open_model(version, config, settings, graphs, console)
         return Preparer(
             open_checkpoint(folder, engines.fingerprints, script.families),
             runtime,
@@ -85,6 +86,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             engines,
             name=version.name,
             threads=settings.threads,
+            batches=settings.dynamic_batches,
+            pixels=settings.dynamic_sizes,
             verbose=flags.verbose,
             job=console.job,
             detail=console.detail,
@@ -156,15 +159,17 @@ def _prepare(
     """The pipeline, with its refiner if there is one, and what a recipe records of both."""
     if refiner is not None:
         refiner.check(request.refining())  # before anything is built for the first model
-    prepared = base.prepare(request, image, decodes=refiner is None)
+    compiled = base.compile(request, base.stages_for(request, image is not None, decodes=refiner is None))
+    refining_compiled = refiner.compile(request.refining()) if refiner is not None else None
+    prepared = base.load(compiled, request, image)
     facts = {
         "revision": base.checkpoint.revision,
         "scheduler": prepared.scheduler,
         "artefacts": prepared.artefacts,
         "runtime": f"{base.runtime.name} {prepared.runtime_version}",
     }
-    if refiner is not None:
-        refining = refiner.prepare(request.refining())
+    if refiner is not None and refining_compiled is not None:
+        refining = refiner.load(refining_compiled, request.refining())
         prepared.pipeline.refiner = refining.pipeline
         facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
     return prepared.pipeline, facts
@@ -182,15 +187,31 @@ def _timings(clocks: list[StageClock], batch_size: int) -> dict[str, Any]:
     return timings
 
 
-def _without_cuda_graph(flags: argparse.Namespace, engine: str, console: Console) -> None:
-    """A line from a tutorial still makes its picture where there is no NVIDIA GPU; an engine asked for by name that
-    has no CUDA graphs is a mistake."""
-    if flags.engine not in (None, "auto"):
-        raise AskedWrongly(f"--use-cuda-graph has nothing to act on with --engine {engine}: leave it out.")
-    console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
+def _runtime(engine: str, options: Options, console: Console) -> Runtime:
+    """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
+    if engine == "auto":
+        engine = automatic(options)
+        if options.use_cuda_graph and not RUNTIMES[engine].takes_options:
+            console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
+            options = replace(options, use_cuda_graph=False)
+    return find_runtime(engine, options)
 
 
-def _open(version: Version, config: str | None, settings: Settings, graphs: Store, console: Console) -> Path:
+def refuse_bounds(flags: argparse.Namespace, runtime: Runtime) -> None:
+    """Raises `AskedWrongly` for bounds of free sizes where nothing is free, or free means any."""
+    for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
+        if getattr(flags, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not runtime.bounded:
+            raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any.")
+        if flags.build not in free:
+            raise AskedWrongly(
+                f"{flag} has nothing to act on without {' or '.join(f'--build-{each}' for each in free)}."
+            )
+
+
+def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:
     """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
 
     `config` says where a single file's configuration is, None for the published one.

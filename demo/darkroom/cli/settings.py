@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from darkroom.engines.runtime import Options
 from darkroom.errors import AskedWrongly, Failed
+from darkroom.prepare import BATCHES
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -18,17 +20,26 @@ def home() -> Path:
     return root if (root / "setup.cfg").is_file() and (root / "demo").is_dir() else Path.cwd()
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where models and what is made of them are kept, and what opens the hub."""
+
     onnx_dir: Path
     engine_dir: Path
-    output_dir: Path
     framework_model_dir: Path | None
     hf_token: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Folders):
+    output_dir: Path
     threads: int | None
     num_warmup_runs: int
     onnx_refiner_dir: Path
     engine_refiner_dir: Path
+    dynamic_batches: tuple[int, int, int]
+    dynamic_sizes: tuple[int, int, int] | None
+    options: Options
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> "Settings":
@@ -38,16 +49,45 @@ class Settings:
         if flags.num_warmup_runs < 0:
             raise AskedWrongly(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
         return cls(
-            onnx_dir=_folder(flags.onnx_dir, "onnx"),
-            engine_dir=_folder(flags.engine_dir, "engines"),
+            **vars(artefact_folders(flags)),
             output_dir=_writable(_folder(flags.output_dir, "output")),
-            framework_model_dir=Path(flags.framework_model_dir) if flags.framework_model_dir else None,
-            hf_token=flags.hf_token or os.environ.get("HF_TOKEN") or None,
             threads=flags.threads,
             num_warmup_runs=flags.num_warmup_runs,
             onnx_refiner_dir=_folder(getattr(flags, "onnx_refiner_dir", None) or flags.onnx_dir, "onnx"),
             engine_refiner_dir=_folder(getattr(flags, "engine_refiner_dir", None) or flags.engine_dir, "engines"),
+            dynamic_batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
+            dynamic_sizes=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+            options=options_of(flags),
         )
+
+
+def artefact_folders(flags: argparse.Namespace) -> Folders:
+    """The folders that flags name, or the ones at the root of the checkout."""
+    models = getattr(flags, "framework_model_dir", None)
+    return Folders(
+        onnx_dir=_folder(flags.onnx_dir, "onnx"),
+        engine_dir=_folder(flags.engine_dir, "engines"),
+        framework_model_dir=Path(models) if models else None,
+        hf_token=getattr(flags, "hf_token", None) or os.environ.get("HF_TOKEN") or None,
+    )
+
+
+def options_of(flags: argparse.Namespace) -> Options:
+    """What is asked of TensorRT alone."""
+    asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
+    if capabilities := asked.get("compute_capability"):
+        asked["compute_capability"] = tuple(sorted(set(capabilities), key=lambda each: (len(each), each)))
+    return Options(**asked)
+
+
+def bounds_of(values: list[int] | None, flag: str) -> tuple[int, int, int] | None:
+    """Three sizes in order, or None without any."""
+    if values is None:
+        return None
+    least, best, most = values
+    if not 1 <= least <= best <= most:
+        raise AskedWrongly(f"{flag} are the least, the best and the most, in this order, not {least} {best} {most}.")
+    return least, best, most
 
 
 def make_folder(folder: Path) -> Path:

@@ -2,43 +2,71 @@
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 
-from darkroom.engines.runtime import Runtime
+from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
 from darkroom.errors import AskedWrongly, near_matches
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Where a runtime's file is, the package it needs, and how to get that."""
+    """Where a runtime's file is, the packages of which it needs one, and how to get that.
+
+    `takes_options` tells whether it has a use for what `Options` can ask.
+    """
 
     module: str
-    package: str
+    packages: tuple[str, ...]
     install: str
+    takes_options: bool = False
 
 
 RUNTIMES = {
-    "openvino": Listed("openvino", "openvino", "pip install openvino"),
-    "onnxruntime": Listed("onnxruntime", "onnxruntime", "pip install onnxruntime"),
-    "torch": Listed("torch", "torch", "pip install torch==2.13.0"),
-    "torch-compile": Listed("torch", "torch", "pip install torch==2.13.0"),
+    "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", True),
+    "openvino": Listed("openvino", ("openvino",), "pip install openvino"),
+    "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime"),
+    "torch": Listed("torch", ("torch",), "pip install torch==2.13.0"),
+    "torch-compile": Listed("torch", ("torch",), "pip install torch==2.13.0"),
 }
-"""In the order of preference of `--engine auto`."""
+"""In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
+
+NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
+"""What is there where there is an NVIDIA driver: asking CUDA takes an import that others need not pay for."""
 
 
-def find_runtime(name: str) -> Runtime:
-    """The runtime called `name`; "auto" takes the first whose package is installed."""
+def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
+    """The runtime called `name`, or what `automatic` says.
+
+    Raises `AskedWrongly` for a name that is not known, a package that is missing, and options it has no use for.
+    """
     if name == "auto":
-        name = next((name for name, listed in RUNTIMES.items() if _installed(listed)), "openvino")
+        name = automatic(options)
     if name not in RUNTIMES:
         known = ", ".join(["auto", *RUNTIMES])
         raise AskedWrongly(f"--engine {name!r} is not known here.{near_matches(name, list(RUNTIMES))} Known: {known}.")
     listed = RUNTIMES[name]
     if not _installed(listed):
-        raise AskedWrongly(f"--engine {name} needs the package {listed.package}: {listed.install}")
-    return importlib.import_module(f"darkroom.engines.{listed.module}").runtime(name)
+        raise AskedWrongly(f"--engine {name} needs the package {listed.packages[-1]}: {listed.install}")
+    module = importlib.import_module(f"darkroom.engines.{listed.module}")
+    if listed.takes_options:
+        return module.runtime(name, options)
+    if options != NOTHING_ASKED:
+        able = " or ".join(name for name, each in RUNTIMES.items() if each.takes_options)
+        raise AskedWrongly(f"{options.asked()[0]} has nothing to act on with --engine {name}: it is for {able}.")
+    return module.runtime(name)
+
+
+def automatic(options: Options = NOTHING_ASKED) -> str:
+    """The first runtime that is installed and has what it needs on this machine."""
+    if any(os.path.exists(device) for device in NVIDIA_DEVICES) and _installed(RUNTIMES["tensorrt"]):
+        runtime = importlib.import_module("darkroom.engines.tensorrt").runtime("tensorrt", options)
+        if runtime.unusable() is None:
+            return "tensorrt"
+    others = (name for name, listed in RUNTIMES.items() if name != "tensorrt" and _installed(listed))
+    return next(others, "openvino")
 
 
 def _installed(listed: Listed) -> bool:
-    spec = importlib.util.find_spec(listed.package)
-    return spec is not None and spec.origin is not None
+    specs = map(importlib.util.find_spec, listed.packages)
+    return any(spec is not None and spec.origin is not None for spec in specs)

@@ -1,12 +1,13 @@
 """ONNX Runtime on the CPU: graphs are optimised once, and the optimised graph is kept."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job
+from darkroom.engines.runtime import Engine, Job, Progress, Runtime
 from darkroom.stages.contract import FREE
 
 OPTIMISED = "engine.onnx"
@@ -18,7 +19,7 @@ WIDENING = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
 """The optimisers that would make float32 of weights that are kept in float16 and cast where they are used."""
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     name = "onnxruntime"
     compiles = True
     revision = 1
@@ -33,7 +34,7 @@ class OnnxRuntime:
         # Its CPU kernels have no half-precision convolutions.
         return ("fp32",)
 
-    def build(self, job: Job, graph: Path, folder: Path) -> None:
+    def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         options = _options(job, None)
         options.optimized_model_filepath = str(folder / OPTIMISED)
         # Weights beside the graph at any size: protobuf ends at 2 GiB, and a separate file is mapped, not copied.
@@ -45,6 +46,7 @@ class OnnxRuntime:
             providers=PROVIDERS,
             disabled_optimizers=WIDENING if job.stage.half_weights else None,
         )
+        return {}
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         options = _options(job, threads)
@@ -52,16 +54,13 @@ class OnnxRuntime:
         return _Engine(onnxruntime.InferenceSession(str(source / OPTIMISED), options, providers=PROVIDERS))
 
 
-class _Engine:
+class _Engine(Engine):
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
-
-    def forget(self) -> None:
-        pass
 
 
 def _options(job: Job, threads: int | None) -> onnxruntime.SessionOptions:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job
+from darkroom.engines.runtime import Engine, Job, Progress, Runtime
 from darkroom.stages.contract import Stage
 
 CONVERTER = "openvino.tools.ovc"
@@ -37,7 +37,7 @@ HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 
 
-class OpenVino:
+class OpenVino(Runtime):
     name = "openvino"
     compiles = True
     revision = 2
@@ -55,7 +55,7 @@ class OpenVino:
         offered = self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
         return tuple(precision for precision, capability in CAPABILITIES.items() if capability in offered)
 
-    def build(self, job: Job, graph: Path, folder: Path) -> None:
+    def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         model = self._core.read_model(graph)
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
@@ -68,6 +68,7 @@ class OpenVino:
             self._compile(halves[0], job, folder / BEFOREHAND)
             model = halves[1]
         self._compile(model, job, folder / BLOB)
+        return {}
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         engine = self._load(job, source / BLOB, threads)
@@ -101,7 +102,7 @@ class OpenVino:
         return settings
 
 
-class _Engine:
+class _Engine(Engine):
     def __init__(self, request: openvino.InferRequest, stage: Stage) -> None:
         self._request = request
         self._names = _output_names(request, stage)
@@ -109,11 +110,8 @@ class _Engine:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._names, self._request.infer(inputs, share_inputs=True).values(), strict=True))
 
-    def forget(self) -> None:
-        pass
 
-
-class _SplitEngine:
+class _SplitEngine(Engine):
     """Computes what depends on the `steady` inputs alone when they change, and keeps it until they change again."""
 
     def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, stage: Stage) -> None:

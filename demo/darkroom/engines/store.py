@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,27 @@ class Store:
         """The folder of a whole artefact under this key, or None."""
         folder = self.root / key.folder_name
         return folder if self._whole(folder, key) else None
+
+    def find_for(self, key: Key, runs: Callable[[str], bool]) -> Path | None:
+        """A whole artefact that differs from the key only in its "device", one that `runs` says will do; or None."""
+        facts = json.loads(json.dumps(key.facts))
+        for folder, manifest in self.manifests():
+            device = str(manifest["key"].get("device"))
+            alike = manifest["key"] == facts | {"device": device}
+            if alike and runs(device) and self._whole(folder, Key("", manifest["key"])):
+                return folder
+        return None
+
+    def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The artefacts that say what they are, and what they say: label, key, files, made."""
+        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                whole = all(isinstance(manifest[part], dict) for part in ("key", "files", "made"))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if whole:
+                yield path.parent, manifest
 
     def make(self, key: Key, build: Callable[[Path], dict[str, Any]]) -> Path:
         """The artefact's folder; `build` fills it if it is not there, and returns facts worth recording.

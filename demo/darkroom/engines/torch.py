@@ -2,19 +2,19 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job
+from darkroom.engines.runtime import Engine, Job, Progress, Runtime
 from darkroom.errors import AskedWrongly
+from darkroom.export.modules import DTYPES, load_module
 from darkroom.stages.contract import Stage
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class Torch:
+class Torch(Runtime):
     """Nothing is built ahead: the model folder itself is loaded. Compiled code is cached by torch's inductor."""
 
     compiles = False
@@ -34,19 +34,17 @@ class Torch:
     def precisions(self) -> tuple[str, ...]:
         return tuple(DTYPES)
 
-    def build(self, job: Job, graph: Path, folder: Path) -> None:
+    def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         raise NotImplementedError("torch runs the model folder as it is")
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
-        from darkroom.export.modules import load_module
-
         if threads:
             torch.set_num_threads(threads)
         module = load_module(job.stage, source, DTYPES[job.precision])
         return _Engine(torch.compile(module) if self.name == "torch-compile" else module, job.stage)
 
 
-class _Engine:
+class _Engine(Engine):
     def __init__(self, module: torch.nn.Module, stage: Stage) -> None:
         self._module = module
         self._stage = stage
@@ -57,9 +55,6 @@ class _Engine:
             made = self._module(*tensors)
         values = made if isinstance(made, tuple) else (made,)
         return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, values, strict=True)}
-
-    def forget(self) -> None:
-        pass
 
 
 def runtime(name: str) -> Torch:

@@ -16,6 +16,8 @@ from darkroom.checkpoint import NETWORKS
 from darkroom.export.sharing import share_until_text
 from darkroom.stages.contract import Stage
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 WORTH_HALVING = 100_000
 """Numbers in a weight from which on it is kept in float16, where a network's are."""
 

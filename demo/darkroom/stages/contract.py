@@ -7,6 +7,10 @@ from darkroom.lora import Lora
 FREE = -1
 """A size that an engine leaves open."""
 
+DRAWS = "N"
+DRAWS_BOUNDS = (1, 20, 1000)
+"""The symbol of how many noises a schedule draws, and its bounds: at least one is there, drawn or not."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -43,12 +47,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free."""
+    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free.
+
+    `batches` and `pixels` bound what is free, where a runtime needs bounds: the least, the one to be best at, the most.
+    """
 
     batch: int | None
     height: int | None
     width: int | None
     vae_factor: int = 8
+    batches: tuple[int, int, int] = (1, 1, 8)
+    pixels: tuple[int, int, int] = (512, 512, 768)
 
     def sizes(self) -> dict[str, int]:
         """A number for every symbol of a shape; `FREE` where the profile leaves it open."""
@@ -61,6 +70,17 @@ class Profile:
         """The tensor's shape under this profile, `FREE` in the open places."""
         sizes = self.sizes()
         return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+    def bounds(self, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The tensor's least, best and largest shape under this profile."""
+        height, width = (3 * (size,) if size else self.pixels for size in (self.height, self.width))
+        sizes = {"B": 3 * (self.batch,) if self.batch else self.batches, "H": height, "W": width}
+        sizes[DRAWS] = DRAWS_BOUNDS
+        sizes |= {latent: tuple(size // self.vae_factor for size in sizes[latent.upper()]) for latent in "hw"}
+        least, best, most = (
+            tuple(sizes[size][which] if isinstance(size, str) else size for size in tensor.shape) for which in range(3)
+        )
+        return least, best, most
 
     def label(self, spatial: bool = True) -> str:
         """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`."""

@@ -1,0 +1,261 @@
+"""The main of build_engines.py: engines before they are needed, and a list of those that are there."""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from darkroom.catalog import SCRIPTS, Version, find_version
+from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.cli.console import Console
+from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_tensorrt_arguments
+from darkroom.cli.main import INTERRUPTED, open_model, refuse_bounds
+from darkroom.cli.settings import artefact_folders, bounds_of, options_of
+from darkroom.engines import RUNTIMES, automatic, find_runtime
+from darkroom.engines.runtime import PRECISIONS, Options, Runtime
+from darkroom.engines.store import Store
+from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.prepare import BATCHES, Preparer
+from darkroom.request import Request
+
+PROGRAM = "build_engines.py"
+WIDE = 200
+"""Columns that a table may take where it goes to a file or another program."""
+
+
+def versions() -> dict[str, Version]:
+    """Every model that a script knows by name, refiners too."""
+    known = {name: version for script in SCRIPTS.values() for name, version in script.versions.items()}
+    return known | {script.refiner.name: script.refiner for script in SCRIPTS.values() if script.refiner}
+
+
+def parser() -> Parser:
+    """The flags of `build` and `list`."""
+    parser = Parser(prog=PROGRAM, allow_abbrev=False, description="Engines before they are needed.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    embedded = [name for name, version in versions().items() if version.embedded]
+    build = commands.add_parser("build", help="build what is not there", allow_abbrev=False)
+    build.add_argument(
+        "--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: {' '.join(embedded)}"
+    )
+    build.add_argument("--model", nargs="+", metavar="PATH_OR_REPO", help="model folders or hub repositories")
+    build.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
+    build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
+    build.add_argument("--batch-size", nargs="+", type=int, default=[1], metavar="B", help="images a batch")
+    build.add_argument("--height", type=int, metavar="PIXELS", help="default: the model's own")
+    build.add_argument("--width", type=int, metavar="PIXELS", help="default: the model's own")
+    build.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="1 and below build a UNet without guidance; default: the model's",
+    )
+    build.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text encoder layers to leave out")
+    build.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
+    build.add_argument("--framework-model-dir", metavar="DIR", help="download models here")
+    add_build_arguments(build.add_argument_group("what engines leave free"))
+    add_tensorrt_arguments(build)
+    listing = commands.add_parser("list", help="what is there, and whether it can be used here", allow_abbrev=False)
+    for command in (build, listing):
+        command.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
+        command.add_argument("--engine-dir", metavar="DIR", help="engines; default: engines")
+        command.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
+        command.add_argument("--verbose", action="store_true", help="also the inputs and outputs of each engine")
+    return parser
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs `build_engines.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+    try:
+        flags = parser().parse_args(arguments)
+        {"build": _build, "list": _list}[flags.command](flags)
+    except DarkroomError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped; nothing half-made was kept.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _build(flags: argparse.Namespace) -> None:
+    console = Console(flags.verbose, machine=flags.json)
+    folders, options = artefact_folders(flags), options_of(flags)
+    batches = bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES
+    pixels = bounds_of(flags.dynamic_sizes, "--dynamic-sizes")
+    known = versions()
+    asked = [find_version(name, known) for name in flags.version or ()]
+    asked += [
+        Version("", source, 0, guidance_scale=7.5, embedded=Path(source).is_dir()) for source in flags.model or ()
+    ]
+    asked = asked or [version for version in known.values() if version.embedded]
+    runtimes = [_compiling(name, options) for name in flags.engine]
+    for runtime in runtimes:
+        refuse_bounds(flags, runtime)
+    cells = list(itertools.product(asked, runtimes, flags.precision, flags.batch_size))
+    for version, runtime, precision, batch in cells:
+        _request(flags, version, runtime, precision, batch, 512)  # what is wrong is said before anything is fetched
+    graphs, engines = Store(folders.onnx_dir), Store(folders.engine_dir)
+    rows, ready = [], {}
+    for version, runtime, precision, batch in cells:
+        folder = open_model(version, None, folders, graphs, console)
+        checkpoint = open_checkpoint(folder, engines.fingerprints, (SD, SDXL))
+        preparer = Preparer(
+            checkpoint,
+            runtime,
+            graphs,
+            engines,
+            name=version.name,
+            batches=batches,
+            pixels=pixels,
+            verbose=flags.verbose,
+            job=console.job,
+            detail=console.detail,
+        )
+        request = _request(flags, version, runtime, precision, batch, version.size or checkpoint.default_size)
+        compiled = preparer.compile(request, preparer.stages_for(request, from_image=True))
+        made = set(preparer.made)
+        rows += [_row(folder, folder in made, runtime) for folder in dict.fromkeys(compiled.sources.values())]
+        ready[runtime.name] = runtime.unusable()
+    _show(rows, flags, console)
+    for name, reason in ready.items():
+        if reason:
+            console.say(f"The {name} engines are built and kept in {engines.root}: {reason}.")
+
+
+def _compiling(name: str, options: Options) -> Runtime:
+    runtime = find_runtime(automatic(options) if name == "auto" else name, options)
+    if not runtime.compiles:
+        raise AskedWrongly(f"--engine {runtime.name} builds nothing: it runs the model as it is.")
+    return runtime
+
+
+def _request(
+    flags: argparse.Namespace, version: Version, runtime: Runtime, precision: str, batch: int, size: int
+) -> Request:
+    """A request that needs the engines that are meant; what it would show does not matter."""
+    return Request(
+        model=version.name or None,
+        prompts=("a picture",),
+        negative_prompt=None,
+        batch_size=batch,
+        batch_count=1,
+        height=flags.height or size,
+        width=flags.width or size,
+        denoising_steps=version.steps,
+        guidance_scale=version.guidance_scale if flags.guidance_scale is None else flags.guidance_scale,
+        clip_skip=flags.clip_skip,
+        scheduler=version.scheduler,
+        seed=0,
+        engine=runtime.name,
+        precision=precision,
+        build=flags.build or "static-batch",
+        onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
+    )
+
+
+def _list(flags: argparse.Namespace) -> None:
+    runtimes: dict[str, Runtime | str] = {}
+    rows = []
+    for folder, manifest in Store(artefact_folders(flags).engine_dir).manifests():
+        if manifest["key"].get("kind") != "engine":
+            continue
+        name = str(manifest["key"].get("runtime"))
+        if name not in runtimes:
+            try:
+                runtimes[name] = find_runtime(name)
+            except DarkroomError as error:
+                runtimes[name] = str(error)
+        rows.append(_row(folder, False, runtimes[name]))
+    _show(rows, flags, Console(machine=flags.json))
+
+
+def _row(folder: Path, made: bool, runtime: Runtime | str) -> dict[str, Any]:
+    """What is known of an engine; `runtime` is the one that runs it, or why there is none."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    key, facts = manifest["key"], manifest["made"]
+    networks = facts.get("engines", {})
+    return {
+        "engine": manifest["label"],
+        "folder": str(folder),
+        "runtime": key["version"] if key["runtime"] in key["version"] else f"{key['runtime']} {key['version']}",
+        "device": key["device"],
+        "bytes": sum(file["size"] for file in manifest["files"].values()),
+        "weights_bytes": sum(network["weights_bytes"] for network in networks.values()) or None,
+        "layers": sum(network["layers"] for network in networks.values()) or None,
+        "seconds": facts["seconds"],
+        "peak_bytes": facts.get("peak_bytes"),
+        "age_seconds": time.time() - folder.stat().st_mtime,
+        "made": made,
+        "unusable": _unusable(key, runtime),
+        "tensors": {name: network["tensors"] for name, network in networks.items()},
+    }
+
+
+def _unusable(key: dict[str, Any], runtime: Runtime | str) -> str | None:
+    """Why an engine cannot be used on this machine as it is; None where it can."""
+    if isinstance(runtime, str):
+        return runtime
+    if key["version"] != runtime.version():
+        return f"built with {key['version']}; here is {runtime.version()}"
+    if reason := runtime.unusable():
+        return reason.split("; ")[-1]
+    return None if runtime.runs(key["device"]) else f"built for {key['device']}"
+
+
+def _show(rows: list[dict[str, Any]], flags: argparse.Namespace, console: Console) -> None:
+    if flags.json:
+        console.result(json.dumps(rows))
+        return
+    if not rows:
+        console.say("no engines are there yet.")
+        return
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("engine", "runtime", "for", "size", "weights", "layers", "built in", "at most", "age", "here"):
+        table.add_column(column, justify="right" if column in ("size", "weights", "layers", "built in") else "left")
+    for row in rows:
+        table.add_row(
+            row["engine"],
+            row["runtime"],
+            row["device"],
+            _size(row["bytes"]),
+            _size(row["weights_bytes"]),
+            str(row["layers"] or ""),
+            f"{row['seconds']:.1f} s",
+            _size(row["peak_bytes"]),
+            "new" if row["made"] else _age(row["age_seconds"]),
+            row["unusable"] or "usable",
+        )
+    screen = RichConsole() if sys.stdout.isatty() else RichConsole(width=WIDE)
+    screen.print(table)
+    if flags.verbose:
+        for row in rows:
+            for network, tensors in row["tensors"].items():
+                screen.print(f"{row['engine']}, {network}:", highlight=False)
+                for name, tensor in tensors.items():
+                    bounds = [tensor["least"], tensor["best"], tensor["most"]]
+                    sizes = str(bounds[0]) if bounds[0] == bounds[2] else " to ".join(map(str, (bounds[0], bounds[2])))
+                    best = "" if bounds[0] == bounds[2] else f", best at {bounds[1]}"
+                    screen.print(f"    {tensor['kind']} {name}: {tensor['dtype']} {sizes}{best}", highlight=False)
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return ""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,299 @@
+"""Running TensorRT engines: one stream, memory allocated once, and a denoising loop that is nothing but launches.
+
+The samples stay on the device from the first step to the last. There, the engine of `darkroom.stages.step` gathers
+its row of the schedule by a step index that it moves on itself, so each step is the same launch, and a captured one
+can be replayed. The host waits once, for the last sample.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darkroom.engines.cuda import Cuda, nvtx_range
+from darkroom.engines.runtime import Engine, Job, Options
+from darkroom.engines.tensorrt_build import make_log
+from darkroom.errors import Failed
+from darkroom.schedule.table import Table
+from darkroom.stages.contract import DRAWS, Profile, Stage, Tensor
+from darkroom.stages.step import NEXT, ROWS, step_stage
+
+ITEM = 4
+"""Bytes: whatever goes in and out is float32 or int32."""
+
+
+class Session:
+    """The device as all engines of a run share it: its stream, and scratch memory as large as the largest needs."""
+
+    def __init__(self, trt: Any, cuda_api: Any, options: Options) -> None:
+        self.trt = trt
+        self.cuda = Cuda(cuda_api)
+        self.options = options
+        self.log = make_log(trt)
+        self.runtime = trt.Runtime(self.log)
+        self.layout = 0
+        """Counts the changes of addresses that captured graphs hold: those from before one are stale."""
+        self._networks: list[_Network] = []
+        self._scratch_size = 0
+        self._scratch_is_for = 0
+
+    def load(self, job: Job, plan: Path, step_plan: Path) -> Engine:
+        """The engine in `plan`; a UNet's goes with that of the schedule's step."""
+        network = self.network(job.stage, job.profile, plan)
+        if job.stage.name != "unet":
+            return TensorRtEngine(self, network)
+        latents = next(tensor for tensor in job.stage.inputs if tensor.name == "latents")
+        return TensorRtUnet(self, network, self.network(step_stage(latents), job.profile, step_plan))
+
+    def network(self, stage: Stage, profile: Profile, plan: Path) -> "_Network":
+        network = _Network(self, stage, profile, plan)
+        self._networks.append(network)
+        self._scratch_size = max(self._scratch_size, network.scratch_size)
+        return network
+
+    def settle(self) -> None:
+        """Gives every context its scratch memory, once all engines are loaded; before anything runs."""
+        if self._scratch_is_for == len(self._networks):
+            return
+        # One after the other on one stream, no two of them ever compute at the same time.
+        scratch = self.cuda.allocate(self._scratch_size, "the engines' scratch memory")
+        for network in self._networks:
+            network.context.set_device_memory(scratch, self._scratch_size)
+        self._scratch_is_for = len(self._networks)
+        self.layout += 1
+
+    def range(self, name: str) -> Any:
+        return nvtx_range(name, self.options.nvtx_profile)
+
+    def failed(self, doing: str) -> Failed:
+        reason = self.log.errors[-1] if self.log.errors else "TensorRT gives no reason"
+        return Failed(f"{doing}: {reason.rstrip('.')}.")
+
+
+@dataclass
+class _Buffer:
+    """One input or output: memory on the device and pinned memory, for its largest shape; and its shape now."""
+
+    tensor: Tensor
+    address: int
+    pinned: np.ndarray
+    shape: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM * prod(self.shape)
+
+    def host(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The pinned memory as an array of this shape."""
+        return self.pinned[: ITEM * prod(shape)].view(self.tensor.dtype).reshape(shape)
+
+
+class _Network:
+    """A deserialized engine with its context; buffers are made on first use and keep their addresses."""
+
+    def __init__(self, session: Session, stage: Stage, profile: Profile, plan: Path) -> None:
+        self.session, self.stage, self.profile = session, stage, profile
+        trt = session.trt
+        session.log.errors.clear()
+        self.engine = session.runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self.engine is None:
+            raise session.failed(
+                f"the {stage.name} engine in {plan.parent} cannot be loaded: it may be for another GPU or version; "
+                f"delete that folder, and it is built again. TensorRT says"
+            )
+        if session.options.ws:
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
+        self.context = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.context is None:
+            raise session.failed(f"the {stage.name} engine has no room on the GPU")
+        self.scratch_size = int(self.engine.device_memory_size_v2)
+        self.buffers: dict[str, _Buffer] = {}
+        for tensor in (*stage.inputs, *stage.outputs):
+            if DRAWS not in tensor.shape:  # the noises are as many as the schedule draws
+                self.place(tensor, ITEM * prod(profile.bounds(tensor)[2]))
+
+    def place(self, tensor: Tensor, size: int) -> None:
+        """Gives an input or output its memory, and takes back what it had."""
+        cuda = self.session.cuda
+        if old := self.buffers.pop(tensor.name, None):
+            cuda.free(old.address)
+            cuda.free(old.pinned.ctypes.data)
+        address = cuda.allocate(size, f"the {self.stage.name}'s {tensor.name}")
+        if not self.context.set_tensor_address(tensor.name, address):
+            raise self.session.failed(f"the {self.stage.name} engine has no {tensor.name}")
+        self.buffers[tensor.name] = _Buffer(tensor, address, cuda.pinned(size))
+        self.session.layout += 1
+
+    def give(self, name: str, value: np.ndarray) -> None:
+        """Uploads an input, by way of pinned memory."""
+        buffer = self.buffers[name]
+        self.shape_input(name, value.shape)
+        buffer.host(value.shape)[...] = value
+        self.session.cuda.upload(buffer.address, buffer.pinned[: buffer.nbytes])
+
+    def shape_input(self, name: str, shape: tuple[int, ...]) -> None:
+        buffer = self.buffers[name]
+        if buffer.shape == shape:
+            return
+        if not self.context.set_input_shape(name, shape):
+            raise self.session.failed(f"the {self.stage.name} engine is not built for {name} of {shape}")
+        buffer.shape = shape
+        self.session.layout += 1
+
+    def enqueue(self) -> None:
+        """Gives the computation to the stream."""
+        if not self.context.execute_async_v3(int(self.session.cuda.stream)):
+            raise self.session.failed(f"the {self.stage.name} engine could not run")
+
+    def fetch(self, name: str) -> np.ndarray:
+        """Asks for an output: pinned memory that holds it once the stream is through."""
+        buffer = self.buffers[name]
+        buffer.shape = tuple(self.context.get_tensor_shape(name))
+        self.session.cuda.download(buffer.pinned[: buffer.nbytes], buffer.address)
+        return buffer.host(buffer.shape)
+
+
+class _Captures:
+    """Captured graphs by name, each for as long as no address and no shape has changed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._graphs: dict[Any, tuple[int, Any]] = {}
+
+    def get(self, name: Any) -> Any:
+        layout, graph = self._graphs.get(name, (None, None))
+        if graph is not None and layout != self._session.layout:
+            self._session.cuda.wait()  # it may be running still
+            self._session.cuda.drop(graph)
+            del self._graphs[name]
+            return None
+        return graph
+
+    def capture(self, name: Any, work: Callable[[], None]) -> None:
+        self._graphs[name] = (self._session.layout, self._session.cuda.capture(work))
+
+
+class TensorRtEngine(Engine):
+    """A stage that is called with arrays. With CUDA graphs, its second call is captured and replayed from then on."""
+
+    def __init__(self, session: Session, network: _Network) -> None:
+        self._session, self._network = session, network
+        self._captures = _Captures(session)
+        self._start, self._end = session.cuda.event(), session.cuda.event()
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        cuda, network = self._session.cuda, self._network
+        self._session.settle()
+        with self._session.range(network.stage.name):
+            cuda.record(self._start)
+            for tensor in network.stage.inputs:
+                network.give(tensor.name, inputs[tensor.name])
+            self._launch("call", network.enqueue)
+            outputs = {tensor.name: network.fetch(tensor.name) for tensor in network.stage.outputs}
+            cuda.record(self._end)
+            cuda.wait()
+        self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+        return {name: value.copy() for name, value in outputs.items()}
+
+    def _launch(self, name: Any, work: Callable[[], None]) -> None:
+        """Gives work to the stream: as a captured graph, if they are wanted and there is one."""
+        if not self._session.options.use_cuda_graph:
+            work()
+        elif graph := self._captures.get(name):
+            self._session.cuda.launch(graph)
+        else:
+            work()  # TensorRT settles things in the first run at a shape, which cannot be captured
+            self._captures.capture(name, work)
+
+
+class TensorRtUnet(TensorRtEngine):
+    """The UNet with the schedule's step, which denoise without coming back to the host."""
+
+    def __init__(self, session: Session, network: _Network, step: _Network) -> None:
+        super().__init__(session, network)
+        self._step = step
+        self._seen: set[Any] = set()
+
+    def denoise(
+        self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
+    ) -> Iterator[np.ndarray | None]:
+        """See `Denoiser`. With CUDA graphs, a loop that comes again is captured whole, and from then on one launch."""
+        cuda, calls = self._session.cuda, len(table)
+        self._session.settle()
+        with self._session.range("unet"):
+            cuda.record(self._start)
+            self._upload(table, sample, noises, conditions)
+            whole = (calls, len(noises))
+            if self._session.options.use_cuda_graph and whole in self._seen:
+                self._launch_whole(whole, calls)
+                yield from [None] * (calls - 1)
+            else:
+                for call in range(calls):
+                    self._launch("step", self._advance)
+                    if call < calls - 1:
+                        yield None
+                self._seen.add(whole)
+            cuda.record(self._end)
+            samples = self._step.buffers["samples"]
+            cuda.download(samples.pinned[: sample.nbytes], samples.address)  # the newest stands first
+            cuda.wait()
+        self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+        yield samples.host(sample.shape).copy()
+
+    def _launch_whole(self, name: Any, calls: int) -> None:
+        def loop() -> None:
+            for _ in range(calls):
+                self._advance()
+
+        if not self._captures.get(name):
+            self._captures.capture(name, loop)
+        self._session.cuda.launch(self._captures.get(name))
+
+    def _advance(self) -> None:
+        """One call of the network, one step of the schedule, and what comes next into what goes in."""
+        cuda, step = self._session.cuda, self._step
+        self._network.enqueue()
+        output = self._network.buffers["output"]
+        cuda.copy(step.buffers["output"].address, output.address, step.buffers["output"].nbytes)
+        step.enqueue()
+        # Copied, never shared: an engine may write an output before it has read all of its inputs.
+        for tensor in step.stage.outputs:
+            name = tensor.name.removeprefix(NEXT)
+            target = (step if name in step.buffers else self._network).buffers[name]
+            cuda.copy(target.address, step.buffers[tensor.name].address, target.nbytes)
+
+    def _upload(
+        self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
+    ) -> None:
+        """Everything that the loop needs, before it begins."""
+        unet, step = self._network, self._step
+        given = {"latents": sample * table.input_scale[0], "timestep": np.full(len(sample), table.timesteps[0])}
+        for tensor in unet.stage.inputs:
+            unet.give(tensor.name, (given | conditions)[tensor.name])
+        drawn = np.stack(noises) if noises else np.zeros((1, *sample.shape), np.float32)
+        if "noises" not in step.buffers or step.buffers["noises"].pinned.nbytes < drawn.nbytes:
+            step.place(next(tensor for tensor in step.stage.inputs if tensor.name == "noises"), drawn.nbytes)
+        step.give("noises", drawn)
+        step.give("step", np.zeros(1, np.int32))
+        index = np.cumsum(table.noise_drawn) - 1
+        columns = {
+            "timesteps": table.timesteps,
+            "input_scale": table.input_scale,
+            "sample_weights": table.sample_weights,
+            "output_weights": table.output_weights,
+            "noise_weights": np.where(table.noise_drawn, table.noise_weights, 0),
+            "noise_index": np.clip(index, 0, None),
+        }
+        for name, column in columns.items():
+            padded = np.zeros((ROWS, *column.shape[1:]), np.float32)
+            padded[: len(column)] = column
+            step.give(name, padded)
+        window = np.zeros((step.buffers["samples"].tensor.shape[0], *sample.shape), np.float32)
+        window[0] = sample
+        step.give("samples", window)
+        step.shape_input("outputs", window.shape)
+        self._session.cuda.clear(step.buffers["outputs"].address, step.buffers["outputs"].nbytes)
+        step.shape_input("output", sample.shape)

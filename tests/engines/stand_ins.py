@@ -1,0 +1,354 @@
+"""Stand-ins for CUDA's runtime and TensorRT's, on a machine without a GPU: strict where the real ones are treacherous.
+
+Work that is given to the stream is done when someone waits for it, in order: who reads results without waiting reads
+garbage. Memory is real and begins as NaN, so pointers are really followed. "Plans" are ONNX graphs, which ONNX Runtime
+computes. Misuse raises at once: addresses that are freed or were never given, copies from memory that is not pinned,
+waiting or allocating while a graph is captured, launching what was never instantiated or has gone stale.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+class Misuse(AssertionError):
+    """What the real thing would answer with a crash, or a wrong picture."""
+
+
+@dataclass
+class Work:
+    """Something in the stream: what it does, which memory it touches, and a check that a replay must pass."""
+
+    name: str
+    do: Callable[[], None]
+    touches: list[tuple[int, int]]
+    still_so: Callable[[], bool] = lambda: True
+
+
+class Status(Enum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+
+
+class CudaStandIn:
+    """In place of `cuda.bindings.runtime`. `capability` and `memory` are the device's; `calls` is what was called."""
+
+    cudaError_t = Status
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeGlobal=0)
+    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)
+
+    def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 1 << 33, devices: int = 1) -> None:
+        self.capability, self.memory, self.devices = capability, memory, devices
+        self.driver = 13000
+        self.calls: list[str] = []
+        self.launched = 0
+        self._blocks: dict[int, tuple[np.ndarray, str]] = {}
+        self._queue: list[Work] = []
+        self._capture: list[Work] | None = None
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
+        self._events: dict[int, bool] = {}
+        self._handle = 1000
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("cuda") and callable(value) and not isinstance(value, type):
+            self.calls.append(name)
+        return value
+
+    # The driver and the device.
+
+    def cudaDriverGetVersion(self) -> tuple:
+        return Status.cudaSuccess, self.driver
+
+    def cudaGetDeviceCount(self) -> tuple:
+        return (Status.cudaSuccess, self.devices) if self.devices else (Status.cudaErrorNoDevice, 0)
+
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple:
+        return Status.cudaSuccess, self.capability[attribute]
+
+    def cudaMemGetInfo(self) -> tuple:
+        used = sum(block.nbytes for block, kind in self._blocks.values() if kind == "device")
+        return Status.cudaSuccess, self.memory - used, self.memory
+
+    def cudaGetErrorString(self, status: Status) -> tuple:
+        return Status.cudaSuccess, status.name.removeprefix("cudaError").encode()
+
+    def cudaGetErrorName(self, status: Status) -> tuple:
+        return Status.cudaSuccess, status.name.encode()
+
+    # Memory.
+
+    def _take(self, size: int, kind: str) -> tuple:
+        self._not_while_capturing("allocated")
+        block = np.full(size, 0xFF, np.uint8)  # NaN, as float32
+        self._blocks[block.ctypes.data] = block, kind
+        return Status.cudaSuccess, block.ctypes.data
+
+    def cudaMalloc(self, size: int) -> tuple:
+        if size > self.cudaMemGetInfo()[1]:
+            return Status.cudaErrorMemoryAllocation, None
+        return self._take(size, "device")
+
+    def cudaMallocHost(self, size: int) -> tuple:
+        return self._take(size, "pinned")
+
+    def _give_back(self, address: int, kind: str) -> tuple:
+        self._not_while_capturing("freed")
+        if self._blocks.get(address, (None, ""))[1] != kind:
+            raise Misuse(f"freed an address that {kind} memory does not begin at")
+        size = self._blocks[address][0].nbytes
+        for work in self._queue:
+            if any(start < address + size and address < start + length for start, length in work.touches):
+                raise Misuse(f"freed what {work.name} in the stream still needs")
+        del self._blocks[address]
+        return (Status.cudaSuccess,)
+
+    def cudaFree(self, address: int) -> tuple:
+        return self._give_back(address, "device")
+
+    def cudaFreeHost(self, address: int) -> tuple:
+        return self._give_back(address, "pinned")
+
+    def check(self, address: int, size: int, kind: str) -> None:
+        for start, (block, found) in self._blocks.items():
+            if found == kind and start <= address and address + size <= start + block.nbytes:
+                return
+        raise Misuse(f"{size} bytes at {address} are not {kind} memory, or not any more")
+
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple:
+        self.check(address, size, "device")
+        return self.give(Work("memset", lambda: ctypes.memset(address, value, size), [(address, size)]))
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple:
+        self.check(target, size, "pinned" if kind == 2 else "device")
+        self.check(source, size, "pinned" if kind == 1 else "device")
+        if abs(target - source) < size:
+            raise Misuse("copied between places that overlap")
+        touches = [(target, size), (source, size)]
+        return self.give(Work("copy", lambda: ctypes.memmove(target, source, size), touches))
+
+    # The stream.
+
+    def give(self, work: Work) -> tuple:
+        """Takes work into the stream, or into the graph that is being captured."""
+        (self._queue if self._capture is None else self._capture).append(work)
+        return (Status.cudaSuccess,)
+
+    def cudaStreamCreate(self) -> tuple:
+        return Status.cudaSuccess, 7
+
+    def cudaStreamDestroy(self, stream: int) -> tuple:
+        return (Status.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple:
+        self._not_while_capturing("waited")
+        while self._queue:
+            self._queue.pop(0).do()
+        return (Status.cudaSuccess,)
+
+    def _not_while_capturing(self, what: str) -> None:
+        if self._capture is not None:
+            raise Misuse(f"{what} while a graph is captured")
+
+    # Graphs.
+
+    def _new(self) -> int:
+        self._handle += 1
+        return self._handle
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple:
+        self._not_while_capturing("captured")
+        self._capture = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple:
+        if self._capture is None:
+            raise Misuse("ended a capture that never began")
+        graph = self._new()
+        self._graphs[graph], self._capture = self._capture, None
+        return Status.cudaSuccess, graph
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple:
+        executable = self._new()
+        self._executables[executable] = self._graphs[graph]
+        return Status.cudaSuccess, executable
+
+    def cudaGraphDestroy(self, graph: int) -> tuple:
+        del self._graphs[graph]
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple:
+        if self._queue:
+            raise Misuse("destroyed a graph while the stream is busy")
+        del self._executables[executable]
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple:
+        self._not_while_capturing("launched")
+        if executable not in self._executables:
+            raise Misuse("launched a graph that is not instantiated")
+        for work in self._executables[executable]:
+            for address, size in work.touches:
+                if not any(
+                    start <= address and address + size <= start + block.nbytes
+                    for start, (block, _) in self._blocks.items()
+                ):
+                    raise Misuse(f"a captured {work.name} touches memory that was freed")
+            if not work.still_so():
+                raise Misuse(f"a captured {work.name} has other addresses or shapes by now")
+        self._queue += self._executables[executable]
+        self.launched += 1
+        return (Status.cudaSuccess,)
+
+    # Events.
+
+    def cudaEventCreate(self) -> tuple:
+        event = self._new()
+        self._events[event] = False
+        return Status.cudaSuccess, event
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple:
+        self._events[event] = False
+        return self.give(Work("event", lambda: self._events.update({event: True}), []))
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple:
+        if not (self._events[start] and self._events[end]):
+            raise Misuse("read a clock that the stream has not passed")
+        return Status.cudaSuccess, 1.5
+
+
+class _Logger:
+    ERROR, INTERNAL_ERROR, WARNING = "error", "internal", "warning"
+
+    def __init__(self) -> None:
+        pass
+
+
+@dataclass
+class TensorRtStandIn:
+    """In place of `tensorrt_rtx`, as far as running goes: the plans that it reads are ONNX graphs."""
+
+    cuda: CudaStandIn
+    scratch: int = 4096
+    contexts: list["_Context"] = field(default_factory=list)
+    __name__ = "stand_in"
+    __version__ = "1.0"
+    ILogger = _Logger
+    ComputeCapability = SimpleNamespace(__members__={"NONE": 0, "SM80": 80, "SM89": 89, "SM120": 120})
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by user")
+
+    def Runtime(self, log: Any) -> Any:
+        def deserialize_cuda_engine(plan: bytes) -> "_Engine | None":
+            try:
+                return _Engine(self, plan)
+            except Exception as error:
+                log.log(_Logger.ERROR, f"stand-in: {type(error).__name__}")
+                return None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+
+class _Engine:
+    def __init__(self, trt: TensorRtStandIn, plan: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.trt = trt
+        self.session = onnxruntime.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+        self.device_memory_size_v2 = trt.scratch = trt.scratch * 2  # each needs more than the last
+        self.weight_streaming_budget_v2 = 0
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return 1 << 20
+
+    def create_execution_context(self, strategy: str) -> "_Context":
+        assert strategy == "by user"
+        self.trt.contexts.append(context := _Context(self))
+        return context
+
+
+class _Context:
+    ITEM = 4
+
+    def __init__(self, engine: _Engine) -> None:
+        self.engine, self.cuda = engine, engine.trt.cuda
+        self.inputs = {each.name: each for each in engine.session.get_inputs()}
+        self.outputs = {each.name: each for each in engine.session.get_outputs()}
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.scratch: tuple[int, int] | None = None
+        self.inferred: dict[tuple, dict[str, tuple[int, ...]]] = {}
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.cuda.check(address, size, "device")
+        if size < self.engine.device_memory_size_v2:
+            raise Misuse("the scratch memory is too small for this engine")
+        self.scratch = address, size
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name in self.inputs | self.outputs
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        declared = self.inputs[name].shape
+        if len(shape) != len(declared):
+            return False
+        if any(isinstance(size, int) and size != given for size, given in zip(declared, shape, strict=True)):
+            return False
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Found by computing once with zeros: exported graphs do not name all of their outputs' sizes."""
+        key = tuple(sorted(self.shapes.items()))
+        if key not in self.inferred:
+            zeros = {each: np.zeros(shape, self._kind(each)) for each, shape in self.shapes.items()}
+            made = self.engine.session.run(list(self.outputs), zeros)
+            self.inferred[key] = {each: value.shape for each, value in zip(self.outputs, made, strict=True)}
+        return self.inferred[key][name]
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.scratch is None:
+            raise Misuse("ran without scratch memory")
+        if missing := (self.inputs | self.outputs).keys() - self.addresses.keys():
+            raise Misuse(f"ran without an address for {missing}")
+        if missing := self.inputs.keys() - self.shapes.keys():
+            raise Misuse(f"ran without a shape for {missing}")
+        shapes = self.shapes | {name: self.get_tensor_shape(name) for name in self.outputs}
+        places = {name: (self.addresses[name], self.ITEM * int(np.prod(shape))) for name, shape in shapes.items()}
+        for address, size in places.values():
+            self.cuda.check(address, size, "device")
+        for output in self.outputs:
+            for name, (address, size) in places.items():
+                if name != output and address < sum(places[output]) and places[output][0] < address + size:
+                    raise Misuse(f"{output} shares memory with {name}")
+        self.cuda.check(*self.scratch, "device")
+        then = dict(self.addresses), dict(self.shapes), self.scratch
+
+        def run() -> None:
+            given = {name: self._array(name, places[name], shapes[name]) for name in self.inputs}
+            made = self.engine.session.run(list(self.outputs), given)
+            for name, value in zip(self.outputs, made, strict=True):
+                self._array(name, places[name], shapes[name])[...] = value
+
+        def still_so() -> bool:
+            return then == (self.addresses, self.shapes, self.scratch)
+
+        self.cuda.give(Work("engine", run, [*places.values(), self.scratch], still_so))
+        return True
+
+    def _kind(self, name: str) -> Any:
+        return np.int32 if "int32" in (self.inputs | self.outputs)[name].type else np.float32
+
+    def _array(self, name: str, place: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+        memory = (ctypes.c_uint8 * place[1]).from_address(place[0])
+        return np.ctypeslib.as_array(memory).view(self._kind(name)).reshape(shape)
