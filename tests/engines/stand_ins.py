@@ -241,11 +241,14 @@ class TensorRtStandIn:
     cuda: CudaStandIn
     scratch: int = 4096
     contexts: list["_Context"] = field(default_factory=list)
-    __name__ = "stand_in"
-    __version__ = "1.0"
+    name: str = "stand_in"
+    version: str = "1.0"
     ILogger = _Logger
     ComputeCapability = SimpleNamespace(__members__={"NONE": 0, "SM80": 80, "SM89": 89, "SM120": 120})
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by user")
+
+    def __post_init__(self) -> None:
+        self.__name__, self.__version__ = self.name, self.version
 
     def Runtime(self, log: Any) -> Any:
         def deserialize_cuda_engine(plan: bytes) -> "_Engine | None":

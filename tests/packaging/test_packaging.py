@@ -94,9 +94,7 @@ def test_requirements_hold_every_package_the_toolkit_is_built_on(pins: dict[str,
     assert str(pins["torch"].specifier) == "==2.13.0"
 
 
-def test_pins_lie_in_the_ranges_of_setup_cfg(
-    pins: dict[str, Requirement], setup: configparser.ConfigParser
-) -> None:
+def test_pins_lie_in_the_ranges_of_setup_cfg(pins: dict[str, Requirement], setup: configparser.ConfigParser) -> None:
     disagreeing = []
     for wanted in ranges(setup):
         pin = pins.get(canonicalize_name(wanted.name))
@@ -105,9 +103,7 @@ def test_pins_lie_in_the_ranges_of_setup_cfg(
     assert disagreeing == []
 
 
-def test_pins_and_ranges_name_the_same_packages(
-    pins: dict[str, Requirement], setup: configparser.ConfigParser
-) -> None:
+def test_pins_and_ranges_name_the_same_packages(pins: dict[str, Requirement], setup: configparser.ConfigParser) -> None:
     extras = ("export", "onnxruntime", "tensorrt-rtx")
     assert {canonicalize_name(wanted.name) for wanted in ranges(setup, *extras)} == pins.keys()
 

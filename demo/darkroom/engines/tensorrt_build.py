@@ -3,6 +3,7 @@
 Networks are strongly typed: they compute in the types that the graph was exported in.
 """
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,11 +58,7 @@ def build_engine(
             raise Failed(_parser_failure(parser, job.stage, log))
         config = builder.create_builder_config()
         _configure(trt, config, options, compute_capabilities)
-        profile = builder.create_optimization_profile()
-        for tensor in job.stage.inputs:
-            least, best, most = job.profile.bounds(tensor)
-            profile.set_shape(tensor.name, least, best, most)
-        if config.add_optimization_profile(profile) < 0:
+        if config.add_optimization_profile(_profile(trt, builder, network, job)) < 0:
             raise Failed(f"TensorRT refuses the sizes of the {job.stage.name} engine: {_last(log)}.")
         monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
@@ -96,6 +93,25 @@ def _configure(trt: Any, config: Any, options: Options, compute_capabilities: tu
         config.num_compute_capabilities = len(compute_capabilities)
         for index, each in enumerate(compute_capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, enum_name(each)), index)
+
+
+def _profile(trt: Any, builder: Any, network: Any, job: Job) -> Any:
+    """The bounds of a job's inputs, by Polygraphy: TensorRT itself takes names that the network does not have."""
+    if hasattr(trt, "ComputeCapability"):
+        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
+    from polygraphy.backend.trt import Profile as Bounds
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    bounds = Bounds()
+    for tensor in job.stage.inputs:
+        bounds.add(tensor.name, *job.profile.bounds(tensor))
+    try:
+        return bounds.to_trt(builder, network)
+    except PolygraphyException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise Failed(f"TensorRT refuses the sizes of the {job.stage.name} engine: {reason}.") from None
 
 
 def enum_name(compute_capability: str) -> str:

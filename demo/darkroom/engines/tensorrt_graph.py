@@ -8,6 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from darkroom.errors import Failed
 from darkroom.stages.contract import Stage
@@ -62,6 +63,7 @@ def tidy(model: onnx.ModelProto, data: Path, stage: Stage, path: Path) -> None:
     def reads_external(node: gs.Node) -> bool:
         return any(tensor.name in external for tensor in node.inputs)
 
+    G_LOGGER.severity = G_LOGGER.CRITICAL  # bfloat16 constants it cannot fold; it leaves them, and says so at length
     outputs = {tensor.name: tensor for tensor in graph.outputs}
     graph.outputs = [outputs[tensor.name] for tensor in stage.outputs]
     graph.fold_constants(should_exclude_node=reads_external).cleanup().toposort()

@@ -17,6 +17,9 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """Largest difference from torch in float32 that a graph may show, relative to the largest value."""
 
 TRACED_LATENTS = 8
+WORTH_A_FILE = 256 * 2**20
+"""Bytes of a graph from which on its weights stand in a file of their own."""
+
 PAGE = 4096
 """Bytes; offsets of tensors in the data file are multiples."""
 
@@ -33,7 +36,7 @@ def export_stage(
     vae_factor: int,
     folder: Path,
 ) -> dict:
-    """Writes `model.onnx` (and `model.onnx.data` above 2 GB) for a stage into `folder`.
+    """Writes `model.onnx` (and `model.onnx.data`, where it is large) for a stage into `folder`.
 
     Weights and arithmetic have the precision; inputs and outputs are float32 at each. The batch is free. Height and
     width are free too, in steps that survive every halving in the UNet, unless `fixed` gives them in latents. Raises
@@ -76,7 +79,7 @@ def export_stage(
     if precision != "fp32":
         del module  # before the next is loaded: of the largest networks there is no room for two
         module = load_module(stage, model_folder)
-    run = _openvino if precision == "bf16" else _onnxruntime
+    run = {"fp32": _onnxruntime, "fp16": _onnxruntime_halved, "bf16": _openvino}[precision]
     error = _error_against_torch(path, stage, module, run, _sizes(1, height, width, vae_factor))
     if not error <= TOLERANCES[precision]:
         raise Failed(
@@ -96,24 +99,31 @@ def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
 
 
 def _gather_external_data(path: Path) -> None:
-    """The exporter writes one file for each tensor of a large graph: makes them one, a tensor at a time."""
+    """Puts the weights of a large graph into one file beside it, a tensor at a time, from where they can be mapped.
+
+    Above 2 GB the exporter has written one file for each tensor.
+    """
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     strays = [stray for stray in path.parent.iterdir() if stray != path]
-    if not strays:
+    if not strays and path.stat().st_size < WORTH_A_FILE:
         return
     graph = onnx.load(str(path), load_external_data=False)
     with (path.parent / GRAPH_DATA).open("wb") as file:
         for tensor in graph.graph.initializer:
-            if uses_external_data(tensor):
-                file.write(bytes(-file.tell() % PAGE))  # on a page of its own, a tensor can be mapped
-                data = (path.parent / ExternalDataInfo(tensor).location).read_bytes()
-                place = {"location": GRAPH_DATA, "offset": file.tell(), "length": len(data)}
-                file.write(data)
-                del tensor.external_data[:]
-                for key, value in place.items():
-                    tensor.external_data.add(key=key, value=str(value))
+            external = uses_external_data(tensor)
+            if not external and len(tensor.raw_data) < PAGE:
+                continue
+            file.write(bytes(-file.tell() % PAGE))  # on a page of its own, a tensor can be mapped
+            data = (path.parent / ExternalDataInfo(tensor).location).read_bytes() if external else tensor.raw_data
+            place = {"location": GRAPH_DATA, "offset": file.tell(), "length": len(data)}
+            file.write(data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
     onnx.save_model(graph, str(path))
     for stray in strays:
         stray.unlink()
@@ -139,8 +149,7 @@ def _error_against_torch(path: Path, stage: Stage, module: Any, run: Run, sizes:
     return float(np.max(errors))  # NaN if any is
 
 
-def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
-    """Half-precision weights are widened as they are used."""
+def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any], widen: bool = True) -> list[Any]:
     import onnxruntime
 
     from darkroom.engines.onnxruntime import WIDENING
@@ -151,9 +160,14 @@ def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
         str(path),
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=WIDENING if stage.half_weights else None,
+        disabled_optimizers=None if widen and not stage.half_weights else WIDENING,
     )
     return session.run(None, inputs)
+
+
+def _onnxruntime_halved(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
+    """Weights stay in float16, and are widened as they are used."""
+    return _onnxruntime(path, stage, inputs, widen=False)
 
 
 def _openvino(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
