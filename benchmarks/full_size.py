@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
 from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.child import MEMORY  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import PRECISIONS, Job  # noqa: E402
 from darkroom.fingerprints import Fingerprints  # noqa: E402
@@ -280,7 +281,7 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
         for name in JOBS if runs else ("export", "build"):
             start = time.perf_counter()
             command = [sys.executable, __file__, "--worker", name, json.dumps(asdict(setting)), str(models)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=MEMORY | os.environ)
             assert process.stdout
             said = process.stdout.read()
             _, status, usage = os.wait4(process.pid, 0)

@@ -80,6 +80,24 @@ def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, name, token=token, **target))
 
 
+def fetch_vae(repository: str, token: str | None, folder: Path | None) -> Path:
+    """The folder of a repository that holds a VAE alone, found on disk or downloaded as `fetch` does with models."""
+    _settings()
+    import huggingface_hub
+
+    files = ["config.json", f"{NETWORKS['vae']}.safetensors"]
+    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+    with _explained(repository, "a folder that holds the VAE with --vae"):
+        found = target.get("local_dir")
+        if not folder:
+            with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError):
+                found = Path(huggingface_hub.snapshot_download(repository, allow_patterns=files, local_files_only=True))
+        if found and all((found / name).is_file() for name in files):
+            return found
+        _reachable(huggingface_hub.HfApi(token=token).endpoint)
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files, token=token, **target))
+
+
 def _lora_among(names: list[str]) -> str | None:
     """Which of a repository's safetensors files is its LoRA: the one of the usual name, or the only one."""
     return DEFAULT_NAME if DEFAULT_NAME in names else names[0] if len(names) == 1 else None

@@ -207,12 +207,7 @@ class Preparer:
 
     def _check_fit(self, request: Request) -> None:
         """Raises `AskedWrongly` when model, runtime and request do not fit."""
-        offered = self.runtime.precisions()
-        if request.precision not in offered:
-            raise AskedWrongly(
-                f"--precision {request.precision} cannot be computed by --engine {self.runtime.name} on this machine; "
-                f"it offers {' and '.join(offered)}."
-            )
+        check_precision(self.runtime, request.precision)
         if request.negative_prompt and self.checkpoint.embeds_guidance:
             raise AskedWrongly(
                 "--negative-prompt has nothing to act on: this UNet is called once, and told the guidance scale."
@@ -398,6 +393,16 @@ class Preparer:
                 folder = self.graphs.make(key, build)
             self.made.append(folder)
         return folder / GRAPH
+
+
+def check_precision(runtime: Runtime, precision: str) -> None:
+    """Raises `AskedWrongly` for one that the runtime does not compute in on this machine."""
+    offered = runtime.precisions()
+    if precision not in offered:
+        raise AskedWrongly(
+            f"--precision {precision} cannot be computed by --engine {runtime.name} on this machine; "
+            f"it offers {' and '.join(offered)}."
+        )
 
 
 def _facts_of_weights(stage: Stage) -> dict[str, Any]:

@@ -27,7 +27,7 @@ KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("guidance_scale",), int | float, "a number"),
     (("image_strength", "refiner_strength"), int | float | None, "a number"),
     (("engine", "precision", "build"), str, "a name"),
-    (("model", "scheduler", "negative_prompt", "input_image", "refiner"), str | None, "a text"),
+    (("model", "scheduler", "negative_prompt", "input_image", "refiner", "vae"), str | None, "a text"),
 )
 """What a recipe must hold to be replayed; flags are what they must be already."""
 
@@ -42,7 +42,7 @@ class Request:
     none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to 1, the share of the
     steps that are made then. `refiner` is a second model that goes on from the latents, named as `model` is with ""
     for a folder, and `refiner_strength` the share of the steps that it makes once more. `loras` are fused into the
-    model.
+    model. `vae` is another VAE than the model's own, named as `refiner` is.
     """
 
     model: str | None
@@ -66,6 +66,7 @@ class Request:
     refiner: str | None = None
     refiner_strength: float | None = None
     loras: tuple["LoraChoice", ...] = ()
+    vae: str | None = None
 
     def __post_init__(self) -> None:
         for names, kind, what in KINDS:
@@ -171,7 +172,7 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
         try:
-            fields = {"loras": []} | fields  # recipes from before LoRAs have none
+            fields = {"loras": [], "vae": None} | fields  # what older recipes have not
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
             prompts = tuple(fields["prompts"])

@@ -1,5 +1,9 @@
 """TensorRT's running half, over stand-ins for CUDA and TensorRT that fail on misuse: no GPU is at hand here."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from darkroom.engines import tensorrt
 from darkroom.engines.cuda import Cuda
 from darkroom.engines.runtime import Options
+from darkroom.engines.store import MANIFEST
 from darkroom.engines.tensorrt_graph import read_graph, tidy
 from darkroom.engines.tensorrt_run import Session
 from darkroom.errors import Failed
@@ -22,7 +27,7 @@ from darkroom.schedule.table import Table, Trajectory
 from darkroom.stages.contract import Profile, Tensor
 from darkroom.stages.step import NEXT, step_stage
 from tests.engines.stand_ins import CudaStandIn, Misuse, Status, TensorRtStandIn
-from tests.support import SCHEDULER_CONFIG, Diffusers, Studio, psnr
+from tests.support import ROOT, SCHEDULER_CONFIG, Diffusers, Studio, psnr
 
 PROMPT = "red apple"
 LATENTS = Tensor("latents", ("B", 4, "h", "w"))
@@ -81,6 +86,38 @@ class TestPictures:
     ) -> None:
         drawn = xl_studio.draw(PROMPT, engine="tensorrt", guidance_scale=7.5, use_cuda_graph=True)
         assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT)[0]) >= 45
+
+    def test_from_a_picture_are_those_of_diffusers(
+        self, studio: Studio, diffusers_tiny: Diffusers, gpu: CudaStandIn, tmp_path: Path
+    ) -> None:
+        from PIL import Image
+
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+        picture.save(tmp_path / "start.png")
+        studio = replace(studio, script="demo_img2img.py")
+        asked = {"image_strength": 0.7, "denoising_steps": 4, "batch_size": 2}
+        drawn = studio.draw(PROMPT, engine="tensorrt", input_image=tmp_path / "start.png", **asked)
+        expected = diffusers_tiny.draw(PROMPT, PROMPT, image=picture, strength=0.7, denoising_steps=4)
+        for found, wanted in zip(drawn.pictures, expected, strict=True):
+            assert psnr(found, wanted) >= 45
+
+    def test_are_marked_for_the_profiler(
+        self, studio: Studio, gpu: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import nvtx
+
+        marked, real = [], nvtx.annotate
+        monkeypatch.setattr(nvtx, "annotate", lambda name, **more: marked.append(name) or real(name, **more))
+        studio.draw(PROMPT, engine="tensorrt", nvtx_profile=True)
+        assert marked == ["clip", "clip", "unet", "vae"]
+
+    def test_come_from_tensorrt_where_there_is_a_gpu(
+        self, studio: Studio, gpu: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("darkroom.engines.NVIDIA_DEVICES", (__file__,))
+        assert studio.draw(PROMPT, engine="auto", use_cuda_graph=True).result["request"]["engine"] == "tensorrt"
+        gpu.capability = (9, 0)  # of which TensorRT-RTX knows nothing
+        assert studio.draw(PROMPT, engine="auto").result["request"]["engine"] == "openvino"
 
     def test_are_timed_by_the_device(self, studio: Studio, gpu: CudaStandIn) -> None:
         drawn = studio.draw(PROMPT, engine="tensorrt")
@@ -203,6 +240,14 @@ class TestLoop:
         assert contexts[0].scratch[1] == max(context.engine.device_memory_size_v2 for context in contexts)
 
 
+def test_running_needs_no_compiler() -> None:
+    """The half that runs is what a server holds: neither torch nor ONNX come with it."""
+    code = "import sys, darkroom.engines.tensorrt_run, darkroom.engines.tensorrt; print(*sys.modules)"
+    environment = {"PYTHONPATH": str(ROOT / "demo"), "PATH": os.environ["PATH"]}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert not {"torch", "onnx", "diffusers", "polygraphy", "onnx_graphsurgeon"} & set(said.stdout.split())
+
+
 class TestFailures:
     def test_memory_that_is_short_is_told_in_numbers(self) -> None:
         cuda = Cuda(CudaStandIn(memory=1 << 30))
@@ -234,8 +279,10 @@ class TestFailures:
     def test_an_engine_of_another_gpu_is_named(self, loop: Callable[..., Any], tmp_path: Path) -> None:
         _, unet = loop()
         (tmp_path / "other.plan").write_bytes(b"built elsewhere")
+        (tmp_path / MANIFEST).write_text(json.dumps({"key": {"device": "12.0", "version": "tensorrt_rtx 1.6"}}))
         session = unet._session
-        with pytest.raises(Failed, match="it may be for another GPU or version; delete that folder"):
+        both = r"it was built for 12\.0 with tensorrt_rtx 1\.6; here is a GPU of 8\.9 with stand_in 1\.0; delete that"
+        with pytest.raises(Failed, match=both):
             session.network(replace(step_stage(LATENTS), name="vae"), Profile(1, 64, 64), tmp_path / "other.plan")
 
 

@@ -15,6 +15,7 @@ from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly
 from darkroom.hub import REPOSITORY, repository_of
+from darkroom.other_vae import check_vae
 from darkroom.request import LoraChoice, Request, draw_seed
 
 FIXED_BY_RECIPE = (
@@ -72,7 +73,7 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     if flags.config is not None and not os.path.isfile(flags.model or ""):
         raise AskedWrongly("--config describes a single-file model: it has nothing to act on without one as --model.")
     if flags.model is not None:
-        return _unnamed(flags.model, script.unnamed)
+        return unnamed(flags.model, script.unnamed)
     if recipe is not None:
         name = recipe["request"].get("model")
         if not name:
@@ -120,10 +121,20 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
         return script.refiner
     if not named:
         raise AskedWrongly(f"--recipe {flags.recipe} was made with a refiner's folder; name it with --refiner-model.")
-    return _unnamed(named, script.refiner)
+    return unnamed(named, script.refiner)
 
 
-def _unnamed(source: str, defaults: Version) -> Version:
+def asked_vae(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str | None:
+    """Another VAE than the model's own, by folder or hub repository; None without one."""
+    named = flags.vae or (recipe["request"].get("vae") if recipe else None)
+    if named == "":
+        raise AskedWrongly(f"--recipe {flags.recipe} was made with a VAE's folder; name it with --vae.")
+    if named and repository_of(named) is None:
+        check_vae(Path(named))
+    return named
+
+
+def unnamed(source: str, defaults: Version) -> Version:
     """A model by its folder, which has no name, or by its hub repository."""
     repository = repository_of(source)
     return replace(defaults, name=repository or "", source=source, size=0, embedded=repository is None)
@@ -194,6 +205,7 @@ def asked_request(
         refiner=None if refiner is None else refiner.name,
         refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULT_REFINER_STRENGTH),
         loras=loras,
+        vae=None if flags.vae is None else repository_of(flags.vae) or "",
     )
 
 

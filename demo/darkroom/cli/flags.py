@@ -104,6 +104,11 @@ def parser_of(script: Script) -> Parser:
             help=f"the refiner's folder or hub repository; default: {script.refiner.source}",
         )
     model.add_argument(
+        "--vae",
+        metavar="PATH_OR_REPO",
+        help="another VAE than the model's own: its folder, the folder of a model that has it, or a hub repository",
+    )
+    model.add_argument(
         "--lora-path",
         nargs="+",
         action="extend",

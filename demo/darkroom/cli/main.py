@@ -21,6 +21,7 @@ from darkroom.cli.asked import (
     asked_recipe,
     asked_refiner,
     asked_request,
+    asked_vae,
     asked_version,
     refuse_build_flags,
     with_few_steps,
@@ -33,7 +34,8 @@ from darkroom.engines import RUNTIMES, automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.hub import fetch, repository_of
+from darkroom.hub import fetch, fetch_vae, repository_of
+from darkroom.other_vae import check_vae, with_vae
 from darkroom.pipeline import Pipeline
 from darkroom.prepare import Preparer
 from darkroom.request import Batch, Request
@@ -64,6 +66,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     version, second = asked_version(flags, recipe, script), asked_refiner(flags, recipe, script)
     if script.few_steps and recipe is None:
         version = with_few_steps(version, flags, script)
+    vae = asked_vae(flags, recipe)
     check_lora_flags(flags)
     image = asked_image(flags, recipe) if script.from_image else None
     engine = "auto" if flags.engine is None else flags.engine
@@ -79,6 +82,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     def preparer(version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
         graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
         folder = open_model(version, config, settings, graphs, console)
+        if vae is not None:
+            folder = with_vae(folder, _open_vae(vae, settings, console), graphs)
         return Preparer(
             open_checkpoint(folder, engines.fingerprints, script.families),
             runtime,
@@ -231,6 +236,13 @@ def open_model(version: Version, config: str | None, settings: Folders, graphs: 
     described = fetched(config, weights=False) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):
         return unpacked(file, described, graphs, verbose=console.verbose)
+
+
+def _open_vae(source: str, settings: Folders, console: Console) -> Path:
+    if repository := repository_of(source):
+        with console.job(f"fetching {repository}"):
+            return check_vae(fetch_vae(repository, settings.hf_token, settings.framework_model_dir))
+    return check_vae(Path(source))
 
 
 def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> None:

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import SCRIPTS, Version, find_version
+from darkroom.catalog import SCRIPTS, TXT2IMG, Version, find_version
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_tensorrt_arguments
 from darkroom.cli.main import INTERRUPTED, open_model, refuse_bounds
@@ -18,7 +19,7 @@ from darkroom.engines import RUNTIMES, automatic, find_runtime
 from darkroom.engines.runtime import PRECISIONS, Options, Runtime
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.prepare import BATCHES, Preparer
+from darkroom.prepare import BATCHES, Preparer, check_precision
 from darkroom.request import Request
 
 PROGRAM = "build_engines.py"
@@ -88,16 +89,16 @@ def _build(flags: argparse.Namespace) -> None:
     pixels = bounds_of(flags.dynamic_sizes, "--dynamic-sizes")
     known = versions()
     asked = [find_version(name, known) for name in flags.version or ()]
-    asked += [
-        Version("", source, 0, guidance_scale=7.5, embedded=Path(source).is_dir()) for source in flags.model or ()
-    ]
+    asked += [unnamed(source, TXT2IMG.unnamed) for source in flags.model or ()]
     asked = asked or [version for version in known.values() if version.embedded]
     runtimes = [_compiling(name, options) for name in flags.engine]
     for runtime in runtimes:
         refuse_bounds(flags, runtime)
     cells = list(itertools.product(asked, runtimes, flags.precision, flags.batch_size))
     for version, runtime, precision, batch in cells:
-        _request(flags, version, runtime, precision, batch, 512)  # what is wrong is said before anything is fetched
+        # What is wrong is said before anything is fetched.
+        _request(flags, version, runtime, precision, batch, PROVISIONAL_SIZE)
+        check_precision(runtime, precision)
     graphs, engines = Store(folders.onnx_dir), Store(folders.engine_dir)
     rows, ready = [], {}
     for version, runtime, precision, batch in cells:

@@ -61,7 +61,7 @@ def automatic(options: Options = NOTHING_ASKED) -> str:
     """The first runtime that is installed and has what it needs on this machine."""
     if any(os.path.exists(device) for device in NVIDIA_DEVICES) and _installed(RUNTIMES["tensorrt"]):
         runtime = importlib.import_module("darkroom.engines.tensorrt").runtime("tensorrt", options)
-        if runtime.unusable() is None:
+        if runtime.is_meant_for_this_gpu():
             return "tensorrt"
     others = (name for name, listed in RUNTIMES.items() if name != "tensorrt" and _installed(listed))
     return next(others, "openvino")

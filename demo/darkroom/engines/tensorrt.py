@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from darkroom.engines.cuda import capability, missing, runtime_api
@@ -37,6 +38,7 @@ class TensorRt(Runtime):
         self._trt = trt or bindings()
         self._cuda_api = cuda_api or runtime_api()
         self._session: Any = None
+        self._lock = Lock()
         self._check_options()
 
     @property
@@ -78,6 +80,10 @@ class TensorRt(Runtime):
             return f"they are ready for a machine with {self._gpus()}; the one here is of {own}"
         return None
 
+    def is_meant_for_this_gpu(self) -> bool:
+        """Whether there is a GPU, and one that the library says it is for; others may work, or not."""
+        return not missing(self._cuda_api) and (not self.rtx or capability(self._cuda_api) in self._listed())
+
     def check(self, profile: Profile) -> None:
         if self.options.use_cuda_graph and FREE in profile.sizes().values():
             raise AskedWrongly(
@@ -111,9 +117,10 @@ class TensorRt(Runtime):
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         from darkroom.engines.tensorrt_run import Session
 
-        if self._session is None:
-            self._session = Session(self._trt, self._cuda_api, self.options)
-        return self._session.load(job, source / PLAN, source / STEP_PLAN)
+        with self._lock:  # engines are loaded side by side, and share a stream
+            if self._session is None:
+                self._session = Session(self._trt, self._cuda_api, self.options)
+            return self._session.load(job, source / PLAN, source / STEP_PLAN)
 
     def _capabilities(self) -> tuple[str, ...]:
         """Of the GPUs that engines are for; none where that is left to the library."""

@@ -10,27 +10,12 @@ from typing import Any
 
 from darkroom.engines.runtime import Job, Options, Progress
 from darkroom.engines.tensorrt_graph import read_graph, tidy
+from darkroom.engines.tensorrt_log import make_log
 from darkroom.errors import Failed
 from darkroom.stages.contract import Profile, Stage
 
 GIB = 1 << 30
 MODEL = "model.onnx"
-
-
-def make_log(trt: Any) -> Any:
-    """A logger that keeps what TensorRT calls errors, in `errors`."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            # Without a driver it tries to ask the GPU all the same, and says that this failed.
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and "cudaError" not in message:
-                self.errors.append(" ".join(message.split()))
-
-    return Log()
 
 
 def build_engine(

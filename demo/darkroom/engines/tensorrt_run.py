@@ -5,6 +5,7 @@ its row of the schedule by a step index that it moves on itself, so each step is
 can be replayed. The host waits once, for the last sample.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -15,7 +16,8 @@ import numpy as np
 
 from darkroom.engines.cuda import Cuda, nvtx_range
 from darkroom.engines.runtime import Engine, Job, Options
-from darkroom.engines.tensorrt_build import make_log
+from darkroom.engines.store import MANIFEST
+from darkroom.engines.tensorrt_log import make_log
 from darkroom.errors import Failed
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import DRAWS, Profile, Stage, Tensor
@@ -101,8 +103,9 @@ class _Network:
         self.engine = session.runtime.deserialize_cuda_engine(plan.read_bytes())
         if self.engine is None:
             raise session.failed(
-                f"the {stage.name} engine in {plan.parent} cannot be loaded: it may be for another GPU or version; "
-                f"delete that folder, and it is built again. TensorRT says"
+                f"the {stage.name} engine in {plan.parent} cannot be loaded: it was {_origin(plan.parent)}; here is a "
+                f"GPU of {session.cuda.capability} with {session.trt.__name__} {session.trt.__version__}; delete that "
+                f"folder, and it is built again. TensorRT says"
             )
         if session.options.ws:
             self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
@@ -154,6 +157,15 @@ class _Network:
         buffer.shape = tuple(self.context.get_tensor_shape(name))
         self.session.cuda.download(buffer.pinned[: buffer.nbytes], buffer.address)
         return buffer.host(buffer.shape)
+
+
+def _origin(folder: Path) -> str:
+    """What an engine was built for and by, as far as it says so."""
+    try:
+        key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
+        return f"built for {key['device']} with {key['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "built nobody knows for what"
 
 
 class _Captures:
