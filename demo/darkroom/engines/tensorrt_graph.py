@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -27,7 +26,7 @@ def read_graph(path: Path, stage: Stage) -> onnx.ModelProto:
         raise Failed(f"{path} is empty; {again}.")
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's own, which is another package's
         raise Failed(f"{path} is cut off or no ONNX file ({error}); {again}.") from None
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     if model.graph.node and opset not in OPSETS:
