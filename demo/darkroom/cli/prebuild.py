@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from darkroom.prepare import BATCHES, Preparer, check_precision
 from darkroom.request import Request
 
 PROGRAM = "build_engines.py"
-WIDE = 200
-"""Columns that a table may take where it goes to a file or another program."""
+WIDE, WIDE_ENOUGH = 200, 150
+"""Characters that a table may take where it goes to a file or another program, and from which on it is whole."""
+
+NARROW = ("engine", "size", "built in", "age", "here")
+"""What is left of it where there is less room; `--json` has all."""
 
 
 def versions() -> dict[str, Version]:
@@ -182,7 +186,8 @@ def _row(folder: Path, made: bool, runtime: Runtime | str) -> dict[str, Any]:
     return {
         "engine": manifest["label"],
         "folder": str(folder),
-        "runtime": key["version"] if key["runtime"] in key["version"] else f"{key['runtime']} {key['version']}",
+        "runtime": key["runtime"],
+        "version": key["version"],
         "device": key["device"],
         "bytes": sum(file["size"] for file in manifest["files"].values()),
         "weights_bytes": sum(network["weights_bytes"] for network in networks.values()) or None,
@@ -217,24 +222,29 @@ def _show(rows: list[dict[str, Any]], flags: argparse.Namespace, console: Consol
     from rich.console import Console as RichConsole
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("engine", "runtime", "for", "size", "weights", "layers", "built in", "at most", "age", "here"):
-        table.add_column(column, justify="right" if column in ("size", "weights", "layers", "built in") else "left")
-    for row in rows:
-        table.add_row(
-            row["engine"],
-            row["runtime"],
-            row["device"],
-            _size(row["bytes"]),
-            _size(row["weights_bytes"]),
-            str(row["layers"] or ""),
-            f"{row['seconds']:.1f} s",
-            _size(row["peak_bytes"]),
-            "new" if row["made"] else _age(row["age_seconds"]),
-            row["unusable"] or "usable",
-        )
     screen = RichConsole() if sys.stdout.isatty() else RichConsole(width=WIDE)
+    columns = {
+        "engine": [row["engine"] for row in rows],
+        "by": [row["version"].split("-")[0] for row in rows],
+        "for": [row["device"] for row in rows],
+        "size": [_size(row["bytes"]) for row in rows],
+        "weights": [_size(row["weights_bytes"]) for row in rows],
+        "layers": [str(row["layers"] or "") for row in rows],
+        "built in": [f"{row['seconds']:.1f} s" for row in rows],
+        "memory": [_size(row["peak_bytes"]) for row in rows],
+        "age": ["new" if row["made"] else _age(row["age_seconds"]) for row in rows],
+        "here": ["no" if row["unusable"] else "yes" for row in rows],
+    }
+    if screen.width < WIDE_ENOUGH:
+        columns = {name: column for name, column in columns.items() if name in NARROW}
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("engine", "by", "for", "here") else "right", no_wrap=True)
+    for values in zip(*columns.values(), strict=True):
+        table.add_row(*values)
     screen.print(table)
+    for reason, count in Counter(row["unusable"] for row in rows if row["unusable"]).items():
+        console.say(f"{count} cannot be used here: {reason}.")
     if flags.verbose:
         for row in rows:
             for network, tensors in row["tensors"].items():
