@@ -116,3 +116,16 @@ def test_what_cannot_be_done_is_refused(empty_studio: Studio, arguments: list[st
         code = run([*arguments, *folders])
     assert code == 2 and one_line(err.getvalue()) and said in err.getvalue() and not out.getvalue()
     assert not empty_studio.engines.exists()
+
+
+def test_a_reader_that_has_had_enough_is_no_error(studio: Studio) -> None:
+    import subprocess
+    import sys
+
+    from tests.support import ROOT
+
+    studio.draw(PROMPT, engine="openvino")
+    command = [sys.executable, str(ROOT / "demo" / "build_engines.py"), "list", f"--engine-dir={studio.engines}"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=studio.environment())
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == 1

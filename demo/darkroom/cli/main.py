@@ -4,7 +4,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from darkroom.cli.asked import (
     with_few_steps,
 )
 from darkroom.cli.console import Console
+from darkroom.cli.ending import ended
 from darkroom.cli.flags import parser_of
 from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Folders, Settings, make_folder
@@ -42,21 +42,10 @@ from darkroom.request import Batch, Request
 from darkroom.single_file import check_single_file, published_config, unpacked
 from darkroom.timing import StageClock, medians, table, throughput
 
-INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
-
 
 def run(script: Script, arguments: list[str] | None = None) -> int:
     """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    try:
-        _run(script, parser_of(script).parse_intermixed_args(arguments))
-    except DarkroomError as error:
-        print(f"{script.program}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{script.program}: stopped; nothing half-made was kept.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return ended(script.program, lambda: _run(script, parser_of(script).parse_intermixed_args(arguments)))
 
 
 def _run(script: Script, flags: argparse.Namespace) -> None:

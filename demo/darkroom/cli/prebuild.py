@@ -13,8 +13,9 @@ from darkroom.catalog import SCRIPTS, TXT2IMG, Version, find_version
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
+from darkroom.cli.ending import ended
 from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_tensorrt_arguments
-from darkroom.cli.main import INTERRUPTED, open_model, refuse_bounds
+from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of
 from darkroom.engines import RUNTIMES, automatic, find_runtime
 from darkroom.engines.runtime import PRECISIONS, Options, Runtime
@@ -74,16 +75,12 @@ def parser() -> Parser:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs `build_engines.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    try:
+
+    def work() -> None:
         flags = parser().parse_args(arguments)
         {"build": _build, "list": _list}[flags.command](flags)
-    except DarkroomError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; nothing half-made was kept.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+
+    return ended(PROGRAM, work)
 
 
 def _build(flags: argparse.Namespace) -> None:
