@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from darkroom.checkpoint import NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
+from darkroom.checkpoint import LARGE, NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 from darkroom.lora import DEFAULT_NAME
 
@@ -52,8 +52,12 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
         _reachable(api.endpoint)
         files = api.list_repo_files(repository)
         for stem in wanted:
-            if f"{stem}.safetensors" not in files:
-                patterns += [f"{stem}.fp16.safetensors", f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
+            plain, halved = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+            if {plain, halved} <= set(files) and api.get_paths_info(repository, plain)[0].size > 4 * LARGE:
+                # Kept in float16 whatever it comes in (`Checkpoint.is_large`): half of the plain file is for nothing.
+                patterns = [*(pattern for pattern in patterns if pattern != plain), halved]
+            elif plain not in files:
+                patterns += [halved, f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
 
 

@@ -28,24 +28,24 @@ def with_vae(model: Path, vae: Path, store: Store) -> Path:
     """A folder of links to a model's files, with another VAE among them; made once and kept in `store`."""
     index = read_json(model / "model_index.json")
     parts = [part for part in (*networks(index), "tokenizer", "tokenizer_2", "scheduler") if part != PART]
-    facts = {"kind": "model", "model": str(model.resolve()), "vae": str(vae.resolve())}
+    sources = {part: model / part for part in parts if (model / part).is_dir()} | {PART: vae}
+    files = {"model_index.json": (model / "model_index.json").resolve()}
+    for part, source in sources.items():
+        files |= {f"{part}/{path.name}": path.resolve() for path in sorted(source.iterdir()) if path.is_file()}
+    # What the links lead to, and whether it is still the same.
+    facts = {name: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()}
 
     def build(folder: Path) -> dict[str, Any]:
-        shutil.copyfile(model / "model_index.json", folder / "model_index.json")
-        for part, source in [(part, model / part) for part in parts] + [(PART, vae)]:
-            if source.is_dir():
-                _link(source, folder / part)
+        for name, path in files.items():
+            _link(path, folder / name)
         return {}
 
-    return store.make(Key(f"model-{model.name}-other-vae", facts), build)
+    return store.make(Key(f"model-{model.name}-other-vae", {"kind": "model", "files": facts}), build)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Files, not folders, so that what is in the store is seen by whoever hashes it."""
-    target.mkdir()
-    for path in source.iterdir():
-        if path.is_file():
-            try:
-                os.symlink(path.resolve(), target / path.name)
-            except OSError:  # Windows, without the right to make links
-                shutil.copyfile(path, target / path.name)
+    target.parent.mkdir(exist_ok=True)
+    try:
+        os.symlink(source, target)
+    except OSError:  # Windows, without the right to make links
+        shutil.copyfile(source, target)

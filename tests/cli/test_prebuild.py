@@ -17,7 +17,7 @@ PROMPT = "red apple"
 def prebuild(studio: Studio, command: str, *arguments: str, **values: Any) -> Ended:
     """Runs build_engines.py in this process."""
     out, err = io.StringIO(), io.StringIO()
-    folders = flags(onnx_dir=studio.onnx, engine_dir=studio.engines)
+    folders = flags(onnx_dir=studio.onnx if command == "build" else None, engine_dir=studio.engines)
     with children_inline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([command, *arguments, *flags(**values), *folders])
     return Ended(code, out.getvalue(), err.getvalue())
@@ -103,6 +103,12 @@ def test_an_empty_store_is_said_to_be_empty(empty_studio: Studio) -> None:
         (["build", "--engine", "openvino", "--ws"], "--ws"),
         (["build", "--engine", "openvino", "--dynamic-batches", "1", "2", "3"], "--dynamic-batches"),
         (["build", "--height", "100"], "--height"),
+        (["build", "--height", "0"], "--height"),
+        (["build", "--batch-size", "2", "--build-dynamic-batch"], "--batch-size has nothing to act on"),
+        (["build", "--width", "128", "--build-dynamic-shape"], "--width has nothing to act on"),
+        (["build", "--presicion", "fp16"], "'--precision'"),
+        (["build", "--engine", "openvino", "--optimization-level", "0"], "--optimization-level"),
+        (["list", "--onnx-dir", "x"], "--onnx-dir"),
         (["build", "--model", "/nowhere/model"], "/nowhere/model"),
         (["bild"], "bild"),
         ([], "COMMAND"),

@@ -43,7 +43,7 @@ class CudaStandIn:
 
     cudaError_t = Status
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeGlobal=0)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)
 
     def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 1 << 33, devices: int = 1) -> None:
@@ -79,6 +79,9 @@ class CudaStandIn:
     def cudaMemGetInfo(self) -> tuple:
         used = sum(block.nbytes for block, kind in self._blocks.values() if kind == "device")
         return Status.cudaSuccess, self.memory - used, self.memory
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple:
+        return Status.cudaSuccess, SimpleNamespace(name=b"Stand-In 9000")
 
     def cudaGetErrorString(self, status: Status) -> tuple:
         return Status.cudaSuccess, status.name.removeprefix("cudaError").encode()
@@ -144,11 +147,10 @@ class CudaStandIn:
         (self._queue if self._capture is None else self._capture).append(work)
         return (Status.cudaSuccess,)
 
-    def cudaStreamCreate(self) -> tuple:
-        return Status.cudaSuccess, 7
+    cudaStreamNonBlocking = 1
 
-    def cudaStreamDestroy(self, stream: int) -> tuple:
-        return (Status.cudaSuccess,)
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple:
+        return Status.cudaSuccess, 7
 
     def cudaStreamSynchronize(self, stream: int) -> tuple:
         self._not_while_capturing("waited")
@@ -245,6 +247,7 @@ class TensorRtStandIn:
     version: str = "1.0"
     ILogger = _Logger
     ComputeCapability = SimpleNamespace(__members__={"NONE": 0, "SM80": 80, "SM89": 89, "SM120": 120})
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by user")
 
     def __post_init__(self) -> None:
@@ -273,8 +276,14 @@ class _Engine:
     def get_weight_streaming_automatic_budget(self) -> int:
         return 1 << 20
 
-    def create_execution_context(self, strategy: str) -> "_Context":
-        assert strategy == "by user"
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy="lazy")
+        config.set_execution_context_allocation_strategy = lambda strategy: vars(config).update(strategy=strategy)
+        return config
+
+    def create_execution_context(self, config: Any) -> "_Context":
+        assert config.strategy == "by user"
+        assert config.dynamic_shapes_kernel_specialization_strategy == "eager", "captures would hold makeshift kernels"
         self.trt.contexts.append(context := _Context(self))
         return context
 

@@ -191,6 +191,8 @@ class TestRefusals:
             (["--batch-size=9", "--build-dynamic-batch"], "--batch-size 9 is outside of 1 to 8"),
             (["--height=512", "--build-dynamic-shape"], "--height 512 is outside of 64 to 96"),
             (["--use-cuda-graph", "--build-dynamic-batch"], "--use-cuda-graph needs engines of one batch"),
+            (["--threads=2"], "--threads has nothing to act on"),
+            (["--vae="], "--vae"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -286,11 +288,18 @@ class TestBothFlavours:
             "engine": "ICudaEngine",
             "context": "IExecutionContext",
             "runtime": "Runtime",
+            "config": "IRuntimeConfig",
         },
     }
     """By module: the names that it gives to TensorRT's objects, and their classes."""
 
-    OF_RTX_ALONE: ClassVar[set[str]] = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+    OF_RTX_ALONE: ClassVar[set[str]] = {
+        "DynamicShapesKernelSpecializationStrategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "ComputeCapability",
+        "num_compute_capabilities",
+        "set_compute_capability",
+    }
     """Touched where `rtx` holds: plain TensorRT is never asked for compute capabilities."""
 
     def touched(self) -> dict[str, set[str]]:
@@ -370,6 +379,31 @@ class TestBothFlavours:
         names = {name for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr")
                  for name in dir(getattr(api, kind))}  # fmt: skip
         assert not {name for name in attributes if not hasattr(api, name) and name not in names}
+
+
+def test_every_option_that_changes_engines_changes_the_key() -> None:
+    asked = [
+        {},
+        {"optimization_level": 0},
+        {"optimization_level": 3},
+        {"workspace": 1.0},
+        {"build_all_tactics": True},
+        {"ws": True},
+        {"compute_capability": ("8.9",)},
+    ]
+    keys = [json.dumps([runtime(**each).facts(), runtime(**each).device()]) for each in asked]
+    assert len(set(keys)) == len(asked)
+    assert json.dumps([runtime(use_cuda_graph=True).facts(), runtime().device()]) == keys[0]
+
+
+def test_gpus_that_are_named_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines for the GPU at hand are not those for another that was asked for."""
+    cuda = CudaStandIn(capability=(8, 9))
+    monkeypatch.setattr(tensorrt, "runtime_api", lambda: cuda)
+    monkeypatch.setattr(tensorrt, "bindings", lambda: TensorRtStandIn(cuda))
+    own, other = runtime(), runtime(compute_capability=("12.0",))
+    assert own.device() == "8.9" and all(map(own.runs, ("8.9", "8.0+8.9", "8.0 and later"))) and not own.runs("12.0")
+    assert other.device() == "12.0" and not other.runs("8.9") and "12.0" in (other.unusable() or "")
 
 
 def test_an_option_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

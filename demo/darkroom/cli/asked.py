@@ -126,10 +126,12 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
 
 def asked_vae(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str | None:
     """Another VAE than the model's own, by folder or hub repository; None without one."""
-    named = flags.vae or (recipe["request"].get("vae") if recipe else None)
-    if named == "":
+    named = flags.vae
+    if named is None and recipe and (named := recipe["request"].get("vae")) == "":
         raise AskedWrongly(f"--recipe {flags.recipe} was made with a VAE's folder; name it with --vae.")
-    if named and repository_of(named) is None:
+    if flags.vae == "":
+        raise AskedWrongly("--vae is empty: name the folder of a VAE, of a model that has it, or a hub repository.")
+    if named is not None and repository_of(named) is None:
         check_vae(Path(named))
     return named
 

@@ -1,6 +1,7 @@
 """The flags of the scripts, each documented where it is declared."""
 
 import argparse
+from collections.abc import Iterator
 from typing import NoReturn
 
 from darkroom.catalog import Script
@@ -21,9 +22,17 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             words = message.removeprefix("unrecognized arguments: ").split()
             unknown = next((word for word in words if word.startswith("-")), repr(" ".join(words))).split("=")[0]
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            flags = [flag for flag in self._flags() if flag.startswith("--")]
             message = f"{unknown} is not a flag of this script.{near_matches(unknown, flags)}"
         raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
+
+    def _flags(self) -> Iterator[str]:
+        """Its own flags, and those of its commands."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from command._flags()
 
 
 def parser_of(script: Script) -> Parser:
@@ -144,7 +153,9 @@ def parser_of(script: Script) -> Parser:
         "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
     )
     engine.add_argument(
-        "--use-cuda-graph", action="store_true", help="replay the UNet as a CUDA graph, on engines that have CUDA"
+        "--use-cuda-graph",
+        action="store_true",
+        help="capture the networks and the loop as CUDA graphs, on engines that have CUDA",
     )
     engine.add_argument("--nvtx-profile", action="store_true", help="mark the stages for NVIDIA's profilers")
     add_tensorrt_arguments(parser)

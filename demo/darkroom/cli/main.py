@@ -63,7 +63,9 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         # What is wrong with the request is said before a model is fetched for it.
         asked_request(flags, version, image, second, None, engine)
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
-    refuse_bounds(flags, runtime)
+    refuse_bounds(flags, recipe["request"]["build"] if recipe else flags.build, runtime)
+    if settings.threads and not runtime.threaded:
+        raise AskedWrongly(f"--threads has nothing to act on with --engine {runtime.name}.")
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
     stores: dict[Path, Store] = {}
@@ -191,7 +193,7 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     return find_runtime(engine, options)
 
 
-def refuse_bounds(flags: argparse.Namespace, runtime: Runtime) -> None:
+def refuse_bounds(flags: argparse.Namespace, build: str | None, runtime: Runtime) -> None:
     """Raises `AskedWrongly` for bounds of free sizes where nothing is free, or free means any."""
     for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
         if getattr(flags, name) is None:
@@ -199,7 +201,7 @@ def refuse_bounds(flags: argparse.Namespace, runtime: Runtime) -> None:
         flag = f"--{name.replace('_', '-')}"
         if not runtime.bounded:
             raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any.")
-        if flags.build not in free:
+        if build not in free:
             raise AskedWrongly(
                 f"{flag} has nothing to act on without {' or '.join(f'--build-{each}' for each in free)}."
             )

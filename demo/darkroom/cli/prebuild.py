@@ -50,7 +50,7 @@ def parser() -> Parser:
     build.add_argument("--model", nargs="+", metavar="PATH_OR_REPO", help="model folders or hub repositories")
     build.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
     build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
-    build.add_argument("--batch-size", nargs="+", type=int, default=[1], metavar="B", help="images a batch")
+    build.add_argument("--batch-size", nargs="+", type=int, metavar="B", help="images a batch; default 1")
     build.add_argument("--height", type=int, metavar="PIXELS", help="default: the model's own")
     build.add_argument("--width", type=int, metavar="PIXELS", help="default: the model's own")
     build.add_argument(
@@ -65,8 +65,8 @@ def parser() -> Parser:
     add_build_arguments(build.add_argument_group("what engines leave free"))
     add_tensorrt_arguments(build)
     listing = commands.add_parser("list", help="what is there, and whether it can be used here", allow_abbrev=False)
+    build.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
     for command in (build, listing):
-        command.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
         command.add_argument("--engine-dir", metavar="DIR", help="engines; default: engines")
         command.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
         command.add_argument("--verbose", action="store_true", help="also the inputs and outputs of each engine")
@@ -94,14 +94,18 @@ def _build(flags: argparse.Namespace) -> None:
     asked = asked or [version for version in known.values() if version.embedded]
     runtimes = [_compiling(name, options) for name in flags.engine]
     for runtime in runtimes:
-        refuse_bounds(flags, runtime)
-    cells = list(itertools.product(asked, runtimes, flags.precision, flags.batch_size))
+        refuse_bounds(flags, flags.build, runtime)
+    _refuse_free(flags)
+    free = flags.build not in (None, "static-batch")
+    sizes = flags.batch_size or [batches[1] if free else 1]
+    cells = list(itertools.product(asked, runtimes, flags.precision, sizes))
     for version, runtime, precision, batch in cells:
         # What is wrong is said before anything is fetched.
         _request(flags, version, runtime, precision, batch, PROVISIONAL_SIZE)
         check_precision(runtime, precision)
     graphs, engines = Store(folders.onnx_dir), Store(folders.engine_dir)
-    rows, ready = [], {}
+    rows: dict[Path, dict[str, Any]] = {}
+    ready: dict[str, str | None] = {}
     for version, runtime, precision, batch in cells:
         folder = open_model(version, None, folders, graphs, console)
         checkpoint = open_checkpoint(folder, engines.fingerprints, (SD, SDXL))
@@ -117,15 +121,26 @@ def _build(flags: argparse.Namespace) -> None:
             job=console.job,
             detail=console.detail,
         )
-        request = _request(flags, version, runtime, precision, batch, version.size or checkpoint.default_size)
+        size = pixels[1] if pixels else version.size or checkpoint.default_size
+        request = _request(flags, version, runtime, precision, batch, size)
         compiled = preparer.compile(request, preparer.stages_for(request, from_image=True))
         made = set(preparer.made)
-        rows += [_row(folder, folder in made, runtime) for folder in dict.fromkeys(compiled.sources.values())]
+        for folder in compiled.sources.values():
+            rows.setdefault(folder, _row(folder, folder in made, runtime))
         ready[runtime.name] = runtime.unusable()
-    _show(rows, flags, console)
+    _show([*rows.values()], flags, console)
     for name, reason in ready.items():
         if reason:
             console.say(f"The {name} engines are built and kept in {engines.root}: {reason}.")
+
+
+def _refuse_free(flags: argparse.Namespace) -> None:
+    """Raises `AskedWrongly` for a size where engines leave that size free."""
+    free = {"static-batch": (), "dynamic-batch": ("batch_size",), "dynamic-shape": ("batch_size", "height", "width")}
+    for name in free[flags.build or "static-batch"]:
+        if getattr(flags, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise AskedWrongly(f"{flag} has nothing to act on with --build-{flags.build}, which leaves it free.")
 
 
 def _compiling(name: str, options: Options) -> Runtime:
@@ -145,8 +160,8 @@ def _request(
         negative_prompt=None,
         batch_size=batch,
         batch_count=1,
-        height=flags.height or size,
-        width=flags.width or size,
+        height=size if flags.height is None else flags.height,
+        width=size if flags.width is None else flags.width,
         denoising_steps=version.steps,
         guidance_scale=version.guidance_scale if flags.guidance_scale is None else flags.guidance_scale,
         clip_skip=flags.clip_skip,
@@ -187,14 +202,14 @@ def _row(folder: Path, made: bool, runtime: Runtime | str) -> dict[str, Any]:
         "version": key["version"],
         "device": key["device"],
         "bytes": sum(file["size"] for file in manifest["files"].values()),
-        "weights_bytes": sum(network["weights_bytes"] for network in networks.values()) or None,
-        "layers": sum(network["layers"] for network in networks.values()) or None,
+        "weights_bytes": sum(network.get("weights_bytes", 0) for network in networks.values()) or None,
+        "layers": sum(network.get("layers", 0) for network in networks.values()) or None,
         "seconds": facts["seconds"],
         "peak_bytes": facts.get("peak_bytes"),
         "age_seconds": time.time() - folder.stat().st_mtime,
         "made": made,
         "unusable": _unusable(key, runtime),
-        "tensors": {name: network["tensors"] for name, network in networks.items()},
+        "tensors": {name: network.get("tensors", {}) for name, network in networks.items()},
     }
 
 

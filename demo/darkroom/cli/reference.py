@@ -28,7 +28,8 @@ def _actions(script: Script) -> Iterator[argparse.Action]:
 
 def _name(action: argparse.Action) -> str:
     name = " ".join(action.option_strings) or action.metavar
-    value = f" {action.metavar}" if action.option_strings and action.nargs != 0 else ""
+    metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+    value = f" {metavar}" if action.option_strings and action.nargs != 0 else ""
     return f"`{name}{value}`"
 
 

@@ -65,7 +65,7 @@ def artefact_folders(flags: argparse.Namespace) -> Folders:
     """The folders that flags name, or the ones at the root of the checkout."""
     models = getattr(flags, "framework_model_dir", None)
     return Folders(
-        onnx_dir=_folder(flags.onnx_dir, "onnx"),
+        onnx_dir=_folder(getattr(flags, "onnx_dir", None), "onnx"),
         engine_dir=_folder(flags.engine_dir, "engines"),
         framework_model_dir=Path(models) if models else None,
         hf_token=getattr(flags, "hf_token", None) or os.environ.get("HF_TOKEN") or None,

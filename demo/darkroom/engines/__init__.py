@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import AskedWrongly, Failed, near_matches
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
 def automatic(options: Options = NOTHING_ASKED) -> str:
     """The first runtime that is installed and has what it needs on this machine."""
     if any(os.path.exists(device) for device in NVIDIA_DEVICES) and _installed(RUNTIMES["tensorrt"]):
-        runtime = importlib.import_module("darkroom.engines.tensorrt").runtime("tensorrt", options)
-        if runtime.is_meant_for_this_gpu():
-            return "tensorrt"
+        try:
+            if find_runtime("tensorrt", options).is_meant_for_this_gpu():
+                return "tensorrt"
+        except Failed:  # half of it is missing: others are there
+            pass
     others = (name for name, listed in RUNTIMES.items() if name != "tensorrt" and _installed(listed))
     return next(others, "openvino")
 

@@ -23,7 +23,7 @@ class Cuda:
         self._api = api or runtime_api()
         if reason := missing(self._api):
             raise Failed(reason)
-        self.stream = self._checked(self._api.cudaStreamCreate())
+        self.stream = self._checked(self._api.cudaStreamCreateWithFlags(self._api.cudaStreamNonBlocking))
         self._held: dict[int, Callable[[int], Any]] = {}
         """Addresses that were taken, and what gives them back."""
 
@@ -31,14 +31,6 @@ class Cuda:
     def capability(self) -> str:
         """The device's compute capability: "8.9"."""
         return capability(self._api)
-
-    def close(self) -> None:
-        """Waits for the device and gives everything back."""
-        self._api.cudaStreamSynchronize(self.stream)
-        for address in reversed(self._held):
-            self._held[address](address)
-        self._held.clear()
-        self._api.cudaStreamDestroy(self.stream)
 
     def allocate(self, size: int, purpose: str) -> int:
         """Device memory, zeroed: its address. `purpose` is what an error says that it was for."""
@@ -90,7 +82,8 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Any:
         """A graph of what `work` gives to the stream, which does not run: see `launch`."""
-        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
+        # What other threads of the process do meanwhile, compiling kernels say, is none of the capture's business.
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._check(*self._api.cudaStreamBeginCapture(self.stream, mode))
         try:
             work()
@@ -164,6 +157,14 @@ def capability(api: Any) -> str:
             raise Failed(f"CUDA: {describe(api, status)}.")
         numbers.append(value)
     return "{}.{}".format(*numbers)
+
+
+def device_name(api: Any) -> str:
+    """What the first device is called: "NVIDIA GeForce RTX 4090"."""
+    status, properties = api.cudaGetDeviceProperties(0)
+    if status != api.cudaError_t.cudaSuccess:
+        raise Failed(f"CUDA: {describe(api, status)}.")
+    return properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
 
 
 def describe(api: Any, status: Any) -> str:

@@ -37,7 +37,8 @@ class Options:
 
     def asked(self) -> list[str]:
         """The flags of what is asked for."""
-        named = (field.name for field in fields(self) if getattr(self, field.name) not in (None, False))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = (name for name, value in values.items() if value is not None and value is not False)
         return [f"--{name.replace('_', '-')}" for name in named]
 
 
@@ -90,12 +91,14 @@ class Runtime(Protocol):
     `compiles` tells whether engines are built from a graph and kept; `typed`, whether they compute in the precision
     that the graph was exported in; `bounded`, whether sizes that an engine leaves free have bounds. `revision` is
     raised when `build` comes to make other engines from the same graph, and is part of every engine's key.
+    `threaded` runtimes compute in as many CPU threads as they are told.
     """
 
     name: str
     compiles: bool
     typed: bool = False
     bounded: bool = False
+    threaded: bool = True
     revision: int
     options: Options = NOTHING_ASKED
 

@@ -5,12 +5,13 @@ TensorRT-RTX builds engines on machines without a GPU, for the GPUs of others; p
 
 import importlib
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from darkroom.engines.cuda import capability, missing, runtime_api
+from darkroom.engines.cuda import capability, device_name, missing, runtime_api
 from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.errors import AskedWrongly, Failed, near_matches
 from darkroom.stages.contract import FREE, Profile
@@ -31,6 +32,7 @@ class TensorRt(Runtime):
     compiles = True
     typed = True
     bounded = True
+    threaded = False
     revision = 1
 
     def __init__(self, options: Options, trt: Any = None, cuda_api: Any = None) -> None:
@@ -50,6 +52,8 @@ class TensorRt(Runtime):
         return f"{self._trt.__name__} {self._trt.__version__}"
 
     def device(self) -> str:
+        if not self.rtx and not missing(self._cuda_api):
+            return f"{device_name(self._cuda_api)} ({capability(self._cuda_api)})"
         return "+".join(self._capabilities()) or LATER
 
     def facts(self) -> dict[str, Any]:
@@ -61,13 +65,14 @@ class TensorRt(Runtime):
             "all_tactics": options.build_all_tactics,
             "weight_streaming": options.ws,
         }
-        return {"built_with": {name: value for name, value in built_with.items() if value not in (None, False)}}
+        asked = {name: value for name, value in built_with.items() if value is not None and value is not False}
+        return {"built_with": asked}
 
     def precisions(self) -> tuple[str, ...]:
         return ("fp32", "fp16", "bf16")
 
     def runs(self, device: str) -> bool:
-        if missing(self._cuda_api):
+        if missing(self._cuda_api) or not self.rtx or self.options.compute_capability:
             return device == self.device()
         own = capability(self._cuda_api)
         return own in device.split("+") or (device == LATER and _number(own) >= 8.0)
@@ -76,7 +81,7 @@ class TensorRt(Runtime):
         if reason := missing(self._cuda_api):
             return f"they are ready for a machine with {self._gpus()}; {reason}"
         own = capability(self._cuda_api)
-        if not self.runs(self.device()):
+        if own not in (self.options.compute_capability or (own,)):
             return f"they are ready for a machine with {self._gpus()}; the one here is of {own}"
         return None
 
@@ -154,6 +159,8 @@ class TensorRt(Runtime):
                 )
         if options.timing_cache is not None and self.rtx:
             raise AskedWrongly("--timing-cache: TensorRT-RTX times nothing while it builds, and so has no use for one.")
+        if options.timing_cache is not None:
+            _check_cache(Path(options.timing_cache))
         if options.build_enable_refit and (reason := missing(self._cuda_api)):
             raise AskedWrongly(f"--build-enable-refit needs a GPU while engines are built, and {reason}.")
         if options.optimization_level is not None and options.optimization_level not in LEVELS:
@@ -164,6 +171,12 @@ class TensorRt(Runtime):
             raise AskedWrongly(f"--workspace is a number of GiB above 0, not {options.workspace}.")
         if options.nvtx_profile and importlib.util.find_spec("nvtx") is None:
             raise AskedWrongly("--nvtx-profile needs the package nvtx: pip install nvtx")
+
+
+def _check_cache(path: Path) -> None:
+    """Raises `AskedWrongly` for a timing cache that could not be written when the engine is there."""
+    if not path.name or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise AskedWrongly(f"--timing-cache {path} cannot be written: name a file in a folder that can be.")
 
 
 def _number(compute_capability: str) -> float:

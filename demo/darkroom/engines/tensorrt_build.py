@@ -48,8 +48,9 @@ def build_engine(
         monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
         if cache := options.timing_cache:
-            path = Path(cache)
-            config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.is_file() else b""), False)
+            times = config.create_timing_cache(Path(cache).read_bytes() if Path(cache).is_file() else b"")
+            if times is None or not config.set_timing_cache(times, False):
+                raise Failed(f"--timing-cache {cache} is damaged, or of another version or GPU; delete it.")
         serialized = builder.build_serialized_network(network, config)
         if monitor.cancelled:
             raise Failed("the build was cancelled.")
@@ -64,6 +65,8 @@ def build_engine(
 
 def _configure(trt: Any, config: Any, options: Options, compute_capabilities: tuple[str, ...]) -> None:
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; half precisions do not know it
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # TensorRT-RTX's graphs cannot be captured without
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * GIB))
     if options.optimization_level is not None:

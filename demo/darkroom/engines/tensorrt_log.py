@@ -13,7 +13,8 @@ def make_log(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             # Without a driver it tries to ask the GPU all the same, and says that this failed.
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and "cudaError" not in message:
+            noise = "cudaError 35" in message or "cudaErrorInsufficientDriver" in message
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not noise:
                 self.errors.append(" ".join(message.split()))
 
     return Log()

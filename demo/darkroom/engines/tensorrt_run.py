@@ -6,6 +6,7 @@ can be replayed. The host waits once, for the last sample.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -36,11 +37,9 @@ class Session:
         self.options = options
         self.log = make_log(trt)
         self.runtime = trt.Runtime(self.log)
-        self.layout = 0
-        """Counts the changes of addresses that captured graphs hold: those from before one are stale."""
         self._networks: list[_Network] = []
-        self._scratch_size = 0
-        self._scratch_is_for = 0
+        self._settled = 0
+        self._scratch: int | None = None
 
     def load(self, job: Job, plan: Path, step_plan: Path) -> Engine:
         """The engine in `plan`; a UNet's goes with that of the schedule's step."""
@@ -51,27 +50,31 @@ class Session:
         return TensorRtUnet(self, network, self.network(step_stage(latents), job.profile, step_plan))
 
     def network(self, stage: Stage, profile: Profile, plan: Path) -> "_Network":
-        network = _Network(self, stage, profile, plan)
-        self._networks.append(network)
-        self._scratch_size = max(self._scratch_size, network.scratch_size)
+        self._networks.append(network := _Network(self, stage, profile, plan))
         return network
 
     def settle(self) -> None:
-        """Gives every context its scratch memory, once all engines are loaded; before anything runs."""
-        if self._scratch_is_for == len(self._networks):
+        """Makes the contexts and gives them their scratch memory, once all engines and their buffers are there."""
+        if self._settled == len(self._networks):
             return
+        for network in self._networks[self._settled :]:
+            network.make_context()
         # One after the other on one stream, no two of them ever compute at the same time.
-        scratch = self.cuda.allocate(self._scratch_size, "the engines' scratch memory")
+        if self._scratch is not None:
+            self.cuda.free(self._scratch)
+        size = max(network.scratch_size for network in self._networks)
+        self._scratch = self.cuda.allocate(size, "the engines' scratch memory")
         for network in self._networks:
-            network.context.set_device_memory(scratch, self._scratch_size)
-        self._scratch_is_for = len(self._networks)
-        self.layout += 1
+            network.context.set_device_memory(self._scratch, size)
+            network.layout += 1
+        self._settled = len(self._networks)
 
     def range(self, name: str) -> Any:
         return nvtx_range(name, self.options.nvtx_profile)
 
     def failed(self, doing: str) -> Failed:
         reason = self.log.errors[-1] if self.log.errors else "TensorRT gives no reason"
+        self.log.errors.clear()
         return Failed(f"{doing}: {reason.rstrip('.')}.")
 
 
@@ -94,29 +97,50 @@ class _Buffer:
 
 
 class _Network:
-    """A deserialized engine with its context; buffers are made on first use and keep their addresses."""
+    """A deserialized engine with its context, and buffers that keep their addresses.
+
+    `layout` counts the changes of addresses and shapes: a graph that was captured before one is stale.
+    """
 
     def __init__(self, session: Session, stage: Stage, profile: Profile, plan: Path) -> None:
         self.session, self.stage, self.profile = session, stage, profile
-        trt = session.trt
-        session.log.errors.clear()
+        self.layout = 0
+        self.context: Any = None
         self.engine = session.runtime.deserialize_cuda_engine(plan.read_bytes())
         if self.engine is None:
+            here = f"a GPU of {session.cuda.capability} with {session.trt.__name__} {session.trt.__version__}"
             raise session.failed(
-                f"the {stage.name} engine in {plan.parent} cannot be loaded: it was {_origin(plan.parent)}; here is a "
-                f"GPU of {session.cuda.capability} with {session.trt.__name__} {session.trt.__version__}; delete that "
-                f"folder, and it is built again. TensorRT says"
+                f"the {stage.name} engine in {plan.parent} cannot be loaded: it was {_origin(plan.parent)}; "
+                f"here is {here} (if they differ, delete that folder, and it is built again)"
             )
-        if session.options.ws:
-            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
-        self.context = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self.context is None:
-            raise session.failed(f"the {stage.name} engine has no room on the GPU")
-        self.scratch_size = int(self.engine.device_memory_size_v2)
         self.buffers: dict[str, _Buffer] = {}
         for tensor in (*stage.inputs, *stage.outputs):
             if DRAWS not in tensor.shape:  # the noises are as many as the schedule draws
                 self.place(tensor, ITEM * prod(profile.bounds(tensor)[2]))
+
+    def make_context(self) -> None:
+        """What computes. Streamed weights take what memory is left then: all that is sure to be needed has its own."""
+        trt, engine = self.session.trt, self.engine
+        if self.session.options.ws:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        by_user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels for the sizes it meets. Later, beside the work, it would do that while a
+            # graph is captured, and leave the makeshift ones in it.
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(by_user)
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            self.context = engine.create_execution_context(config)
+        else:
+            self.context = engine.create_execution_context(by_user)
+        if self.context is None:
+            raise self.session.failed(f"the {self.stage.name} engine has no room on the GPU")
+        for name, buffer in self.buffers.items():
+            self._tell(name, buffer.address)
+
+    @property
+    def scratch_size(self) -> int:
+        return int(self.engine.device_memory_size_v2)
 
     def place(self, tensor: Tensor, size: int) -> None:
         """Gives an input or output its memory, and takes back what it had."""
@@ -125,10 +149,14 @@ class _Network:
             cuda.free(old.address)
             cuda.free(old.pinned.ctypes.data)
         address = cuda.allocate(size, f"the {self.stage.name}'s {tensor.name}")
-        if not self.context.set_tensor_address(tensor.name, address):
-            raise self.session.failed(f"the {self.stage.name} engine has no {tensor.name}")
         self.buffers[tensor.name] = _Buffer(tensor, address, cuda.pinned(size))
-        self.session.layout += 1
+        if self.context is not None:
+            self._tell(tensor.name, address)
+
+    def _tell(self, name: str, address: int) -> None:
+        if not self.context.set_tensor_address(name, address):
+            raise self.session.failed(f"the {self.stage.name} engine has no {name}")
+        self.layout += 1
 
     def give(self, name: str, value: np.ndarray) -> None:
         """Uploads an input, by way of pinned memory."""
@@ -144,7 +172,7 @@ class _Network:
         if not self.context.set_input_shape(name, shape):
             raise self.session.failed(f"the {self.stage.name} engine is not built for {name} of {shape}")
         buffer.shape = shape
-        self.session.layout += 1
+        self.layout += 1
 
     def enqueue(self) -> None:
         """Gives the computation to the stream."""
@@ -169,23 +197,27 @@ def _origin(folder: Path) -> str:
 
 
 class _Captures:
-    """Captured graphs by name, each for as long as no address and no shape has changed."""
+    """Captured graphs by name, each for as long as no address and no shape of the networks in it has changed."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._graphs: dict[Any, tuple[int, Any]] = {}
+    def __init__(self, cuda: Cuda, *networks: _Network) -> None:
+        self._cuda = cuda
+        self._networks = networks
+        self._graphs: dict[Any, tuple[list[int], Any]] = {}
 
     def get(self, name: Any) -> Any:
-        layout, graph = self._graphs.get(name, (None, None))
-        if graph is not None and layout != self._session.layout:
-            self._session.cuda.wait()  # it may be running still
-            self._session.cuda.drop(graph)
+        layouts, graph = self._graphs.get(name, (None, None))
+        if graph is not None and layouts != self._layouts():
+            self._cuda.wait()  # it may be running still
+            self._cuda.drop(graph)
             del self._graphs[name]
             return None
         return graph
 
     def capture(self, name: Any, work: Callable[[], None]) -> None:
-        self._graphs[name] = (self._session.layout, self._session.cuda.capture(work))
+        self._graphs[name] = (self._layouts(), self._cuda.capture(work))
+
+    def _layouts(self) -> list[int]:
+        return [network.layout for network in self._networks]
 
 
 class TensorRtEngine(Engine):
@@ -193,7 +225,7 @@ class TensorRtEngine(Engine):
 
     def __init__(self, session: Session, network: _Network) -> None:
         self._session, self._network = session, network
-        self._captures = _Captures(session)
+        self._captures = _Captures(session.cuda, network)
         self._start, self._end = session.cuda.event(), session.cuda.event()
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -227,42 +259,36 @@ class TensorRtUnet(TensorRtEngine):
     def __init__(self, session: Session, network: _Network, step: _Network) -> None:
         super().__init__(session, network)
         self._step = step
-        self._seen: set[Any] = set()
+        self._captures = _Captures(session.cuda, network, step)
+        self._runs: Counter[tuple[int, int]] = Counter()
 
     def denoise(
         self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
     ) -> Iterator[np.ndarray | None]:
-        """See `Denoiser`. With CUDA graphs, a loop that comes again is captured whole, and from then on one launch."""
+        """See `Denoiser`. With CUDA graphs, a loop that came twice is captured whole, and from then on one launch."""
         cuda, calls = self._session.cuda, len(table)
+        kind = calls, len(noises)
         self._session.settle()
         with self._session.range("unet"):
             cuda.record(self._start)
             self._upload(table, sample, noises, conditions)
-            whole = (calls, len(noises))
-            if self._session.options.use_cuda_graph and whole in self._seen:
-                self._launch_whole(whole, calls)
+            if whole := self._captures.get(kind):
+                cuda.launch(whole)
                 yield from [None] * (calls - 1)
             else:
                 for call in range(calls):
                     self._launch("step", self._advance)
                     if call < calls - 1:
                         yield None
-                self._seen.add(whole)
             cuda.record(self._end)
             samples = self._step.buffers["samples"]
             cuda.download(samples.pinned[: sample.nbytes], samples.address)  # the newest stands first
             cuda.wait()
         self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+        self._runs[kind] += 1
+        if self._session.options.use_cuda_graph and not whole and self._runs[kind] > 1:
+            self._captures.capture(kind, lambda: [self._advance() for _ in range(calls)])  # on nobody's clock
         yield samples.host(sample.shape).copy()
-
-    def _launch_whole(self, name: Any, calls: int) -> None:
-        def loop() -> None:
-            for _ in range(calls):
-                self._advance()
-
-        if not self._captures.get(name):
-            self._captures.capture(name, loop)
-        self._session.cuda.launch(self._captures.get(name))
 
     def _advance(self) -> None:
         """One call of the network, one step of the schedule, and what comes next into what goes in."""

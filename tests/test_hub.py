@@ -1,0 +1,54 @@
+"""Fetching models from the hub: what is asked for, with a stand-in for the hub, which cannot be reached here."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from darkroom import hub
+
+GIGA = 10**9
+UNET = "unet/diffusion_pytorch_model"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Fetches a repository of these files and sizes; returns the patterns of what was downloaded."""
+    import huggingface_hub
+
+    def fetch(**sizes: int) -> list[str]:
+        files = {f"{UNET}.{name.replace('_', '.')}": size for name, size in sizes.items()}
+        downloads = []
+
+        def download(repository: str, allow_patterns: list[str], local_files_only: bool = False, **_: Any) -> str:
+            if local_files_only:
+                raise FileNotFoundError("nothing is on disk")
+            downloads.append(allow_patterns)
+            return str(tmp_path)
+
+        api = SimpleNamespace(
+            endpoint="http://hub",
+            list_repo_files=lambda repository: list(files),
+            get_paths_info=lambda repository, path: [SimpleNamespace(size=files[path])],
+        )
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: api)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        monkeypatch.setattr(hub, "_reachable", lambda endpoint: None)
+        assert hub.fetch("owner/name", None, None) == tmp_path
+        return [pattern for pattern in downloads[0] if pattern.startswith("unet/diffusion")]
+
+    return fetch
+
+
+def test_the_plain_file_is_taken_where_there_is_one(asked: Any) -> None:
+    assert asked(safetensors=3 * GIGA, fp16_safetensors=GIGA) == [f"{UNET}.safetensors"]
+
+
+def test_of_a_network_that_is_kept_halved_the_halved_file_is_taken(asked: Any) -> None:
+    assert asked(safetensors=10 * GIGA, fp16_safetensors=5 * GIGA) == [f"{UNET}.fp16.safetensors"]
+    assert asked(safetensors=10 * GIGA) == [f"{UNET}.safetensors"]
+
+
+def test_without_the_plain_file_what_there_is_is_taken(asked: Any) -> None:
+    assert f"{UNET}.fp16.safetensors" in asked(fp16_safetensors=GIGA)
