@@ -43,7 +43,9 @@ def run_in_child(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     reports = progress is not None
-    child = context.Process(target=_work, args=(sender, verbose, reports, function, arguments), daemon=True)
+    child = context.Process(
+        target=_work, args=(sender, os.getpid(), verbose, reports, function, arguments), daemon=True
+    )
     with _environment(MEMORY):
         child.start()
     sender.close()
@@ -91,9 +93,13 @@ def peak_memory() -> int:
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
-def _work(sender: "Connection", verbose: bool, reports: bool, function: Callable[..., Any], arguments: tuple) -> None:
+def _work(
+    sender: "Connection", parent: int, verbose: bool, reports: bool, function: Callable[..., Any], arguments: tuple
+) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has died already
+            return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if verbose else silence, 1)

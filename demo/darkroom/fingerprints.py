@@ -4,13 +4,17 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TICK = 20_000_000
+"""Nanoseconds: what the times that a file system keeps are exact to, at least."""
+
 
 class Fingerprints:
-    """Remembers the SHA-256 of files by their path, size, modification time and inode, in one JSON file.
+    """Remembers the SHA-256 of files by their path, size, times of change and inode, in one JSON file.
 
     A memory that cannot be read or written costs time, never correctness: the hash is computed again.
     """
@@ -24,16 +28,21 @@ class Fingerprints:
             self._known = {}
         self._changed = False
 
-    def sha256(self, path: Path, check: Callable[[Path], None] | None = None) -> str:
-        """The hash of `path`, in hex. `check` is called first when the file is new or has changed, and may raise."""
+    def sha256(self, path: Path, check: Callable[[Path], None] | None = None, anew: bool = False) -> str:
+        """The hash of `path`, in hex; computed `anew` even when it is known, if asked.
+
+        `check` is called first when the file is new or has changed, and may raise.
+        """
         path = path.resolve()
-        stat = path.stat()
-        identity = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        identity = _identity(path)
         known = self._known.get(str(path))
-        if isinstance(known, list) and len(known) == 4 and known[:3] == identity:
-            return known[3]
+        if not anew and isinstance(known, list) and known[:-1] == identity:
+            return known[-1]
         if check:
             check(path)
+        # A change within the clock's tick would keep the file's times: those must be past before it is read.
+        while (wait := max(identity[1:3]) + TICK - time.time_ns()) > 0 and wait <= TICK:
+            time.sleep(wait / 1e9)
         digest = hash_file(path)
         self._known[str(path)] = [*identity, digest]
         self._changed = True
@@ -57,6 +66,11 @@ class Fingerprints:
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _identity(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def hash_file(path: Path) -> str:

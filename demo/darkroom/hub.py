@@ -31,21 +31,13 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
     Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
     handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.
     """
-    _settings()
+    if found := on_disk(repository, folder, weights):
+        return found
     import huggingface_hub
 
-    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
-    if folder and _whole(target["local_dir"], weights):
-        return target["local_dir"]
+    target = _target(repository, folder)
     wanted = WEIGHTS if weights else ()
-    patterns = [*WANTED, *(f"{stem}.safetensors" for stem in wanted)]
-    if not folder:
-        try:
-            cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-            if _whole(cached, weights):
-                return cached
-        except Exception:  # not on disk yet; whatever the reason, the hub is asked next
-            pass
+    patterns = _patterns(wanted)
     instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
     with _explained(repository, instead):
         api = huggingface_hub.HfApi(token=token)
@@ -61,12 +53,36 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
 
 
+def on_disk(repository: str, folder: Path | None, weights: bool = True) -> Path | None:
+    """The folder of a model that was fetched before, whole, from where `fetch` puts it; None without one."""
+    _settings()
+    import huggingface_hub
+
+    if folder:
+        found = _target(repository, folder)["local_dir"]
+        return found if _whole(found, weights) else None
+    patterns = _patterns(WEIGHTS if weights else ())
+    try:
+        cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+    except Exception:  # whatever the reason, it is not there
+        return None
+    return cached if _whole(cached, weights) else None
+
+
+def _target(repository: str, folder: Path | None) -> dict[str, Path]:
+    return {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+
+
+def _patterns(wanted: tuple[str, ...]) -> list[str]:
+    return [*WANTED, *(f"{stem}.safetensors" for stem in wanted)]
+
+
 def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
     """The LoRA file of a hub repository, found on disk or downloaded as `fetch` does with models."""
     _settings()
     import huggingface_hub
 
-    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+    target = _target(repository, folder)
     with _explained(repository, "a folder that has it with --framework-model-dir, or the file with --lora-path"):
         found = target.get("local_dir")
         if not folder:
@@ -90,7 +106,7 @@ def fetch_vae(repository: str, token: str | None, folder: Path | None) -> Path:
     import huggingface_hub
 
     files = ["config.json", f"{NETWORKS['vae']}.safetensors"]
-    target = {"local_dir": folder / repository.replace("/", "--")} if folder else {}
+    target = _target(repository, folder)
     with _explained(repository, "a folder that holds the VAE with --vae"):
         found = target.get("local_dir")
         if not folder:

@@ -1,7 +1,8 @@
 """LoRA files (Hu et al. 2021): small changes to a model's weights, fused into them before they are exported."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from darkroom.checkpoint import SD, SDXL, read_header
 from darkroom.errors import AskedWrongly
@@ -39,6 +40,14 @@ class Lora:
     def strength(self) -> float:
         """What its changes are multiplied by."""
         return self.weight * self.scale
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path.absolute()), "networks": sorted(self.networks)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Lora":
+        """The inverse of `as_json`."""
+        return cls(**fields | {"path": Path(fields["path"]), "networks": frozenset(fields["networks"])})
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:

@@ -110,6 +110,39 @@ class Preparer:
         Raises `AskedWrongly` before any engine is built when model, runtime and request do not fit.
         """
         scheduler, table_key, table_folder, tokenizers = self.check(request)
+        jobs = self._jobs(request, stages)
+        keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
+        # What LoRAs change goes first: one that does not fit is refused before anything else is built.
+        order = sorted(jobs, key=lambda name: -len(jobs[name].stage.loras) if name == "unet" else 0)
+        sources = {name: self._source(jobs[name], keys[name], request) for name in order}
+        for store in (self.graphs, self.engines):
+            store.fingerprints.remember()
+            store.sweep()
+        for part, source in {"schedule": table_folder, **sources}.items():
+            self.detail(f"{part}: {source}")
+        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
+        return Compiled(jobs, sources, table_folder, tokenizers, scheduler, artefacts)
+
+    def export(self, request: Request, stages: Collection[str] | None = None) -> list[Path]:
+        """The folders of the ONNX graphs alone, exported where they are not there. Raises as `compile` does."""
+        self._check_fit(request)
+        folders = [self._graph(job, request).parent for job in self._jobs(request, stages).values()]
+        self.graphs.fingerprints.remember()
+        return folders
+
+    def plan(self, request: Request, stages: Collection[str] | None = None) -> dict[str, Path | None]:
+        """What `compile` needs by its label, and the folder of what is there. Makes nothing."""
+        self._check_fit(request)
+        _, key = self._schedule_key(request)
+        planned = {key.label: self.engines.find(key)}
+        for job in self._jobs(request, stages).values():
+            graph, engine = self._graph_key(job, request), self._engine_key(job, request)
+            planned[engine.label] = self.engines.find(engine) or self.engines.find_for(engine, self.runtime.runs)
+            if planned[engine.label] is None:  # an engine that is there needs its graph no more
+                planned[graph.label] = self.graphs.find(graph)
+        return planned
+
+    def _jobs(self, request: Request, stages: Collection[str] | None) -> dict[str, Job]:
         wanted = self.stages_for(request, from_image=False) if stages is None else stages
         profile = self._profile(request)
         jobs = {
@@ -120,16 +153,7 @@ class Preparer:
         if "vae_encoder" in jobs:
             # One picture for the whole batch, encoded alone as diffusers encodes it.
             jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
-        keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
-        # What LoRAs change goes first: one that does not fit is refused before anything else is built.
-        order = sorted(jobs, key=lambda name: -len(jobs[name].stage.loras) if name == "unet" else 0)
-        sources = {name: self._source(jobs[name], keys[name], request) for name in order}
-        for store in (self.graphs, self.engines):
-            store.fingerprints.remember()
-        for part, source in {"schedule": table_folder, **sources}.items():
-            self.detail(f"{part}: {source}")
-        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
-        return Compiled(jobs, sources, table_folder, tokenizers, scheduler, artefacts)
+        return jobs
 
     def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
         """Compiles and loads: see `compile` and `load`."""
@@ -149,6 +173,10 @@ class Preparer:
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
         guided = self._guided(request)
         jobs, sources = compiled.jobs, compiled.sources
+        if self.runtime.compiles:
+            for source in sources.values():
+                self.engines.note_use(source)
+        self.engines.note_use(compiled.table_folder)
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
             loading = {
@@ -371,10 +399,15 @@ class Preparer:
 
             def build(folder: Path) -> dict[str, Any]:
                 arguments = (self.runtime.name, self.runtime.options, job, graph, folder)
-                return run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
+                made = run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
+                return made | self._origin(job)
 
             self.made.append(self.engines.make(key, build))
         return self.made[-1]
+
+    def _origin(self, job: Job) -> dict[str, Any]:
+        """What a manifest needs so that an artefact can be held against torch again."""
+        return {"model": self.name, "model_folder": str(self.checkpoint.folder.absolute()), "job": job.as_json()}
 
     def _graph(self, job: Job, request: Request) -> Path:
         from darkroom.export.graph import GRAPH, export_stage
@@ -387,11 +420,12 @@ class Preparer:
                 factor = self.checkpoint.vae_factor
                 arguments = (self.checkpoint.folder, job.stage, self._graph_precision(job), request.onnx_opset)
                 arguments += (fixed, factor, folder)
-                return run_in_child(export_stage, *arguments, verbose=self.verbose)
+                return run_in_child(export_stage, *arguments, verbose=self.verbose) | self._origin(job)
 
             with self.job(f"exporting the {job.stage.name} to ONNX"):
                 folder = self.graphs.make(key, build)
             self.made.append(folder)
+        self.graphs.note_use(folder)
         return folder / GRAPH
 
 

@@ -3,13 +3,20 @@
 import contextlib
 import io
 import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from darkroom.checkpoint import open_checkpoint
+from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
-from tests.support import Ended, Studio, children_inline, flags, listing, one_line
+from darkroom.engines import RUNTIMES, Listed
+from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
+from darkroom.engines.store import Key, Store
+from tests.support import Ended, Studio, changed_copy, children_inline, flags, listing, one_line
 
 PROMPT = "red apple"
 
@@ -17,7 +24,7 @@ PROMPT = "red apple"
 def prebuild(studio: Studio, command: str, *arguments: str, **values: Any) -> Ended:
     """Runs build_engines.py in this process."""
     out, err = io.StringIO(), io.StringIO()
-    folders = flags(onnx_dir=studio.onnx if command == "build" else None, engine_dir=studio.engines)
+    folders = flags(onnx_dir=studio.onnx, engine_dir=studio.engines)
     with children_inline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([command, *arguments, *flags(**values), *folders])
     return Ended(code, out.getvalue(), err.getvalue())
@@ -28,9 +35,29 @@ def rows(ended: Ended) -> list[dict[str, Any]]:
     return json.loads(ended.out)
 
 
+def scale_weights(part: Path) -> None:
+    """Makes other weights of those in a part of a model."""
+    from safetensors.numpy import load_file, save_file
+
+    (file,) = part.glob("*.safetensors")
+    save_file({name: value * value.dtype.type(1.25) for name, value in load_file(file).items()}, file)
+
+
+def of_another(folder: Path, store: Store, made: dict[str, Any] | None = None, **facts: Any) -> Path:
+    """A copy of an artefact, whole, that was made under another key."""
+    manifest = read_manifest(folder)
+    key = Key(manifest["label"], manifest["key"] | facts)
+    copy = shutil.copytree(folder, store.root / key.folder_name)
+    (copy / MANIFEST).unlink()
+    write_manifest(copy, key.label, key.facts, manifest["made"] | (made or {}), store.fingerprints)
+    return copy
+
+
 def test_what_was_built_is_all_that_a_run_needs(empty_studio: Studio) -> None:
     made = rows(prebuild(empty_studio, "build", "--json", model=empty_studio.model, engine="openvino"))
-    assert {row["engine"].split("-")[0] for row in made} == {"clip", "unet", "vae", "vae_encoder"}
+    for kind in ("engine", "graph"):
+        names = {row["name"].split("-")[0] for row in made if row["kind"] == kind}
+        assert names == {"clip", "unet", "vae", "vae_encoder"}
     assert all(row["made"] and row["unusable"] is None and row["bytes"] > 0 for row in made)
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 2**26 for row in made)
     drawn = empty_studio.draw(PROMPT, engine="openvino")
@@ -44,8 +71,9 @@ def test_a_second_time_nothing_is_built(empty_studio: Studio) -> None:
     again = rows(prebuild(empty_studio, "build", *arguments))
     assert listing(empty_studio.engines, empty_studio.onnx) == before
     assert not any(row["made"] for row in again)
-    assert [row["folder"] for row in again] == [row["folder"] for row in first]
-    assert sum("b2-64x64" in row["engine"] for row in again) == 2
+    engines = [row["folder"] for row in first if row["kind"] == "engine"]
+    assert [row["folder"] for row in again] == engines
+    assert sum("b2-64x64" in row["name"] for row in again) == 2
 
 
 def test_several_engines_and_precisions_in_one_call(empty_studio: Studio) -> None:
@@ -63,7 +91,7 @@ def test_several_engines_and_precisions_in_one_call(empty_studio: Studio) -> Non
     assert ended.code == 0, "engines for another machine are a success here"
     assert "unet-" in ended.out and "openvino" in ended.out and "tensorrt_rtx" in ended.out
     listed = rows(prebuild(empty_studio, "list", "--json"))
-    (unet,) = (row for row in listed if "unet" in row["engine"] and "tensorrt" in row["engine"])
+    (unet,) = (row for row in listed if "unet" in row["name"] and "tensorrt" in row["name"])
     assert unet["layers"] > 50 and unet["device"] == "8.0 and later"
     assert unet["tensors"]["engine.plan"]["latents"]["most"] == [1, 4, 8, 8]
     shown = prebuild(empty_studio, "list", "--verbose")
@@ -73,21 +101,16 @@ def test_several_engines_and_precisions_in_one_call(empty_studio: Studio) -> Non
 
 def test_an_engine_of_another_version_or_machine_is_listed_as_such(studio: Studio) -> None:
     studio.draw(PROMPT, engine="openvino")
-    manifest = next(Path(studio.engines).glob("unet*openvino*/manifest.json"))
-    whole = manifest.read_text()
-    try:
-        for field, value, said in (("version", "1.0", "built with 1.0"), ("device", "CPU: Z80", "built for CPU: Z80")):
-            facts = json.loads(whole)
-            facts["key"][field] = value
-            manifest.write_text(json.dumps(facts))
-            row = next(r for r in rows(prebuild(studio, "list", "--json")) if r["folder"] == str(manifest.parent))
-            assert row["unusable"].startswith(said)
-    finally:
-        manifest.write_text(whole)
+    built = next(Path(studio.engines).glob("unet*openvino*"))
+    for field, value, said in (("version", "1.0", "built with 1.0"), ("device", "CPU: Z80", "built for CPU: Z80")):
+        foreign = of_another(built, Store(studio.engines), **{field: value})
+        row = next(row for row in rows(prebuild(studio, "list", "--json")) if row["folder"] == str(foreign))
+        assert row["unusable"].startswith(said)
+        shutil.rmtree(foreign)
 
 
 def test_an_empty_store_is_said_to_be_empty(empty_studio: Studio) -> None:
-    assert prebuild(empty_studio, "list").out == "no engines are there yet.\n"
+    assert prebuild(empty_studio, "list").out == "nothing is there yet.\n"
     assert rows(prebuild(empty_studio, "list", "--json")) == []
     assert not empty_studio.engines.exists()
 
@@ -108,7 +131,23 @@ def test_an_empty_store_is_said_to_be_empty(empty_studio: Studio) -> None:
         (["build", "--width", "128", "--build-dynamic-shape"], "--width has nothing to act on"),
         (["build", "--presicion", "fp16"], "'--precision'"),
         (["build", "--engine", "openvino", "--optimization-level", "0"], "--optimization-level"),
-        (["list", "--onnx-dir", "x"], "--onnx-dir"),
+        (["build", "--size", "64", "--height", "64"], "--size"),
+        (["build", "--size", "64xx"], "--size"),
+        (["build", "--size", "64x65"], "--width"),
+        (["build", "--size", "64", "--build-dynamic-shape"], "--size has nothing to act on"),
+        (["build", "--scheduler", "Eular"], "'Euler'"),
+        (["build", "--denoising-steps", "0"], "--denoising-steps"),
+        (["build", "--dry-run", "--onnx-export-only"], "--onnx-export-only"),
+        (["list", "nothing-like-it"], "'nothing-like-it' fits no artefact"),
+        (["verify", "nothing-like-it"], "'nothing-like-it' fits no artefact"),
+        (["clean"], "--unusable"),
+        (["clean", "--yes"], "--unusable"),
+        (["clean", "--unused", "-1"], "--unused"),
+        (["clean", "--keep-under", "nan"], "--keep-under"),
+        (["export", "/nowhere/at/all.tar"], "/nowhere/at/all.tar"),
+        (["export", "all.tar"], "nothing to export"),
+        (["import", "/nowhere/at/all.tar"], "/nowhere/at/all.tar"),
+        (["import", "/etc/hostname"], "/etc/hostname"),
         (["build", "--model", "/nowhere/model"], "/nowhere/model"),
         (["bild"], "bild"),
         ([], "COMMAND"),
@@ -117,11 +156,200 @@ def test_an_empty_store_is_said_to_be_empty(empty_studio: Studio) -> None:
 )
 def test_what_cannot_be_done_is_refused(empty_studio: Studio, arguments: list[str], said: str) -> None:
     out, err = io.StringIO(), io.StringIO()
-    folders = flags(onnx_dir=empty_studio.onnx, engine_dir=empty_studio.engines) if "build" in arguments else []
+    folders = flags(onnx_dir=empty_studio.onnx, engine_dir=empty_studio.engines) if len(arguments) else []
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([*arguments, *folders])
     assert code == 2 and one_line(err.getvalue()) and said in err.getvalue() and not out.getvalue()
     assert not empty_studio.engines.exists()
+
+
+class TestBuild:
+    def test_a_dry_run_tells_what_a_real_one_makes(self, empty_studio: Studio) -> None:
+        asked = dict(model=empty_studio.model, engine="openvino", json=True)
+        planned = rows(prebuild(empty_studio, "build", "--dry-run", **asked))
+        assert not empty_studio.engines.exists() and not empty_studio.onnx.exists()
+        assert not any(row["folder"] for row in planned)
+        made = rows(prebuild(empty_studio, "build", **asked))
+        schedules = {row["what"] for row in planned if row["what"].startswith("schedule")}
+        assert len(schedules) == 1
+        assert {row["what"] for row in planned} - schedules == {row["name"] for row in made}
+        again = rows(prebuild(empty_studio, "build", "--dry-run", **asked))
+        assert all(row["folder"] for row in again)
+
+    def test_graphs_alone(self, empty_studio: Studio) -> None:
+        made = rows(prebuild(empty_studio, "build", "--onnx-export-only", "--json", model=empty_studio.model))
+        assert {row["kind"] for row in made} == {"graph"} and len(made) == 4
+        assert not empty_studio.engines.exists()
+
+    def test_several_sizes_batches_kinds_and_schedules(self, empty_studio: Studio) -> None:
+        lists = ("--size", "64", "128x64", "--build-static-batch", "--build-dynamic-shape", "--batch-size", "1", "2")
+        lists += ("--scheduler", "Euler", "DDIM", "--denoising-steps", "2", "3")
+        made = rows(prebuild(empty_studio, "build", *lists, "--json", model=empty_studio.model, engine="onnxruntime"))
+        unets = {row["name"] for row in made if row["kind"] == "engine" and row["name"].startswith("unet-")}
+        sizes = {name.removesuffix("-onnxruntime-fp32").split("-b")[1] for name in unets}
+        assert sizes == {"1-64x64", "2-64x64", "1-128x64", "2-128x64", "any-anyxany"}
+        names = {row["name"] for row in rows(prebuild(empty_studio, "list", "--json")) if row["kind"] == "schedule"}
+        kinds = ("EulerDiscreteScheduler", "DDIMScheduler")
+        assert names == {f"schedule-{kind}-{steps}" for kind in kinds for steps in (2, 3)}
+
+
+class TestUpkeep:
+    def test_verify_runs_every_engine_against_torch(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        verdicts = rows(prebuild(empty_studio, "verify", "--json"))
+        errors = [verdict["error_against_torch"] for verdict in verdicts if "onnxruntime" in verdict["name"]]
+        assert len(errors) == 4 and all(0 <= error < 1e-4 for error in errors)
+        assert all(verdict["good"] for verdict in verdicts)
+
+    def test_verify_finds_an_engine_of_other_weights(self, empty_studio: Studio, tmp_path: Path) -> None:
+        """One whose bytes are right, under the key of what it is not."""
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        other = changed_copy(empty_studio.model, tmp_path / "other", lambda folder: scale_weights(folder / "vae"))
+        store = Store(empty_studio.engines)
+        vae = next(store.root.glob("vae-*"))
+        weights = open_checkpoint(other, store.fingerprints).digests["vae"]
+        copy = of_another(vae, store, {"model_folder": str(other)}, weights=weights)
+        ended = prebuild(empty_studio, "verify", "--json", copy.name)
+        (verdict,) = json.loads(ended.out)
+        assert ended.code == 1 and one_line(ended.err)
+        assert not verdict["good"] and verdict["error_against_torch"] > 0.01
+
+    def test_verify_names_a_flipped_byte_that_kept_its_times(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        store = Store(empty_studio.engines)
+        unet = next(empty_studio.engines.glob("unet-*onnxruntime*"))
+        file = unet / "engine.onnx.data"
+        content = bytearray(file.read_bytes())
+        content[1000] ^= 1
+        file.write_bytes(content)
+        # As if a disk had lost it: what is remembered is of the file as it is now.
+        memory = empty_studio.engines / ".fingerprints.json"
+        known = json.loads(memory.read_text())
+        stat = file.stat()
+        known[str(file)][:4] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        memory.write_text(json.dumps(known))
+        assert Store(empty_studio.engines).damage(unet) is None, "else this tests nothing"
+        ended = prebuild(empty_studio, "verify", "--hashes-only", "--json")
+        bad = [verdict for verdict in json.loads(ended.out) if not verdict["good"]]
+        assert ended.code == 1 and [each["found"] for each in bad] == ["damaged: engine.onnx.data has changed"]
+        assert store.damage(unet, anew=True) == "engine.onnx.data has changed"
+
+    def test_verify_says_where_there_is_nothing_to_compare_with(self, empty_studio: Studio, tmp_path: Path) -> None:
+        model = shutil.copytree(empty_studio.model, tmp_path / "gone")
+        prebuild(empty_studio, "build", model=model, engine="onnxruntime")
+        shutil.rmtree(model)
+        verdicts = rows(prebuild(empty_studio, "verify", "--json", "*onnxruntime*"))
+        assert all(verdict["good"] and "nothing to compare with" in verdict["found"] for verdict in verdicts)
+
+    def test_clean_shows_first_and_deletes_with_yes(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        before = listing(empty_studio.engines, empty_studio.onnx)
+        shown = rows(prebuild(empty_studio, "clean", "--all", "--json"))
+        assert listing(empty_studio.engines, empty_studio.onnx) == before
+        assert len(shown) == 9 and all(row["why"] for row in shown)
+        ended = prebuild(empty_studio, "clean", "--all", "--yes", "unet")
+        assert ended.code == 0
+        left = rows(prebuild(empty_studio, "list", "--json"))
+        assert len(left) == 7 and not any("unet" in row["name"] for row in left)
+
+    def test_clean_takes_what_is_damaged_or_for_others(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        store = Store(empty_studio.engines)
+        foreign = of_another(next(store.root.glob("vae-*")), store, device="CPU: Z80")
+        damaged = next(store.root.glob("clip-*"))
+        (damaged / MANIFEST).write_text("{}")
+        doomed = rows(prebuild(empty_studio, "clean", "--unusable", "--yes", "--json"))
+        assert {row["folder"] for row in doomed} == {str(foreign), str(damaged)}
+        assert not foreign.exists() and not damaged.exists() and len(store.folders()) == 4
+
+    def test_clean_by_age_and_use(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        assert rows(prebuild(empty_studio, "clean", "--older-than", "1", "--unused", "1", "--json")) == []
+        assert len(rows(prebuild(empty_studio, "clean", "--older-than", "0", "--json"))) == 9
+        total = sum(row["bytes"] for row in rows(prebuild(empty_studio, "list", "--json")))
+        doomed = rows(prebuild(empty_studio, "clean", "--keep-under", str(total / 2e9), "--json"))
+        freed = sum(row["bytes"] for row in doomed)
+        assert freed >= total / 2 > freed - doomed[-1]["bytes"] or len(doomed) < 9
+
+
+class TestCarry:
+    def test_what_was_exported_serves_elsewhere(self, empty_studio: Studio, tmp_path: Path) -> None:
+        first = empty_studio.draw(PROMPT, engine="onnxruntime")
+        archive = tmp_path / "engines.tar"
+        assert prebuild(empty_studio, "export", str(archive)).code == 0
+        other = Studio(tmp_path / "other", empty_studio.model)
+        other.root.mkdir()
+        added = rows(prebuild(other, "import", str(archive), "--json"))
+        assert {row["kind"] for row in added} == {"engine", "graph", "schedule"}
+        drawn = other.draw(PROMPT, engine="onnxruntime")
+        assert drawn.children == [] and (drawn.pictures[0] == first.pictures[0]).all()
+        before = listing(other.engines, other.onnx)
+        assert rows(prebuild(other, "import", str(archive), "--json")) == []
+        assert listing(other.engines, other.onnx) == before
+
+    def test_a_damaged_archive_adds_nothing_damaged(self, empty_studio: Studio, tmp_path: Path) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        archive = tmp_path / "engines.tar"
+        prebuild(empty_studio, "export", str(archive), "clip")
+        whole = archive.read_bytes()
+        weights = next(empty_studio.engines.glob("clip-*/engine.onnx.data")).read_bytes()
+        place = whole.index(weights) + 100
+        other = Studio(tmp_path, empty_studio.model)
+        damages = {"flipped": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], "cut": whole[:place]}
+        for name, content in damages.items():
+            archive.write_bytes(content)
+            ended = prebuild(other, "import", str(archive))
+            assert ended.code in (1, 2) and one_line(ended.err), name
+            assert Store(other.engines).folders() == [], name
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "../outside/x/y",
+            "/engines/x/y",
+            "engines/../../x",
+            "other/x/y",
+            "engines/.hidden/y",
+            "engines/x",
+            "engines/x/c:y",
+        ],
+    )
+    def test_names_that_lead_elsewhere_are_refused(self, name: str, empty_studio: Studio, tmp_path: Path) -> None:
+        archive = tmp_path / "bad.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        ended = prebuild(empty_studio, "import", str(archive))
+        assert ended.code == 2 and one_line(ended.err)
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["bad.tar"]
+
+    def test_links_are_refused(self, empty_studio: Studio, tmp_path: Path) -> None:
+        archive = tmp_path / "bad.tar"
+        link = tarfile.TarInfo("engines/x/manifest.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        with tarfile.open(archive, "w") as tar:
+            tar.addfile(link)
+        ended = prebuild(empty_studio, "import", str(archive))
+        assert ended.code == 2 and one_line(ended.err)
+
+
+def test_doctor_says_of_every_engine_whether_and_why_not() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(["doctor", "--json"]) == 0
+    told = json.loads(out.getvalue())
+    assert [each["engine"] for each in told["engines"]] == list(RUNTIMES)
+    for each in told["engines"]:
+        assert each["usable"] == (each["why_not"] is None) == (each["command"] is None)
+    assert sum(each["chosen"] for each in told["engines"]) == 1
+    assert told["machine"]["cores"] >= 1
+
+
+def test_doctor_names_the_command_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", Listed("onnxruntime", ("no_such_package",), "pip install it"))
+    found = {each.engine: each for each in findings()}
+    assert found["onnxruntime"].command == "pip install it" and not found["onnxruntime"].usable
+    assert found["torch-compile"].command == "apt-get install g++" and found["torch"].usable
 
 
 def test_a_reader_that_has_had_enough_is_no_error(studio: Studio) -> None:

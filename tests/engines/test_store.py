@@ -1,15 +1,21 @@
 """What stands in the store under a key is whole, is for that key alone, and was made once."""
 
+import contextlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from darkroom.engines.store import MANIFEST, Key, Store
+from darkroom.engines.store import MANIFEST, USED, Key, Store, last_use
 from darkroom.errors import Failed
 from tests.support import ROOT, listing
 
@@ -127,7 +133,7 @@ def test_broken_memory_of_hashes_only_costs_time(tmp_path: Path) -> None:
 
 
 def test_half_made_artefact_is_not_found(tmp_path: Path) -> None:
-    temporary = tmp_path / f".{KEY.folder_name}.tmp"
+    temporary = tmp_path / f".{KEY.folder_name}.0123abcd.tmp"
     temporary.mkdir()
     (temporary / "engine.bin").write_bytes(b"half")
     (temporary / "left over").write_bytes(b"half")
@@ -188,3 +194,195 @@ def test_two_processes_make_an_artefact_once(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert len(list(tmp_path.glob("built-*"))) == 1
+
+
+class TestDamage:
+    def test_any_flipped_byte_is_noticed(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        made = store.make(KEY, Builder(bytes(range(256))))
+        store.fingerprints.remember()
+        pick = random.Random(0)
+        files = sorted(path for path in made.iterdir())
+        for _ in range(300):
+            file = pick.choice(files)
+            whole = file.read_bytes()
+            place, flip = pick.randrange(len(whole)), pick.randrange(1, 256)
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            assert store.find(KEY) is None, f"{file.name}, byte {place} ^ {flip}"
+            file.write_bytes(whole)
+            assert store.find(KEY) == made
+
+    def test_that_keeps_size_and_modification_time_is_noticed(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        file = store.make(KEY, Builder()) / "engine.bin"
+        store.fingerprints.remember()
+        before = file.stat()
+        file.write_bytes(b"COMPILED" * 100)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert Store(tmp_path).find(KEY) is None
+
+    def test_is_told_in_one_line_and_kept_aside(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        store = Store(tmp_path, told.append)
+        made = store.make(KEY, Builder())
+        (made / "engine.bin").write_bytes(b"half")
+        store.make(KEY, Builder())
+        (line,) = told
+        assert "engine.bin has 4 bytes, not 800" in line and str(made) in line and "\n" not in line
+        (aside,) = store.aside()
+        assert (aside / "engine.bin").read_bytes() == b"half"
+        assert store.folders() == [made]
+
+    def test_a_foreign_artefact_is_not_used(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        other = store.make(Key(KEY.label, KEY.facts | {"weights": "other"}), Builder(b"other"))
+        shutil.copytree(other, tmp_path / KEY.folder_name)
+        assert store.find(KEY) is None
+        assert "another artefact" in (store.damage(tmp_path / KEY.folder_name) or "")
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"key": 3}', "[" * 100_000, "\ufffe"])
+    def test_of_the_manifest_is_never_a_traceback(self, content: str, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        made = store.make(KEY, Builder())
+        (made / MANIFEST).write_text(content)
+        assert store.find(KEY) is None
+        assert list(store.manifests()) == []
+        assert store.make(KEY, Builder()) == made
+
+    def test_of_what_is_remembered_of_an_artefact_is_not_its_own(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        made = store.make(KEY, Builder())
+        store.find(KEY)
+        store.fingerprints.remember()
+        memory = tmp_path / ".fingerprints.json"
+        known = json.loads(memory.read_text())
+        memory.write_text(json.dumps({path: [*value[:-1], "0" * 64] for path, value in known.items()}))
+        assert Store(tmp_path).find(KEY) == made
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {demo!r})
+from darkroom.engines.store import Key, Store
+def build(folder):
+    print("building", flush=True)
+    for part in range(200):
+        (folder / f"part-{{part}}").write_bytes(bytes([part]) * 20_000)
+    return {{}}
+store = Store(Path(sys.argv[1]))
+while True:
+    folder = store.make(Key("unet", {{"x": 1}}), build)
+    store.remove(folder)
+"""
+
+
+def test_a_builder_killed_at_any_moment_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    root, key = tmp_path / "engines", Key("unet", {"x": 1})
+    pick = random.Random(1)
+    for _ in range(12):
+        command = [sys.executable, "-c", KILLED.format(demo=str(ROOT / "demo")), str(root)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(pick.uniform(0, 0.15))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        store = Store(root)
+        if folder := store.find(key):
+            assert len(list(folder.glob("part-*"))) == 200
+    store = Store(root)
+    folder = store.make(key, Builder())
+    assert store.find(key) == folder
+    store.sweep()
+    assert [path.name for path in root.iterdir() if path.name.endswith(".tmp")] == []
+    assert store.folders() == [folder]
+
+
+def test_what_another_process_is_making_is_not_swept_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.changing("other"):
+        (tmp_path / ".other.0123abcd.tmp").mkdir()
+        Store(tmp_path).make(KEY, Builder())
+        assert (tmp_path / ".other.0123abcd.tmp").exists()
+    Store(tmp_path).sweep()
+    assert not (tmp_path / ".other.0123abcd.tmp").exists()
+
+
+def test_whoever_waits_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    first, second = Store(tmp_path), Store(tmp_path, told.append)
+
+    def build(folder: Path) -> dict:
+        waiting.start()
+        while not told:
+            time.sleep(0.01)
+        return Builder()(folder)
+
+    found: list[Path] = []
+    waiting = threading.Thread(target=lambda: found.append(second.make(KEY, Builder(b"never"))))
+    made = first.make(KEY, build)
+    waiting.join()
+    assert found == [made] and (made / "engine.bin").read_bytes() == Builder().content
+    assert told == [f"waiting for another process, which is making {KEY.folder_name}."]
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A file system of its own at `folder`; skips where none can be mounted."""
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="file systems cannot be mounted here")
+class TestDisk:
+    def test_that_is_full_is_named_and_nothing_is_left(self, tmp_path: Path) -> None:
+        def fill(folder: Path) -> dict:
+            (folder / "engine.bin").write_bytes(b"x" * 3_000_000)
+            return {}
+
+        with mounted(tmp_path / "disk", "size=1m"):
+            with pytest.raises(Failed, match="No space left on device"):
+                Store(tmp_path / "disk" / "engines").make(KEY, fill)
+            assert [path for path in (tmp_path / "disk" / "engines").iterdir() if path.suffix != ".lock"] == []
+
+    def test_that_is_full_is_named_whatever_a_library_says(self, tmp_path: Path) -> None:
+        def fill(folder: Path) -> dict:
+            raise RuntimeError("protobuf: could not serialize")
+
+        with mounted(tmp_path / "disk", "size=1m"), pytest.raises(Failed, match="No space left on device"):
+            Store(tmp_path / "disk" / "engines").make(KEY, fill)
+
+    def test_that_is_read_only_serves_what_is_built(self, tmp_path: Path) -> None:
+        root = tmp_path / "disk"
+        with mounted(root, "size=1m"):
+            made = Store(root).make(KEY, Builder())
+            subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+            store = Store(root)
+            assert store.find(KEY) == made
+            store.note_use(made)
+            store.sweep()
+            store.fingerprints.remember()
+            with pytest.raises(Failed, match="cannot be written"):
+                store.make(Key("unet", {"x": 2}), Builder())
+
+
+def test_use_is_noted_to_the_hour(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.make(KEY, Builder())
+    assert last_use(made) == 0
+    store.note_use(made)
+    first = last_use(made)
+    assert abs(first - time.time()) < 60
+    before = listing(made)
+    store.note_use(made)
+    assert listing(made) == before
+    os.utime(made / USED, (0, first - 7200))
+    store.note_use(made)
+    assert last_use(made) >= first
+    assert store.find(KEY) == made, "a mark is no damage"

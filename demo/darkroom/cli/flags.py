@@ -174,30 +174,17 @@ def parser_of(script: Script) -> Parser:
     return parser
 
 
-def add_build_arguments(engine: argparse._ArgumentGroup) -> None:
-    """What is exported, and which sizes engines leave free."""
-    build = engine.add_mutually_exclusive_group()
-    build.add_argument(
-        "--build-static-batch",
-        dest="build",
-        action="store_const",
-        const=BUILDS[0],
-        help="engines for this batch and size alone (default)",
+def add_build_arguments(engine: argparse._ArgumentGroup, several: bool = False) -> None:
+    """What is exported, and which sizes engines leave free; `several` of which may be asked for at once."""
+    build = engine if several else engine.add_mutually_exclusive_group()
+    leaves_free = (
+        "engines for this batch and size alone (default)",
+        "engines for any batch at this size",
+        "engines for any batch and size",
     )
-    build.add_argument(
-        "--build-dynamic-batch",
-        dest="build",
-        action="store_const",
-        const=BUILDS[1],
-        help="engines for any batch at this size",
-    )
-    build.add_argument(
-        "--build-dynamic-shape",
-        dest="build",
-        action="store_const",
-        const=BUILDS[2],
-        help="engines for any batch and size",
-    )
+    for name, text in zip(BUILDS, leaves_free, strict=True):
+        action = "append_const" if several else "store_const"
+        build.add_argument(f"--build-{name}", dest="build", action=action, const=name, help=text)
     engine.add_argument(
         "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
     )

@@ -63,7 +63,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         # What is wrong with the request is said before a model is fetched for it.
         asked_request(flags, version, image, second, None, engine)
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
-    refuse_bounds(flags, recipe["request"]["build"] if recipe else flags.build, runtime)
+    refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
         raise AskedWrongly(f"--threads has nothing to act on with --engine {runtime.name}.")
     if recipe is None and not runtime.compiles:
@@ -71,7 +71,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     stores: dict[Path, Store] = {}
 
     def preparer(version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
-        graphs, engines = (stores.setdefault(folder, Store(folder)) for folder in (onnx_dir, engine_dir))
+        graphs, engines = (stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir))
         folder = open_model(version, config, settings, graphs, console)
         if vae is not None:
             folder = with_vae(folder, _open_vae(vae, settings, console), graphs)
@@ -193,7 +193,7 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     return find_runtime(engine, options)
 
 
-def refuse_bounds(flags: argparse.Namespace, build: str | None, runtime: Runtime) -> None:
+def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: Runtime) -> None:
     """Raises `AskedWrongly` for bounds of free sizes where nothing is free, or free means any."""
     for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
         if getattr(flags, name) is None:
@@ -201,7 +201,7 @@ def refuse_bounds(flags: argparse.Namespace, build: str | None, runtime: Runtime
         flag = f"--{name.replace('_', '-')}"
         if not runtime.bounded:
             raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any.")
-        if build not in free:
+        if not set(builds) & set(free):
             raise AskedWrongly(
                 f"{flag} has nothing to act on without {' or '.join(f'--build-{each}' for each in free)}."
             )

@@ -7,7 +7,9 @@ import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from darkroom.cli.console import Console
 from darkroom.engines.runtime import Options
+from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.prepare import BATCHES
 
@@ -70,6 +72,11 @@ def artefact_folders(flags: argparse.Namespace) -> Folders:
         framework_model_dir=Path(models) if models else None,
         hf_token=getattr(flags, "hf_token", None) or os.environ.get("HF_TOKEN") or None,
     )
+
+
+def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
+    """Those of graphs and of engines; what they have to tell is a warning."""
+    return Store(folders.onnx_dir, console.warn), Store(folders.engine_dir, console.warn)
 
 
 def options_of(flags: argparse.Namespace) -> Options:

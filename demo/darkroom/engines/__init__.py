@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
 from darkroom.errors import AskedWrongly, Failed, near_matches
@@ -20,6 +20,12 @@ class Listed:
     packages: tuple[str, ...]
     install: str
     takes_options: bool = False
+    tools: dict[str, str] = field(default_factory=dict)
+    """What is needed beside packages, by the word that a complaint has for it, and how to get that."""
+
+    def remedy(self, complaint: str) -> str:
+        """The one command that helps against a complaint."""
+        return next((command for word, command in self.tools.items() if word in complaint), self.install)
 
 
 RUNTIMES = {
@@ -27,7 +33,9 @@ RUNTIMES = {
     "openvino": Listed("openvino", ("openvino",), "pip install openvino"),
     "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime"),
     "torch": Listed("torch", ("torch",), "pip install torch==2.13.0"),
-    "torch-compile": Listed("torch", ("torch",), "pip install torch==2.13.0"),
+    "torch-compile": Listed(
+        "torch", ("torch",), "pip install torch==2.13.0", tools={"compiler": "apt-get install g++"}
+    ),
 }
 """In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
 

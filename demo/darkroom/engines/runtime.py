@@ -1,7 +1,7 @@
 """What every runtime offers: build an engine for a stage into a folder, and load it from there."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +52,15 @@ class Job:
     stage: Stage
     profile: Profile
     precision: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"stage": self.stage.as_json()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Job":
+        """The inverse of `as_json`."""
+        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["profile"].items()}
+        return cls(Stage.from_json(fields["stage"]), Profile(**sizes), fields["precision"])
 
 
 class Engine(Protocol):

@@ -1,12 +1,16 @@
 """The store of what was compiled: folders under keys that hold everything their contents depend on.
 
 An artefact is written to a temporary folder, its files hashed into a manifest, and the folder renamed; so whatever
-stands under a key is whole. Processes that need the same artefact wait for the one that is making it.
+stands under a key is whole. Processes that need the same artefact wait for the one that is making it. What is found
+damaged is set aside and made again; what a killed process left is swept up by the next.
 """
 
+import contextlib
+import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import Failed
+from darkroom.engines.manifest import MANIFEST, Damaged, check_files, read_manifest, write_manifest
+from darkroom.errors import AskedWrongly, Failed
 from darkroom.fingerprints import Fingerprints, hash_json
 
-MANIFEST = "manifest.json"
 DIGITS = 12
+TEMPORARY, ASIDE = ".tmp", ".aside"
+USED = ".used"
+"""A file in an artefact's folder whose time says when it was last used, to the hour."""
+
+HOUR = 3600.0
+SCARCE = 16 * 2**20
+"""Bytes: with less of them free, whatever a library says when it cannot write means a full disk."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +49,17 @@ class Key:
 
 
 class Store:
-    """Artefacts in one folder, which is made when the first of them is."""
+    """Artefacts in one folder, which is made when the first of them is. `tell` gets lines for whoever waits."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
+        self.tell = tell
         self.fingerprints = Fingerprints(root / ".fingerprints.json")
 
     def find(self, key: Key) -> Path | None:
         """The folder of a whole artefact under this key, or None."""
         folder = self.root / key.folder_name
-        return folder if self._whole(folder, key) else None
+        return folder if folder.exists() and self.damage(folder, key.facts) is None else None
 
     def find_for(self, key: Key, runs: Callable[[str], bool]) -> Path | None:
         """A whole artefact that differs from the key only in its "device", one that `runs` says will do; or None."""
@@ -55,20 +67,42 @@ class Store:
         for folder, manifest in self.manifests():
             device = str(manifest["key"].get("device"))
             alike = manifest["key"] == facts | {"device": device}
-            if alike and runs(device) and self._whole(folder, Key("", manifest["key"])):
+            if alike and runs(device) and self.damage(folder) is None:
                 return folder
+        return None
+
+    def damage(self, folder: Path, facts: dict[str, Any] | None = None, anew: bool = False) -> str | None:
+        """Why the artefact in `folder` must not be used, in half a sentence; None where it is whole.
+
+        It must be the one that its manifest says, for the key with these `facts` if any are given, with the files that
+        it names. They are hashed again if they were touched since the last time, with `anew` in any case.
+        """
+        try:
+            manifest = read_manifest(folder)
+            own = Key(manifest["label"], manifest["key"])
+            if folder.name != own.folder_name or facts not in (None, manifest["key"], json.loads(json.dumps(facts))):
+                return f"{MANIFEST} is that of another artefact"
+            check_files(folder, manifest, self.fingerprints, anew)
+        except Damaged as error:
+            return str(error)
         return None
 
     def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The artefacts that say what they are, and what they say: label, key, files, made."""
-        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
-            try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-                whole = all(isinstance(manifest[part], dict) for part in ("key", "files", "made"))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if whole:
-                yield path.parent, manifest
+        for folder in self.folders():
+            with contextlib.suppress(Damaged):
+                yield folder, read_manifest(folder)
+
+    def folders(self) -> list[Path]:
+        """What stands in the store as artefacts, whole or not."""
+        try:
+            return sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        except OSError:
+            return []
+
+    def aside(self) -> list[Path]:
+        """What was damaged and set aside."""
+        return sorted(self.root.glob(f".*{ASIDE}"))
 
     def make(self, key: Key, build: Callable[[Path], dict[str, Any]]) -> Path:
         """The artefact's folder; `build` fills it if it is not there, and returns facts worth recording.
@@ -77,55 +111,124 @@ class Store:
         """
         if folder := self.find(key):
             return folder
-        from filelock import FileLock
-
         folder = self.root / key.folder_name
+        with self.changing(key.folder_name):
+            if folder.exists():
+                if (damage := self.damage(folder, key.facts)) is None:
+                    return folder
+                self._set_aside(folder, damage)
+            return self._make(key, folder, build)
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Alone with the artefact of this folder name, in a store that can be written. Raises `Failed` if it cannot."""
+        from filelock import FileLock, Timeout
+
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{key.folder_name}.lock"):
-                if self._whole(folder, key):
-                    return folder
-                return self._make(key, folder, build)
+            lock = FileLock(self._lock(name))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                self.tell(f"waiting for another process, which is making {name}.")
+                lock.acquire()
+            try:
+                self.sweep(name)
+                yield
+            finally:
+                lock.release()
         except OSError as error:
             raise Failed(f"{self.root} cannot be written ({error.strerror or error}); name another folder.") from error
 
+    def sweep(self, held: str | None = None) -> None:
+        """Removes what killed processes left of what they were making; `held` is the artefact that is locked here."""
+        left = [*self.root.glob(f".*{TEMPORARY}")]
+        if not left:
+            return
+        from filelock import FileLock, Timeout
+
+        for path in left:
+            name = path.name[1:].rsplit(".", 2)[0]
+            lock = contextlib.nullcontext() if name == held else FileLock(self._lock(name), timeout=0)
+            with contextlib.suppress(Timeout, OSError), lock:
+                shutil.rmtree(path)
+
+    def remove(self, folder: Path) -> None:
+        """Removes an artefact, or what was set aside: at once for whoever looks, then file by file."""
+        with self.changing(folder.name):
+            temporary = self._temporary(folder.name)
+            os.replace(folder, temporary)
+            shutil.rmtree(temporary)
+
+    def put(self, folder: Path, fill: Callable[[Path], None]) -> None:
+        """Makes an artefact of what `fill` writes, manifest and all, once it is found whole. Raises `Damaged`."""
+        with self.changing(folder.name), self._filled(folder) as temporary:
+            fill(temporary)
+            manifest = read_manifest(temporary)
+            if Key(manifest["label"], manifest["key"]).folder_name != folder.name:
+                raise Damaged(f"{MANIFEST} is that of another artefact")
+            check_files(temporary, manifest, self.fingerprints)
+            if folder.exists():
+                self._set_aside(folder, self.damage(folder) or "it was replaced")
+
+    def note_use(self, folder: Path) -> None:
+        """Leaves the time of use with an artefact; where nothing can be written, nothing is."""
+        mark = folder / USED
+        with contextlib.suppress(OSError):
+            if time.time() - last_use(folder) > HOUR:
+                mark.touch()
+
     def _make(self, key: Key, folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
-        temporary = self.root / f".{key.folder_name}.tmp"
-        # Whoever holds the lock is alone here: what lies under the temporary name was left by a killed process.
-        shutil.rmtree(temporary, ignore_errors=True)
+        with self._filled(folder) as temporary:
+            start = time.perf_counter()
+            made = self._on_disk(lambda: build(temporary))
+            made |= {"seconds": round(time.perf_counter() - start, 3), "at": round(time.time())}
+            write_manifest(temporary, key.label, key.facts, made, self.fingerprints)
+        return folder
+
+    @contextlib.contextmanager
+    def _filled(self, folder: Path) -> Iterator[Path]:
+        """A temporary folder that takes the place of `folder` when the block ends well, and is gone when it does not.
+
+        Its name is its own: what a killed process left may still be written to where children outlive their parents.
+        """
+        temporary = self._temporary(folder.name)
         temporary.mkdir()
         try:
-            start = time.perf_counter()
-            made = build(temporary)
-            seconds = round(time.perf_counter() - start, 3)
-            files = {
-                path.relative_to(temporary).as_posix(): {
-                    "size": path.stat().st_size,
-                    "sha256": self.fingerprints.sha256(path),
-                }
-                for path in sorted(temporary.rglob("*"))
-                if path.is_file()
-            }
-            manifest = {"label": key.label, "key": key.facts, "files": files, "made": made | {"seconds": seconds}}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
+            yield temporary
             os.replace(temporary, folder)
             self.fingerprints.moved(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return folder
 
-    def _whole(self, folder: Path, key: Key) -> bool:
-        """Whether the manifest is for this key and its files are the ones it names (hashed again if touched)."""
+    def _on_disk(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `build` returns. Libraries have words of their own for a full disk: they become the system's."""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["key"] != json.loads(json.dumps(key.facts)):
-                return False
-            return all(
-                (folder / name).stat().st_size == file["size"]
-                and self.fingerprints.sha256(folder / name) == file["sha256"]
-                for name, file in manifest["files"].items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
+            return build()
+        except (AskedWrongly, OSError):
+            raise
+        except Exception as error:
+            if shutil.disk_usage(self.root).free < SCARCE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        aside = self.root / f".{folder.name}{ASIDE}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.replace(folder, aside)
+        self.tell(f"{folder} is damaged ({why}): it was set aside as {aside.name}, and is made again.")
+
+    def _lock(self, name: str) -> Path:
+        return self.root / f".{name}.lock"
+
+    def _temporary(self, name: str) -> Path:
+        return self.root / f".{name}.{secrets.token_hex(4)}{TEMPORARY}"
+
+
+def last_use(folder: Path) -> float:
+    """When an artefact was last used, to the hour, in seconds since 1970; 0 when it never was."""
+    try:
+        return (folder / USED).stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,6 +1,7 @@
 """What a stage is: named inputs and outputs whose shapes are written in the sizes that a user knows."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from darkroom.lora import Lora
 
@@ -38,6 +39,19 @@ class Stage:
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     half_weights: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"loras": [lora.as_json() for lora in self.loras]}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Stage":
+        """The inverse of `as_json`."""
+        tensors = {
+            side: tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in fields[side])
+            for side in ("inputs", "outputs")
+        }
+        loras = tuple(Lora.from_json(lora) for lora in fields["loras"])
+        return cls(**fields | tensors | {"steady": tuple(fields["steady"]), "loras": loras})
 
     @property
     def spatial(self) -> bool:

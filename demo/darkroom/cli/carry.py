@@ -1,0 +1,64 @@
+"""`build_engines.py export` and `import`: artefacts in one file, from one machine to another."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from darkroom.cli.artefacts import Runtimes, readable_size, row_of, rows_of, show, total
+from darkroom.cli.console import Console
+from darkroom.cli.settings import artefact_folders, stores_of
+from darkroom.engines.archive import pack, unpack
+from darkroom.errors import AskedWrongly
+
+ENGINES, GRAPHS = "engines", "onnx"
+"""What the stores are called in an archive."""
+
+
+def add_carry_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    export = commands.add_parser("export", help="put artefacts into one file", allow_abbrev=False)
+    export.add_argument("archive", metavar="FILE", help="a tar file, to be made")
+    export.add_argument("name", nargs="*", metavar="NAME", help="only what has this in its name; * stands for any")
+    entry = commands.add_parser("import", help="take artefacts out of such a file", allow_abbrev=False)
+    entry.add_argument("archive", metavar="FILE", help="what export made")
+    export.set_defaults(work=_export)
+    entry.set_defaults(work=_import)
+    return [export, entry]
+
+
+def _export(flags: argparse.Namespace) -> None:
+    console = Console(machine=flags.json)
+    archive = Path(flags.archive)
+    if archive.is_dir() or not archive.absolute().parent.is_dir():
+        raise AskedWrongly(f"{archive} cannot be made: name a file in a folder that is there.")
+    graphs, engines = stores_of(artefact_folders(flags), console)
+    rows = [row for row in rows_of((engines, graphs), Runtimes(), flags.name) if row.kind != "damaged"]
+    damaged = [row for row in rows if (row.unusable or "").endswith("damaged")]
+    for row in damaged:
+        console.warn(f"{row.name} is left out: {row.unusable}.")
+    # A model folder is links into this machine, or a copy of what the other one has.
+    rows = [row for row in rows if row not in damaged and row.kind != "model"]
+    if not rows:
+        raise AskedWrongly("there is nothing to export.")
+    names = {engines.root: ENGINES, graphs.root: GRAPHS}
+    with console.job(f"writing {archive.name}", len(rows)) as advance:
+        pack(
+            archive,
+            {f"{names[Path(row.folder).parent]}/{Path(row.folder).name}": Path(row.folder) for row in rows},
+            advance,
+        )
+    show(rows, flags, console)
+    console.say(f"{len(rows)} artefacts, {readable_size(total(rows))}, are in {archive}.")
+
+
+def _import(flags: argparse.Namespace) -> None:
+    console = Console(machine=flags.json)
+    graphs, engines = stores_of(artefact_folders(flags), console)
+    with console.job(f"reading {Path(flags.archive).name}") as line:
+        added, there = unpack(Path(flags.archive), {ENGINES: engines, GRAPHS: graphs}, line.phase)
+    for store in (graphs, engines):
+        store.fingerprints.remember()
+    runtimes = Runtimes()
+    rows = [row_of(folder, store, runtimes, made=True) for folder, store in added]
+    if rows or flags.json:
+        show(rows, flags, console)
+    console.say(f"{len(added)} artefacts were added, {there} were there already.")

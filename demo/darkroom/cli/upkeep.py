@@ -1,0 +1,177 @@
+"""`build_engines.py verify` and `clean`: what is in the stores is what it should be, and no more than is wanted."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.child import run_in_child
+from darkroom.cli.artefacts import Row, Runtimes, readable_age, readable_size, rows_of, show, table, total
+from darkroom.cli.console import Console
+from darkroom.cli.settings import artefact_folders, stores_of
+from darkroom.engines.manifest import read_manifest
+from darkroom.engines.parity import TOLERANCES, run_once
+from darkroom.engines.store import Store
+from darkroom.errors import AskedWrongly, DarkroomError, Failed
+
+DAY = 86400.0
+
+
+def add_upkeep_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    verify = commands.add_parser(
+        "verify", help="hash every file again, load every engine and hold it against torch", allow_abbrev=False
+    )
+    verify.add_argument("--hashes-only", action="store_true", help="load nothing")
+    clean = commands.add_parser("clean", help="show what is in the way; with --yes delete it", allow_abbrev=False)
+    clean.add_argument(
+        "--unusable", action="store_true", help="what is damaged, or was built for others than this machine"
+    )
+    clean.add_argument("--unused", type=float, metavar="DAYS", help="what no run has used for so long")
+    clean.add_argument("--older-than", type=float, metavar="DAYS", help="what was made so long ago")
+    clean.add_argument(
+        "--keep-under", type=float, metavar="GB", help="what was not used for longest, until so much is left"
+    )
+    clean.add_argument("--all", action="store_true", help="everything")
+    clean.add_argument("--yes", action="store_true", help="delete what is shown")
+    for command in (verify, clean):
+        command.add_argument("name", nargs="*", metavar="NAME", help="only what has this in its name; * stands for any")
+    verify.set_defaults(work=_verify)
+    clean.set_defaults(work=_clean)
+    return [verify, clean]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of an artefact: whether it may be used, what was found, and its difference from torch."""
+
+    name: str
+    folder: str
+    good: bool
+    found: str
+    error_against_torch: float | None = None
+
+
+def _verify(flags: argparse.Namespace) -> None:
+    console = Console(machine=flags.json)
+    stores, runtimes = stores_of(artefact_folders(flags), console), Runtimes()
+    rows = rows_of(stores, runtimes, flags.name)
+    verdicts = []
+    with console.job("verifying", len(rows) or None) as advance:
+        for row in rows:
+            store = next(each for each in stores if Path(row.folder).parent == each.root)
+            verdicts.append(_verdict(row, store, flags.hashes_only))
+            advance()
+    for store in stores:
+        store.fingerprints.remember()
+    if flags.json:
+        console.result(json.dumps([asdict(verdict) for verdict in verdicts]))
+    elif not verdicts:
+        console.say("nothing is there yet.")
+    else:
+        columns = {
+            "what": [verdict.name for verdict in verdicts],
+            "good": ["yes" if verdict.good else "NO" for verdict in verdicts],
+            "found": [verdict.found for verdict in verdicts],
+        }
+        table(columns, tuple(columns))
+    if bad := [verdict for verdict in verdicts if not verdict.good]:
+        raise Failed(
+            f"{len(bad)} of {len(verdicts)} are not good; a run that needs them makes what is damaged again, and "
+            f"`clean --unusable` removes it."
+        )
+
+
+def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
+    folder = Path(row.folder)
+    if row.kind == "damaged":
+        return Verdict(row.name, row.folder, False, row.unusable or "")
+    if damage := store.damage(folder, anew=True):
+        return Verdict(row.name, row.folder, False, f"damaged: {damage}")
+    if row.kind != "engine" or hashes_only:
+        return Verdict(row.name, row.folder, True, "every byte is as it was made")
+    if row.unusable:
+        return Verdict(row.name, row.folder, True, f"every byte is as it was made; not run: {row.unusable}")
+    manifest = read_manifest(folder)
+    made, key = manifest["made"], manifest["key"]
+    model = _model(made, key, store)
+    try:
+        error = run_in_child(run_once, row.runtime, made["job"], folder, model)
+    except (DarkroomError, RuntimeError) as failure:
+        return Verdict(row.name, row.folder, False, f"it does not run: {str(failure).strip().splitlines()[-1]}")
+    if error is None:
+        return Verdict(
+            row.name, row.folder, True, f"it runs; nothing to compare with: {made['model_folder']} has other weights"
+        )
+    allowed = TOLERANCES[row.precision or "fp32"]
+    verdict = "it agrees with torch" if error <= allowed else f"it differs from torch (allowed: {allowed:.0e})"
+    return Verdict(row.name, row.folder, error <= allowed, f"{verdict}: {error:.1e}", error)
+
+
+def _model(made: dict[str, Any], key: dict[str, Any], store: Store) -> Path | None:
+    """The folder that an engine's weights came from, if they and its LoRAs are still there."""
+    try:
+        checkpoint = open_checkpoint(Path(made["model_folder"]), store.fingerprints, (SD, SDXL))
+        own = checkpoint.digests[made["job"]["stage"]["network"]] == key["weights"]
+        loras = (lora for lora in made["job"]["stage"]["loras"])
+        there = all(store.fingerprints.sha256(Path(lora["path"])) == lora["sha256"] for lora in loras)
+    except (DarkroomError, OSError, KeyError):
+        return None
+    return checkpoint.folder if own and there else None
+
+
+def _clean(flags: argparse.Namespace) -> None:
+    console = Console(machine=flags.json)
+    for name in ("unused", "older_than", "keep_under"):
+        value = getattr(flags, name)
+        if value is not None and not value >= 0:
+            raise AskedWrongly(f"--{name.replace('_', '-')} is a number from 0 up, not {value}.")
+    if not any((flags.unusable, flags.all, flags.unused is not None, flags.older_than is not None)) and (
+        flags.keep_under is None
+    ):
+        raise AskedWrongly(
+            "say what is in the way: --unusable, --unused DAYS, --older-than DAYS, --keep-under GB or --all; "
+            "nothing is deleted without --yes."
+        )
+    stores = stores_of(artefact_folders(flags), console)
+    rows = rows_of(stores, Runtimes(), flags.name)
+    reasons = _reasons(rows, flags)
+    doomed = [row for row in rows if row.folder in reasons]
+    if not doomed and not flags.json:
+        console.say(f"nothing of the {len(rows)} artefacts here is in the way ({readable_size(total(rows))}).")
+        return
+    show(doomed, flags, console, {"why": lambda row: reasons[row.folder]})
+    if not flags.yes:
+        console.say(f"{readable_size(total(doomed))} would be freed, {_left(rows, doomed)}: add --yes to delete them.")
+        return
+    for row in doomed:
+        next(each for each in stores if Path(row.folder).parent == each.root).remove(Path(row.folder))
+    console.say(f"{readable_size(total(doomed))} freed, {_left(rows, doomed)}.")
+
+
+def _left(rows: list[Row], doomed: list[Row]) -> str:
+    return f"{readable_size(total(rows) - total(doomed))} left"
+
+
+def _reasons(rows: list[Row], flags: argparse.Namespace) -> dict[str, str]:
+    """Why an artefact should go, by its folder."""
+    reasons: dict[str, str] = {}
+    for row in rows:
+        if flags.all:
+            reasons[row.folder] = "everything goes"
+        elif flags.unusable and row.unusable:
+            reasons[row.folder] = row.unusable
+        elif flags.unused is not None and row.unused_seconds >= flags.unused * DAY:
+            reasons[row.folder] = f"not used for {readable_age(row.unused_seconds)}"
+        elif flags.older_than is not None and row.age_seconds >= flags.older_than * DAY:
+            reasons[row.folder] = f"made {readable_age(row.age_seconds)} ago"
+    if flags.keep_under is not None:
+        kept = [row for row in rows if row.folder not in reasons]
+        size = total(kept)
+        for row in sorted(kept, key=lambda row: -row.unused_seconds):
+            if size <= flags.keep_under * 1e9:
+                break
+            size -= row.bytes
+            reasons[row.folder] = f"more than {flags.keep_under:g} GB"
+    return reasons

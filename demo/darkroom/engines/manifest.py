@@ -1,0 +1,65 @@
+"""The manifest beside every artefact: what it is, what it was made of, its files, and a hash of all that is said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from darkroom.fingerprints import Fingerprints, hash_json
+
+MANIFEST = "manifest.json"
+PARTS = {"label": str, "key": dict, "files": dict, "made": dict}
+
+
+class Damaged(Exception):
+    """An artefact that is not what its manifest says; the message says how, in half a sentence."""
+
+
+def write_manifest(
+    folder: Path, label: str, key: dict[str, Any], made: dict[str, Any], fingerprints: Fingerprints
+) -> None:
+    """Describes what lies in `folder`: `key` is what it depends on, `made` what is worth knowing of its making."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": fingerprints.sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"label": label, "key": key, "files": files, "made": made}
+    (folder / MANIFEST).write_text(_text(manifest | {"sha256": hash_json(manifest)}), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest says: label, key, files, made. Raises `Damaged` when a byte of it has changed."""
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        own = manifest.pop("sha256")
+        whole = all(isinstance(manifest[part], kind) for part, kind in PARTS.items())
+    except FileNotFoundError:
+        raise Damaged(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Damaged(f"{MANIFEST} cannot be read") from None
+    # As text, too: a changed blank is a change.
+    if not whole or own != hash_json(manifest) or text != _text(manifest | {"sha256": own}):
+        raise Damaged(f"{MANIFEST} has changed")
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any], fingerprints: Fingerprints, anew: bool = False) -> None:
+    """Raises `Damaged` for a file that is not the one it names; `anew` hashes also what seems untouched."""
+    for name, file in manifest["files"].items():
+        path = folder / name
+        try:
+            if path.stat().st_size != file["size"]:
+                raise Damaged(f"{name} has {path.stat().st_size} bytes, not {file['size']}")
+            same = fingerprints.sha256(path, anew=anew) == file["sha256"]
+            # What is remembered may be what is damaged.
+            if not same and (anew or fingerprints.sha256(path, anew=True) != file["sha256"]):
+                raise Damaged(f"{name} has changed")
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read: {error.strerror}") from None
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)

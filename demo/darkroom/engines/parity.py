@@ -1,0 +1,54 @@
+"""An engine against torch in float32: loaded and run once, on inputs that keep to its contract."""
+
+from pathlib import Path
+from typing import Any
+
+from darkroom.engines.runtime import Job
+from darkroom.stages.contract import FREE, Stage
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
+"""Largest difference from torch in float32 that an engine may show, relative to the largest value."""
+
+
+def run_once(runtime: str, job: dict[str, Any], engine: Path, model: Path | None) -> float | None:
+    """Runs in a child. Largest difference from torch relative to the largest value, or infinity for a broken output.
+
+    `job` is the engine's, as JSON. None without a `model` to compare with; the outputs must be finite then, too.
+    """
+    import numpy as np
+
+    from darkroom.engines import find_runtime
+    from darkroom.export.modules import example_inputs
+
+    its = Job.from_json(job)
+    inputs = example_inputs(its.stage, _sizes(its), seed=2)
+    outputs = find_runtime(runtime).load(its, engine, None)({name: value.numpy() for name, value in inputs.items()})
+    if not all(np.isfinite(output).all() for output in outputs.values()):
+        return float("inf")
+    if model is None:
+        return None
+    expected = _by_torch(its.stage, model, inputs)
+    if any(outputs[name].shape != value.shape for name, value in expected.items()):
+        return float("inf")
+    return max(
+        float(np.abs(outputs[name] - value).max() / max(np.abs(value).max(), 1e-30)) for name, value in expected.items()
+    )
+
+
+def _by_torch(stage: Stage, model: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from darkroom.export.modules import load_module
+
+    with torch.no_grad():
+        made = load_module(stage, model)(*inputs.values())
+    values = made if isinstance(made, tuple) else (made,)
+    return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, values, strict=True)}
+
+
+def _sizes(job: Job) -> dict[str, int]:
+    """The sizes that an engine is for; what it leaves free is what it is best at."""
+    profile = job.profile
+    best = {"B": profile.batches[1], "H": profile.pixels[1], "W": profile.pixels[1]}
+    best |= {latent: best[pixel] // profile.vae_factor for latent, pixel in (("h", "H"), ("w", "W"))}
+    return {symbol: best[symbol] if size == FREE else size for symbol, size in profile.sizes().items()}
