@@ -4,7 +4,8 @@ Knows contracts, tables and loaded engines; which runtime an engine belongs to i
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +81,42 @@ class Pipeline:
         """Makes the pictures of one batch: (B, H, W, 3) float32 in [0, 1]. `on_call` is called after each step."""
         return self._run(batch, [NoiseStream(seed) for seed in batch.seeds], None, clock, on_call)
 
+    def run_overlapped(self, batches: Sequence[Batch], clocks: Sequence[StageClock]) -> Iterator[np.ndarray]:
+        """Makes the pictures of batch after batch, as `run` does each, while the text of the next is encoded and the
+        latents of the one before are decoded. Stages take longer by their clocks than they do alone.
+
+        With a refiner nothing overlaps: its UNet would wait for the first one's.
+        """
+        if self.refiner:
+            for batch, clock in zip(batches, clocks, strict=True):
+                yield self.run(batch, clock)
+            return
+        started = [0.0] * len(batches)
+
+        def begin(turn: int) -> tuple[list[NoiseStream], dict[str, np.ndarray], np.ndarray | None]:
+            started[turn] = time.perf_counter()
+            streams = [NoiseStream(seed) for seed in batches[turn].seeds]
+            return streams, *self._begin(batches[turn], streams, None, clocks[turn])
+
+        def finish(turn: int, latents: np.ndarray) -> np.ndarray:
+            pictures = self._decode(latents, clocks[turn])
+            clocks[turn].pipeline += 1000 * (time.perf_counter() - started[turn])
+            return pictures
+
+        with ThreadPoolExecutor(1) as before, ThreadPoolExecutor(1) as after:
+            beginning = before.submit(begin, 0) if batches else None
+            finishing = None
+            for turn in range(len(batches)):
+                streams, conditions, image = beginning.result()
+                if turn + 1 < len(batches):
+                    beginning = before.submit(begin, turn + 1)
+                latents = self._denoised(streams, conditions, image, clocks[turn])
+                made, finishing = finishing, after.submit(finish, turn, latents)
+                if made:
+                    yield made.result()
+            if finishing:
+                yield finishing.result()
+
     def _run(
         self,
         batch: Batch,
@@ -90,26 +127,47 @@ class Pipeline:
     ) -> np.ndarray:
         """`image`: latents to start from, (B, 4, h, w), where another model has made them."""
         began = time.perf_counter()
+        conditions, image = self._begin(batch, streams, image, clock)
+        latents = self._denoised(streams, conditions, image, clock, on_call)
+        if self.refiner:
+            clock.pipeline += 1000 * (time.perf_counter() - began)
+            clock.refiner = StageClock()
+            # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
+            return self.refiner._run(batch, streams, latents, clock.refiner, on_call)
+        pictures = self._decode(latents, clock)
+        clock.pipeline += 1000 * (time.perf_counter() - began)
+        return pictures
+
+    def _begin(
+        self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """What the UNet is told, and the latents to start from, if any."""
         readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}
         with clock.time("CLIP", *readers.values()):
             conditions = self.condition(batch.prompts)
         if self.start:
             with clock.time("VAE-Enc", self.start.encoder):
                 image = self.start.latents(streams)
+        return conditions, image
+
+    def _denoised(
+        self,
+        streams: list[NoiseStream],
+        conditions: dict[str, np.ndarray],
+        image: np.ndarray | None,
+        clock: StageClock,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
         with clock.time("UNet", self.unet):
             for step in self.denoise(streams, conditions, image):
                 latents = step
                 clock.unet_calls += 1
                 on_call()
-        if self.refiner:
-            clock.pipeline += 1000 * (time.perf_counter() - began)
-            clock.refiner = StageClock()
-            # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
-            return self.refiner._run(batch, streams, latents, clock.refiner, on_call)
+        return latents
+
+    def _decode(self, latents: np.ndarray, clock: StageClock) -> np.ndarray:
         with clock.time("VAE-Dec", self.vae):
-            pictures = self.decode(latents)
-        clock.pipeline += 1000 * (time.perf_counter() - began)
-        return pictures
+            return self.decode(latents)
 
     def forget(self) -> None:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""

@@ -18,4 +18,8 @@ class Line:
     def phase(self, name: str, done: int, total: int) -> None:
         """What is being done, how many of its steps are, and how many there are; 0 where nobody knows."""
         bar = f" {'━' * (20 * done // total):<20} {100 * done // total} %" if total else ""
-        self._show(f"{name.lower()}{bar}")
+        self.show(f"{name.lower()}{bar}")
+
+    def show(self, text: str) -> None:
+        """What is being done, in a few words."""
+        self._show(text)

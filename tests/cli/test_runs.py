@@ -164,6 +164,12 @@ def test_seed_that_was_drawn_is_printed_and_makes_the_same_picture_again(studio:
     assert first.out.splitlines()[-1] == second.out.splitlines()[-1]
 
 
+def test_torch_inference_is_the_torch_engine(studio: Studio) -> None:
+    people_know = studio.draw(PROMPT, engine=None, torch_inference="eager")
+    assert people_know.result["request"]["engine"] == "torch"
+    assert (people_know.pictures[0] == studio.draw(PROMPT, engine="torch").pictures[0]).all()
+
+
 def test_zero_is_a_seed(studio: Studio) -> None:
     first, second = (studio.draw(PROMPT, seed=0) for _ in range(2))
     assert first.result["request"]["seed"] == 0

@@ -31,6 +31,7 @@ FIXED_BY_RECIPE = (
     "batch_count",
     "version",
     "engine",
+    "torch_inference",
     "precision",
     "build",
     "onnx_opset",
@@ -209,6 +210,19 @@ def asked_request(
         loras=loras,
         vae=None if flags.vae is None else repository_of(flags.vae) or "",
     )
+
+
+def asked_engine(flags: argparse.Namespace) -> str:
+    """The engine that is meant, by its name or by how PyTorch is to run."""
+    if flags.torch_inference is None:
+        return _or(flags.engine, "auto")
+    implied = "torch" if flags.torch_inference == "eager" else "torch-compile"
+    if flags.engine not in (None, implied):
+        raise AskedWrongly(
+            f"--torch-inference {flags.torch_inference} is --engine {implied}, not --engine {flags.engine}: "
+            f"leave one of them out."
+        )
+    return implied
 
 
 def refuse_build_flags(flags: argparse.Namespace, engine: str) -> None:

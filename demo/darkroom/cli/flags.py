@@ -146,6 +146,12 @@ def parser_of(script: Script) -> Parser:
     )
     engine = parser.add_argument_group("the engines")
     engine.add_argument("--engine", default=None, metavar="NAME", help=f"auto (default), {', '.join(RUNTIMES)}")
+    engine.add_argument(
+        "--torch-inference",
+        metavar="MODE",
+        help="run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
+        "are --engine torch-compile in that mode",
+    )
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add_build_arguments(engine)
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")

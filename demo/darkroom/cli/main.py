@@ -16,6 +16,7 @@ from darkroom import __version__
 from darkroom.catalog import Script, Version
 from darkroom.checkpoint import open_checkpoint
 from darkroom.cli.asked import (
+    asked_engine,
     asked_image,
     asked_recipe,
     asked_refiner,
@@ -58,7 +59,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     vae = asked_vae(flags, recipe)
     check_lora_flags(flags)
     image = asked_image(flags, recipe) if script.from_image else None
-    engine = "auto" if flags.engine is None else flags.engine
+    engine = asked_engine(flags)
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
         asked_request(flags, version, image, second, None, engine)
@@ -187,7 +188,7 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
     if engine == "auto":
         engine = automatic(options)
-        if options.use_cuda_graph and not RUNTIMES[engine].takes_options:
+        if options.use_cuda_graph and "use_cuda_graph" not in RUNTIMES[engine].options:
             console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
             options = replace(options, use_cuda_graph=False)
     return find_runtime(engine, options)

@@ -72,7 +72,7 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
     build.add_argument("--batch-size", nargs="+", type=int, metavar="B", help="images a batch; default 1")
     build.add_argument(
-        "--size", nargs="+", type=_size, metavar="HxW", help="heights and widths in pixels, as 512 or 512x768"
+        "--size", nargs="+", type=pixel_size, metavar="HxW", help="heights and widths in pixels, as 512 or 512x768"
     )
     build.add_argument("--height", type=int, metavar="PIXELS", help="of a single size; default: the model's own")
     build.add_argument("--width", type=int, metavar="PIXELS", help="of a single size; default: the model's own")
@@ -93,7 +93,8 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     add_tensorrt_arguments(build)
 
 
-def _size(text: str) -> tuple[int, int]:
+def pixel_size(text: str) -> tuple[int, int]:
+    """`512` or `512x768` -> height and width in pixels. For argparse: raises `ValueError` for anything else."""
     height, _, width = text.partition("x")
     return int(height), int(width or height)
 

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
 from darkroom.errors import AskedWrongly, Failed, near_matches
@@ -13,13 +13,13 @@ from darkroom.errors import AskedWrongly, Failed, near_matches
 class Listed:
     """Where a runtime's file is, the packages of which it needs one, and how to get that.
 
-    `takes_options` tells whether it has a use for what `Options` can ask.
+    `options` are those of `Options` that it has a use for.
     """
 
     module: str
     packages: tuple[str, ...]
     install: str
-    takes_options: bool = False
+    options: frozenset[str] = frozenset()
     tools: dict[str, str] = field(default_factory=dict)
     """What is needed beside packages, by the word that a complaint has for it, and how to get that."""
 
@@ -28,13 +28,16 @@ class Listed:
         return next((command for word, command in self.tools.items() if word in complaint), self.install)
 
 
+TORCH = frozenset({"torch_inference"})
+TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH
+
 RUNTIMES = {
-    "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", True),
+    "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),
     "openvino": Listed("openvino", ("openvino",), "pip install openvino"),
     "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime"),
-    "torch": Listed("torch", ("torch",), "pip install torch==2.13.0"),
+    "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH),
     "torch-compile": Listed(
-        "torch", ("torch",), "pip install torch==2.13.0", tools={"compiler": "apt-get install g++"}
+        "torch", ("torch",), "pip install torch==2.13.0", TORCH, tools={"compiler": "apt-get install g++"}
     ),
 }
 """In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
@@ -56,13 +59,19 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
     listed = RUNTIMES[name]
     if not _installed(listed):
         raise AskedWrongly(f"--engine {name} needs the package {listed.packages[-1]}: {listed.install}")
-    module = importlib.import_module(f"darkroom.engines.{listed.module}")
-    if listed.takes_options:
-        return module.runtime(name, options)
-    if options != NOTHING_ASKED:
-        able = " or ".join(name for name, each in RUNTIMES.items() if each.takes_options)
-        raise AskedWrongly(f"{options.asked()[0]} has nothing to act on with --engine {name}: it is for {able}.")
-    return module.runtime(name)
+    for option in options.asked():
+        if option not in listed.options:
+            able = " or ".join(name for name, each in RUNTIMES.items() if option in each.options)
+            flag = f"--{option.replace('_', '-')}"
+            raise AskedWrongly(f"{flag} has nothing to act on with --engine {name}: it is for {able}.")
+    return importlib.import_module(f"darkroom.engines.{listed.module}").runtime(name, options)
+
+
+def options_for(name: str, options: Options, among: list[str]) -> Options:
+    """The options without those that this engine has no use for, but another one `among` those named has."""
+    of_use = {option for other in among if other in RUNTIMES for option in RUNTIMES[other].options}
+    unused = of_use - RUNTIMES[name].options if name in RUNTIMES else ()
+    return replace(options, **{option: getattr(NOTHING_ASKED, option) for option in unused})
 
 
 def automatic(options: Options = NOTHING_ASKED) -> str:

@@ -167,6 +167,15 @@ def device_name(api: Any) -> str:
     return properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
 
 
+def memory_taken(api: Any = None) -> int | None:
+    """Bytes of the first device's memory that are taken, by whomever; None where there is no device."""
+    api = api or runtime_api()
+    if missing(api):
+        return None
+    status, free, total = api.cudaMemGetInfo()
+    return total - free if status == api.cudaError_t.cudaSuccess else None
+
+
 def describe(api: Any, status: Any) -> str:
     """A status in CUDA's own words, with its name."""
     texts = [value for _, value in (api.cudaGetErrorString(status), api.cudaGetErrorName(status))]

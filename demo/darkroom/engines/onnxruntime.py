@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job, Progress, Runtime
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.stages.contract import FREE
 
 OPTIMISED = "engine.onnx"
@@ -74,5 +74,5 @@ def _options(job: Job, threads: int | None) -> onnxruntime.SessionOptions:
     return options
 
 
-def runtime(_: str) -> OnnxRuntime:
+def runtime(_: str, options: Options) -> OnnxRuntime:
     return OnnxRuntime()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job, Progress, Runtime
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.stages.contract import Stage
 
 CONVERTER = "openvino.tools.ovc"
@@ -144,5 +144,5 @@ def _output_names(request: openvino.InferRequest, stage: Stage) -> list[str]:
     return [min(output.get_names() & known or output.get_names()) for output in request.model_outputs]
 
 
-def runtime(_: str) -> OpenVino:
+def runtime(_: str, options: Options) -> OpenVino:
     return OpenVino()

@@ -22,7 +22,8 @@ class Options:
     """What can be asked of some runtimes and not of others. None and False ask for nothing.
 
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
-    `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest.
+    `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
+    "eager" or a mode of torch.compile.
     """
 
     use_cuda_graph: bool = False
@@ -34,12 +35,12 @@ class Options:
     build_enable_refit: bool = False
     build_all_tactics: bool = False
     ws: bool = False
+    torch_inference: str | None = None
 
     def asked(self) -> list[str]:
-        """The flags of what is asked for."""
+        """The names of what is asked for."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        named = (name for name, value in values.items() if value is not None and value is not False)
-        return [f"--{name.replace('_', '-')}" for name in named]
+        return [name for name, value in values.items() if value is not None and value is not False]
 
 
 NOTHING_ASKED = Options()

@@ -8,10 +8,14 @@ import numpy as np
 import torch
 
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job, Progress, Runtime
-from darkroom.errors import AskedWrongly
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.errors import AskedWrongly, near_matches
 from darkroom.export.modules import DTYPES, load_module
 from darkroom.stages.contract import Stage
+
+EAGER = "eager"
+TORCH_MODES = (EAGER, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""What `--torch-inference` takes: no compilation, or a mode of torch.compile."""
 
 
 class Torch(Runtime):
@@ -20,8 +24,13 @@ class Torch(Runtime):
     compiles = False
     revision = 1
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, options: Options) -> None:
         self.name = name
+        self.options = options
+        mode = options.torch_inference
+        if mode is not None and mode not in TORCH_MODES:
+            near = near_matches(mode, list(TORCH_MODES))
+            raise AskedWrongly(f"--torch-inference {mode!r} is not known here.{near} Known: {', '.join(TORCH_MODES)}.")
         if name == "torch-compile" and not (shutil.which("g++") or shutil.which("clang++")):
             raise AskedWrongly("--engine torch-compile needs a C++ compiler (g++ or clang++); --engine torch does not.")
 
@@ -41,7 +50,9 @@ class Torch(Runtime):
         if threads:
             torch.set_num_threads(threads)
         module = load_module(job.stage, source, DTYPES[job.precision])
-        return _Engine(torch.compile(module) if self.name == "torch-compile" else module, job.stage)
+        if self.name == "torch-compile":
+            module = torch.compile(module, mode=self.options.torch_inference)
+        return _Engine(module, job.stage)
 
 
 class _Engine(Engine):
@@ -57,5 +68,5 @@ class _Engine(Engine):
         return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, values, strict=True)}
 
 
-def runtime(name: str) -> Torch:
-    return Torch(name)
+def runtime(name: str, options: Options) -> Torch:
+    return Torch(name, options)

@@ -1,0 +1,262 @@
+"""Runs the cells of a sweep, and appends a line of results for each as it finishes."""
+
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from darkroom.bench.cell import Cell, Place
+from darkroom.bench.contender import Contender, seconds_to_picture
+from darkroom.bench.results import FORMAT, PIPELINE
+from darkroom.errors import Failed
+
+SAVED_ROOM = 0.15
+"""The share of the memory that is left free: contenders that wait for their turn hold theirs."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a contender's runs gave: milliseconds of each stage by run, and images a second by turn."""
+
+    stages: dict[str, list[float]]
+    rates: list[float]
+    unet_calls: int | None
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Who takes part: a name of its own, the label and settings that its line of results has, what starts it.
+
+    `cold` starts a process that ends with a picture at the path that is appended; None where that is not measured.
+    `environment` is added to this process's own. `facts` go into its line of results as they are.
+    """
+
+    name: str
+    label: str
+    settings: dict[str, Any]
+    command: list[str]
+    cold: list[str] | None
+    facts: dict[str, Any]
+    environment: dict[str, str] | None = None
+
+
+def take_turns(
+    entrants: Sequence[Entrant],
+    cold_starts: int,
+    show: Callable[[str], None],
+    pictures: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measures those that do the same work, turn by turn, so that a machine busy with something else hurts all alike.
+
+    Yields for each, in their order, what a line of results holds of it beside the machine and the time: `error` says
+    in one line what kept it from being measured. Pictures are saved in a folder of `pictures` for each, if given.
+    """
+    found: dict[str, dict[str, Any]] = {each.name: dict(each.facts) for each in entrants}
+    _start_cold([each for each in entrants if each.cold], cold_starts, found, show)
+    waiting = [each for each in entrants if "error" not in found[each.name]]
+    while waiting:
+        with ExitStack() as stack:
+            running: dict[str, Contender] = {}
+            while waiting and (not running or _room_for_another(len(running))):
+                each = waiting.pop(0)
+                show(f"{each.name}: loading")
+                try:
+                    contender = stack.enter_context(Contender(each.name, each.command, each.environment))
+                    found[each.name]["load_seconds"] = round(float(contender.loaded()["loaded"]), 4)
+                    running[each.name] = contender
+                except Failed as error:
+                    found[each.name]["error"] = _without(str(error), each.name)
+            _measure({each.name: each for each in entrants}, running, found, show, pictures)
+    for each in entrants:
+        yield found[each.name]
+
+
+def _start_cold(
+    entrants: list[Entrant], cold_starts: int, found: dict[str, dict[str, Any]], show: Callable[[str], None]
+) -> None:
+    """Whole processes, from the shell to a picture; the first of each warms the system's caches and is not counted."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in entrants}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(cold_starts + 1 if cold_starts else 0):
+            for index, each in enumerate(entrants):
+                if "error" in found[each.name]:
+                    continue
+                show(f"{each.name}: cold start {turn} of {cold_starts}")
+                target = Path(folder) / f"{index}"
+                try:
+                    took = seconds_to_picture(each.name, [*each.cold, str(target)], each.environment)
+                    seconds[each.name] += [took] if turn else []
+                except Failed as error:
+                    found[each.name]["error"] = _without(str(error), each.name)
+    for name, taken in seconds.items():
+        found[name]["cold_start"] = sample(taken) if taken and "error" not in found[name] else None
+
+
+def _measure(
+    entrants: dict[str, Entrant],
+    running: dict[str, Contender],
+    found: dict[str, dict[str, Any]],
+    show: Callable[[str], None],
+    pictures: Path | None,
+) -> None:
+    turns = {name: entrants[name].settings["warmup_runs"] + entrants[name].settings["repeat"] for name in running}
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
+
+    def ask(name: str, work: Callable[[Contender], Any]) -> Any:
+        try:
+            return work(running[name]) if "error" not in found[name] else None
+        except Failed as error:
+            found[name]["error"] = _without(str(error), name)
+
+    for turn in range(max(turns.values(), default=0)):
+        for name in running:
+            if turn < turns[name]:
+                show(f"{name}: run {turn + 1} of {turns[name]}")
+                if (answer := ask(name, Contender.run)) is not None:
+                    answers[name].append(answer)
+    for name in running:
+        if pictures is not None:
+            paths = ask(name, lambda contender, name=name: contender.save(pictures / _safe(name)))
+            found[name]["pictures"] = [str(path) for path in paths or ()]
+        ended = ask(name, Contender.quit)
+        if "error" in found[name]:
+            continue
+        settings = entrants[name].settings
+        warmup = settings["warmup_runs"]
+        measured = _measured(answers[name][warmup:], settings["batch_size"])
+        found[name] |= {
+            "first_run_ms": round(_wall(answers[name][0]), 3),
+            "stages": {stage: sample(values) for stage, values in measured.stages.items()},
+            "unet_calls": measured.unet_calls,
+            "images_per_second": round(statistics.median(measured.rates), 4),
+            "peak_host_bytes": ended["peak_bytes"],
+            "peak_device_bytes": ended.get("peak_device_bytes"),
+        }
+
+
+def _measured(answers: list[dict[str, Any]], batch_size: int) -> Measured:
+    stages: dict[str, list[float]] = {}
+    rates, calls = [], None
+    for answer in answers:
+        streams = answer.get("streams", [answer])
+        for stream in streams:
+            calls = stream.get("unet_calls", calls)
+            for stage, milliseconds in stream["stages"].items():
+                stages.setdefault(stage, []).append(float(milliseconds))
+        rates.append(1000 * batch_size * len(streams) / _wall(answer))
+    return Measured(stages, rates, calls)
+
+
+def _wall(answer: dict[str, Any]) -> float:
+    """Milliseconds that a turn took."""
+    return float(answer["wall"] if "wall" in answer else answer["stages"][PIPELINE])
+
+
+def sample(values: list[float]) -> dict[str, Any]:
+    """Median, 90th percentile (nearest rank), least, most and count."""
+    ordered = sorted(values)
+    ninth = ordered[math.ceil(0.9 * len(ordered)) - 1]
+    numbers = {"median": statistics.median(ordered), "p90": ninth, "least": ordered[0], "most": ordered[-1]}
+    return {name: round(value, 4) for name, value in numbers.items()} | {"count": len(ordered)}
+
+
+def _room_for_another(running: int) -> bool:
+    """Whether memory is left for one more like those that are running. True where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return True
+    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    total, free = kilobytes["MemTotal"], kilobytes["MemAvailable"]
+    return free - (total - free) / running > SAVED_ROOM * total
+
+
+def line_of(entrant: Entrant, found: dict[str, Any], machine: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """A line of results; `price` is money an hour."""
+    failed = "error" in found
+    rate = None if failed else found["images_per_second"]
+    return {
+        "format": FORMAT,
+        "contender": entrant.label,
+        "settings": entrant.settings,
+        "machine": machine,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stages": {},
+        **found,
+        "price_per_hour": price,
+        "images_per_unit": round(rate * 3600 / price, 2) if rate and price else None,
+        "error": found.get("error"),
+    }
+
+
+def append(file: Path, line: dict[str, Any]) -> None:
+    """Adds a whole line; what a killed sweep left of one goes. Raises `Failed` when the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as out:
+            size = out.seek(0, os.SEEK_END)
+            out.truncate(_whole_lines(file, size))
+            out.write(json.dumps(line).encode() + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
+
+
+def _whole_lines(file: Path, size: int) -> int:
+    """Bytes of `file` up to the end of its last whole line."""
+    return file.read_bytes().rfind(b"\n") + 1 if size else 0
+
+
+def done(file: Path) -> set[str]:
+    """What the lines of a file were measured with, where that went well: see `identity`."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return set()
+    found = set()
+    for line in lines:
+        try:
+            row = json.loads(line)
+            if row["error"] is None:
+                found.add(identity(row["contender"], row["settings"], row["machine"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def identity(contender: str, settings: dict[str, Any], machine: dict[str, Any]) -> str:
+    """What makes two lines the same cell."""
+    return json.dumps([contender, settings, machine], sort_keys=True)
+
+
+def entrant_of(cell: Cell, place: Place, cold: list[str] | None, facts: dict[str, Any]) -> Entrant:
+    """Darkroom itself. `cold` is a script with all its flags but the folder for its picture."""
+    command = [sys.executable, "-m", "darkroom.bench.worker", json.dumps(cell.as_json()), json.dumps(asdict(place))]
+    package = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    return Entrant(cell.name, cell.contender, cell.settings(), command, cold, facts, {"PYTHONPATH": paths})
+
+
+def groups_of(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that do the same work, together, in the order of the first of each."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.work(), []).append(cell)
+    return list(groups.values())
+
+
+def _without(text: str, name: str) -> str:
+    return text.removeprefix(f"{name}: ").rstrip(".")
+
+
+def _safe(name: str) -> str:
+    return "".join(each if each.isalnum() or each in ".-" else "_" for each in name)
