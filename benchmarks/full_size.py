@@ -9,7 +9,6 @@ with torch on the same inputs. Models are written into --work (SDXL takes 7 GB, 
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
+from darkroom.bench.architectures import MODELS, write_model  # noqa: E402
 from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
 from darkroom.child import MEMORY  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
@@ -37,136 +37,6 @@ from darkroom.stages.contract import Profile, Stage  # noqa: E402
 NETWORK_OF = {"clip": "text_encoder", "clip_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
 OPSET = 17
 GIB = 2**30
-
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_L |= {"vocab_size": 49408, "projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407}
-CLIP_H = CLIP_L | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-CLIP_H |= {"projection_dim": 512, "hidden_act": "gelu"}
-CLIP_G = CLIP_L | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-CLIP_G |= {"projection_dim": 1280, "hidden_act": "gelu"}
-CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
-
-
-def _unet(channels: tuple[int, ...], blocks: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    return {
-        "block_out_channels": channels,
-        "down_block_types": tuple(block.format("Down") for block in blocks),
-        "up_block_types": tuple(block.format("Up") for block in reversed(blocks)),
-        "layers_per_block": 2,
-        **more,
-    }
-
-
-SDXL_UNET = {"use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256}
-SD_BLOCKS = (CROSS, CROSS, CROSS, PLAIN)
-MODELS: dict[str, dict[str, Any]] = {
-    "sd-1.5": {
-        "text_encoder": CLIP_L,
-        "unet": _unet((320, 640, 1280, 1280), SD_BLOCKS, cross_attention_dim=768, attention_head_dim=8, sample_size=64),
-        "scaling_factor": 0.18215,
-    },
-    "sd-2.1": {
-        "text_encoder": CLIP_H,
-        "unet": _unet(
-            (320, 640, 1280, 1280),
-            SD_BLOCKS,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-            upcast_attention=True,
-            sample_size=96,
-        ),
-        "scaling_factor": 0.18215,
-        "prediction_type": "v_prediction",
-    },
-    "xl-1.0": {
-        "text_encoder": CLIP_L,
-        "text_encoder_2": CLIP_G,
-        "unet": _unet(
-            (320, 640, 1280),
-            (PLAIN, CROSS, CROSS),
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            transformer_layers_per_block=(1, 2, 10),
-            projection_class_embeddings_input_dim=2816,
-            sample_size=128,
-            **SDXL_UNET,
-        ),
-        "scaling_factor": 0.13025,
-    },
-    "xl-refiner-1.0": {
-        "text_encoder_2": CLIP_G,
-        "unet": _unet(
-            (384, 768, 1536, 1536),
-            (PLAIN, CROSS, CROSS, PLAIN),
-            cross_attention_dim=1280,
-            attention_head_dim=(6, 12, 24, 24),
-            transformer_layers_per_block=4,
-            projection_class_embeddings_input_dim=2560,
-            sample_size=128,
-            **SDXL_UNET,
-        ),
-        "scaling_factor": 0.13025,
-    },
-}
-"""As published on the hub under these names' repositories."""
-
-
-def write_model(name: str, folder: Path, networks: list[str] | None = None) -> Path:
-    """A model of the published architecture with random weights, in float16 files, in the layout of the hub.
-
-    Weights have the spread of freshly made ones. Networks that are not asked for get their configuration and an empty
-    weight file; so does the tokenizer, which is none of theirs.
-    """
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    published = MODELS[name]
-    xl = "text_encoder_2" in published
-    vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    made: dict[str, Callable[[], Any]] = {
-        "unet": lambda: UNet2DConditionModel(**published["unet"]),
-        "vae": lambda: AutoencoderKL(**vae, scaling_factor=published["scaling_factor"]),
-    }
-    if "text_encoder" in published:
-        made["text_encoder"] = lambda: CLIPTextModel(CLIPTextConfig(**published["text_encoder"]))
-    if xl:
-        made["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**published["text_encoder_2"]))
-    for part, make in made.items():
-        if (folder / part / "config.json").exists():
-            continue
-        with torch.device("meta"):
-            network = make()
-        config = network.config
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        text = config.to_json_string() if part.startswith("text") else network.to_json_string()
-        generator = torch.Generator().manual_seed(0)
-        weights = {}
-        if networks is None or part in networks:
-            for key, tensor in network.state_dict().items():
-                weight = torch.zeros(tensor.shape, dtype=torch.float16)
-                if tensor.dim() > 1:
-                    weight.normal_(0, 1 / math.sqrt(tensor[0].numel()), generator=generator)
-                elif key.endswith("weight"):
-                    weight.fill_(1)
-                weights[key] = weight
-        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-        save_file(weights, folder / part / f"{stem}.safetensors", {"format": "pt"})
-        (folder / part / "config.json").write_text(text)  # last: what stands here is whole
-    for tokenizer in ("tokenizer", "tokenizer_2"):
-        (folder / tokenizer).mkdir(exist_ok=True)
-        (folder / tokenizer / "tokenizer.json").write_text("{}")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    prediction = published.get("prediction_type", "epsilon")
-    config = {"_class_name": "DDIMScheduler", "prediction_type": prediction, "clip_sample": False}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    index = {"_class_name": f"StableDiffusion{'XL' * xl}Pipeline", "requires_aesthetics_score": "refiner" in name}
-    index |= {part: ["diffusers", "published"] for part in made}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _start_cold(
                 if "error" in found[each.name]:
                     continue
                 show(f"{each.name}: cold start {turn} of {cold_starts}")
-                target = Path(folder) / f"{index}"
+                target = Path(folder) / f"{index}.png"  # a picture, or a folder for it
                 try:
                     took = seconds_to_picture(each.name, [*each.cold, str(target)], each.environment)
                     seconds[each.name] += [took] if turn else []

@@ -180,8 +180,8 @@ def parser_of(script: Script) -> Parser:
     return parser
 
 
-def add_build_arguments(engine: argparse._ArgumentGroup, several: bool = False) -> None:
-    """What is exported, and which sizes engines leave free; `several` of which may be asked for at once."""
+def add_build_arguments(engine: argparse._ArgumentGroup, several: bool = False, opset: bool = True) -> None:
+    """Which sizes engines leave free, `several` of which may be asked for at once; and the ONNX `opset`."""
     build = engine if several else engine.add_mutually_exclusive_group()
     leaves_free = (
         "engines for this batch and size alone (default)",
@@ -191,9 +191,10 @@ def add_build_arguments(engine: argparse._ArgumentGroup, several: bool = False) 
     for name, text in zip(BUILDS, leaves_free, strict=True):
         action = "append_const" if several else "store_const"
         build.add_argument(f"--build-{name}", dest="build", action=action, const=name, help=text)
-    engine.add_argument(
-        "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
-    )
+    if opset:
+        engine.add_argument(
+            "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
+        )
 
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
