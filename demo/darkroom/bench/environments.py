@@ -1,0 +1,84 @@
+"""Virtual environments for the peers: made when one is first needed, and kept."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from darkroom.bench.peers import Peer
+from darkroom.errors import Failed
+from darkroom.fingerprints import hash_json
+
+DIGITS = 12
+UNFINISHED = ".unfinished"
+"""Lies in an environment while it is being made: one that has it, and that nobody is making, was interrupted."""
+
+INSTALLED = ".installed-"
+"""Begins the name of what a finished install leaves; the rest is the hash of all that was asked for."""
+
+
+def ensure(peer: Peer, root: Path, show: Callable[[str], None] = lambda text: None) -> Path:
+    """The python of the peer's environment, `root`/NAME, which is made if it is not there or holds other versions.
+
+    `show` gets lines for whoever waits: an install takes minutes and GBs. Raises `Failed` in one line.
+    """
+    folder = root / peer.environment
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    mark = folder / f"{INSTALLED}{_asked_for(peer)}"
+    if _whole(folder, python, mark):
+        return python
+    from filelock import FileLock
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{peer.environment}.lock"):
+            if not _whole(folder, python, mark):  # another process has made it meanwhile
+                _make(peer, folder, python, show)
+                mark.touch()
+                (folder / UNFINISHED).unlink()
+    except OSError as error:
+        raise Failed(f"{root} cannot be written ({error.strerror or error}); name another folder.") from error
+    return python
+
+
+def _asked_for(peer: Peer) -> str:
+    """A hash of what an environment is made from: another one means another environment."""
+    made_by = [sys.implementation.name, *sys.version_info[:2]]
+    return hash_json([*peer.requirements, "without dependencies", *peer.alone, *made_by])[:DIGITS]
+
+
+def _whole(folder: Path, python: Path, mark: Path) -> bool:
+    return mark.exists() and python.exists() and not (folder / UNFINISHED).exists()
+
+
+def _make(peer: Peer, folder: Path, python: Path, show: Callable[[str], None]) -> None:
+    if folder.exists():
+        if not (folder / UNFINISHED).exists() and not any(folder.glob(f"{INSTALLED}*")):
+            raise Failed(f"{folder} is there and is no environment that was made here: name another folder.")
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / UNFINISHED).touch()
+    show(f"making the environment of {peer.name} in {folder} (once: some minutes and GBs)")
+    _run(peer, [sys.executable, "-m", "venv", str(folder)])
+    # -I: what the caller's variables say about Python is not for this one; pip still reads its own.
+    pip = [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
+    for more, packages in (([], peer.requirements), (["--no-deps"], peer.alone)):
+        if packages:
+            show(f"pip install {' '.join([*more, *packages])}")
+            _run(peer, [*pip, *more, *packages])
+
+
+def _run(peer: Peer, command: list[str]) -> None:
+    """Raises `Failed` with the command's last line of error, or its last line."""
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    if ended.returncode:
+        lines = [line.strip() for line in ended.stdout.splitlines() if line.strip()]
+        errors = (
+            [line for line in lines if re.match(r"(?i)error\b", line)] or lines or [f"exit code {ended.returncode}"]
+        )
+        raise Failed(f"no environment for {peer.name}: {errors[-1]}")

@@ -1,0 +1,96 @@
+"""benchmark.py compare: the same work by others, in this interpreter instead of environments of their own."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from darkroom.bench.peers import PEERS
+from darkroom.cli.benchmark import run
+from darkroom.errors import Failed
+from tests.support import Ended, Studio, children_inline, flags, one_line, pixels
+
+
+@pytest.fixture
+def no_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers runs here; the others cannot be installed."""
+
+    def ensure(peer: object, root: Path, show: object = None) -> Path:
+        if peer.environment != "diffusers":
+            raise Failed(f"no environment for {peer.name}: no network")
+        return Path(sys.executable)
+
+    monkeypatch.setattr("darkroom.bench.comparison.ensure", ensure)
+
+
+def compare(studio: Studio, *arguments: str) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    folders = flags(onnx_dir=studio.onnx, engine_dir=studio.engines, output=studio.root / "comparison.jsonl")
+    with children_inline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(["compare", *arguments, *flags(model=studio.model, peer_dir=studio.root / "peers"), *folders])
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def test_the_same_work_makes_the_same_pictures(studio: Studio, no_environments: None) -> None:
+    ended = compare(studio, "--peer", "diffusers", "--engine=openvino", "--denoising-steps=3", "--batch-size=2",
+                    "--cold-starts=1", "--prompt=red apple", "--seed=7")  # fmt: skip
+    assert ended.code == 0, ended.out
+    ours, theirs = map(json.loads, (studio.root / "comparison.jsonl").read_text().splitlines())
+    assert (ours["contender"], theirs["contender"]) == ("Darkroom (openvino fp32)", "diffusers eager")
+    assert ours["psnr"] > 45 and theirs.get("psnr") is None
+    for line in (ours, theirs):
+        assert line["stages"].keys() == {"CLIP", "UNet", "VAE-Dec", "Pipeline"} and line["unet_calls"] == 4  # PNDM
+        assert line["stages"]["Pipeline"]["count"] == 5 and line["cold_start"]["count"] == 1
+        assert len(line["pictures"]) == 2 and all(pixels(path).shape == (64, 64, 3) for path in line["pictures"])
+    assert any("torch==" in package for package in theirs["versions"])
+    drawn = studio.draw("red apple", engine="openvino", batch_size=2, denoising_steps=3, seed=7)
+    for path, picture in zip(ours["pictures"], drawn.pictures, strict=True):
+        np.testing.assert_array_equal(pixels(path), picture)
+
+
+def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(studio: Studio, no_environments: None) -> None:
+    ended = compare(studio, "--peer", "diffusers", "openvino-genai", "--engine=openvino", "--denoising-steps=1",
+                    "--cold-starts=0")  # fmt: skip
+    assert ended.code == 1 and one_line(ended.err) and PEERS["openvino-genai"].name in ended.err
+    lines = [json.loads(line) for line in (studio.root / "comparison.jsonl").read_text().splitlines()]
+    assert [line["error"] for line in lines][:2] == [None, None]
+    assert lines[2]["error"].endswith("no network")
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["--peer", "difusers"], "'diffusers'"),
+        (["--full-size", "sd-1.6"], "'sd-1.5'"),
+        (["--full-size", "xl-1.0"], "not of SDXL"),
+        (["--streams", "2"], "--streams"),
+        (["--output", "/"], "--output"),
+        (["--repeat", "1"], "--repeat"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, tmp_path: Path) -> None:
+    err = io.StringIO()
+    more = [] if "--output" in arguments else [f"--output={tmp_path / 'x.jsonl'}"]
+    with contextlib.redirect_stderr(err):
+        code = run(["compare", *arguments, *more, f"--peer-dir={tmp_path / 'peers'}"])
+    assert code == 2 and one_line(err.getvalue()) and said in err.getvalue()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_size_models_have_the_published_number_of_weights() -> None:
+    """859.5 M and 865.9 M in the UNets, as their model cards and papers count them."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from darkroom.bench.architectures import MODELS
+
+    for name, millions in {"sd-1.5": 859.5, "sd-turbo": 865.9, "xl-1.0": 2567.5, "xl-refiner-1.0": 2300.0}.items():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**MODELS[name]["unet"])
+        weights = sum(weight.numel() for weight in unet.parameters()) / 1e6
+        assert weights == pytest.approx(millions, rel=0.02), name
