@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from darkroom.catalog import EMBEDDED, SCRIPTS
 from tests.support import Diffusers, Studio, one_line, psnr
@@ -106,3 +107,12 @@ def test_all_weights_together_are_small() -> None:
     assert all(path.resolve().is_relative_to(EMBEDDED) for path in linked)
     assert sum(path.stat().st_size for path in files) < MEGABYTES * 1e6
     assert {path.name for path in EMBEDDED.iterdir()} == set(MODELS.values())
+
+
+def test_text_encoders_can_be_read_by_every_transformers() -> None:
+    """Those before version 5 make random weights of what has no prefix, and go on."""
+    files = sorted(EMBEDDED.glob("*/text_encoder*/model.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        names = load_file(file).keys()
+        assert names and all(name.startswith(("text_model.", "text_projection.")) for name in names), file

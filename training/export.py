@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, StableDiff
 from torch import nn
 from transformers import CLIPTokenizer
 
+from darkroom.bench.published_names import publish_names
 from training import networks
 from training.loop import averaged
 from training.tokenizer import Encoder
@@ -114,6 +115,8 @@ def main() -> None:
     for folder in output.glob("tokenizer*"):
         for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
             shutil.copy(args.work / "tokenizer" / name, folder / name)
+    for path in output.glob("text_encoder*/*.safetensors"):
+        publish_names(path)  # as transformers before its version 5 needs them
     for path in output.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for its owner alone
     if args.model != OUTPUT.name:

@@ -21,7 +21,7 @@ def copy_with_published_names(model: Path, copy: Path) -> Path:
     """Makes `copy`, whose files are the model's own (links, where the system allows) but for such text encoders."""
     shutil.copytree(model, copy, copy_function=_link)
     for path in copy.glob("text_encoder*/*.safetensors"):
-        _rename(path)
+        publish_names(path)
     return copy
 
 
@@ -32,7 +32,7 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _rename(path: Path) -> None:
+def publish_names(path: Path) -> None:
     """Gives the weights in a safetensors file their prefix. The file is replaced: it may be another's, too."""
     with path.open("rb") as old:
         header = json.loads(old.read(int.from_bytes(old.read(LENGTH), "little")))
