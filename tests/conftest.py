@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two at a time, on all cores each, would be in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -173,10 +173,6 @@ class Preparer:
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
         guided = self._guided(request)
         jobs, sources = compiled.jobs, compiled.sources
-        if self.runtime.compiles:
-            for source in sources.values():
-                self.engines.note_use(source)
-        self.engines.note_use(compiled.table_folder)
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
             loading = {
@@ -184,6 +180,10 @@ class Preparer:
             }
             schedule = Table.load(compiled.table_folder / TABLE_FILE)
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
+        if self.runtime.compiles:
+            for source in sources.values():
+                self.engines.note_use(source)
+        self.engines.note_use(compiled.table_folder)
         factor = self.checkpoint.vae_factor
         encoders = [name for name in ("clip", "clip_2") if name in loaded]
         pipeline = Pipeline(

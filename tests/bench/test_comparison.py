@@ -70,6 +70,8 @@ def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(studio: Stud
         (["--streams", "2"], "--streams"),
         (["--output", "/"], "--output"),
         (["--repeat", "1"], "--repeat"),
+        (["--threads", "1", "2"], "--threads"),
+        (["--baseline", "tensorflow"], "'tensorflow'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -347,10 +347,11 @@ def test_an_interrupted_install_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             ensure(peer, tmp_path)
     left = tmp_path / peer.environment
-    assert (left / UNFINISHED).exists()
+    mark = tmp_path / f".{peer.environment}{UNFINISHED}"
+    assert mark.exists()
     (left / "half a package").touch()
     assert ensure(peer, tmp_path).exists()
-    assert not (left / "half a package").exists() and not (left / UNFINISHED).exists()
+    assert not (left / "half a package").exists() and not mark.exists()
 
 
 def test_pip_that_fails_is_one_line_with_its_last_error(installs: list[list[str]], tmp_path: Path) -> None:

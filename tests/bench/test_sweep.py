@@ -16,7 +16,8 @@ from darkroom.bench.contender import Contender, seconds_to_picture
 from darkroom.bench.sweep import Entrant, append, done, sample, take_turns
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
-from tests.support import Ended, Studio, children_inline, flags, one_line
+from tests.cli.test_prebuild import scale_weights as scale
+from tests.support import Ended, Studio, changed_copy, children_inline, flags, one_line
 
 ANSWERS = """
 import json, os, sys, time
@@ -159,6 +160,20 @@ class TestRun:
         assert "2 of 3" not in first.out
         again = bench(studio, *lists, "--precision", "fp32", **asked)
         assert again.code == 0 and "4 of 4 cells are in" in again.out and len(lines(studio)) == 4
+        assert again.out.count("openvino fp32") == first.out.count("openvino fp32") - 2, "the results are shown again"
+        mistyped = bench(studio, *lists, "--baseline", "tensorflow", **asked)
+        assert mistyped.code == 2 and "'tensorflow'" in mistyped.err and not mistyped.out
+
+    def test_two_models_of_one_name_are_two_cells(self, studio: Studio, tmp_path: Path) -> None:
+        twin = changed_copy(studio.model, tmp_path / "twin" / studio.model.name, lambda folder: scale(folder / "vae"))
+        out, err = io.StringIO(), io.StringIO()
+        asked = ("--engine=openvino", "--denoising-steps=1", "--cold-starts=0", f"--output={tmp_path / 'x.jsonl'}")
+        with children_inline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            folders = flags(onnx_dir=studio.onnx, engine_dir=studio.engines)
+            assert run(["run", "--model", str(studio.model), str(twin), *asked, *folders]) == 0, err.getvalue()
+        first, second = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+        assert first["settings"]["weights"] != second["settings"]["weights"]
+        assert first["stages"] != second["stages"]
 
     def test_cold_starts_streams_and_overlap(self, studio: Studio) -> None:
         asked = dict(denoising_steps=1, cold_starts=1, engine="onnxruntime")
@@ -194,6 +209,9 @@ class TestRun:
             (["--output", "/"], "--output"),
             (["--prompt", ""], "prompt"),
             (["--baselin", "x"], "'--baseline'"),
+            (["--baseline", "tensorflow"], "'tensorflow'"),
+            (["--async", "--streams", "2"], "--async"),
+            (["--output", "/proc/no/such/file"], "--output"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -219,7 +237,7 @@ def test_the_report_is_made_of_what_was_run(studio: Studio) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert run(["report", str(studio.root / "results.jsonl"), "--baseline", "torch", "--max-latency", "1e6"]) == 0
-    made = {path.name for path in (studio.root / "results").iterdir()}
+    made = {path.name for path in (studio.root / "results-report").iterdir()}
     assert {"results.csv", "results.md"} < made and any(name.endswith(".png") for name in made)
     assert "most images with a p90 within" in out.getvalue()
 
@@ -232,10 +250,10 @@ def test_overlapped_batches_are_the_same_pictures(studio: Studio) -> None:
     from darkroom.timing import StageClock
 
     cell = Cell(
-        "tiny", str(studio.model), "openvino", "fp32", "static-batch", 1, 2, 64, 64, "EulerA", 4.0, 1, None, True, 1, 5,
-        "a cat", 3, 17, NOTHING_ASKED,
+        "tiny", str(studio.model), "", "openvino", "fp32", "static-batch", 1, 2, 64, 64, "EulerA", 4.0, 1, None, True,
+        1, 5, "a cat", 3, 17, (1, 1, 8), None, 0, NOTHING_ASKED,
     )  # fmt: skip
-    place = Place(str(studio.onnx), str(studio.engines), (1, 1, 8), None)
+    place = Place(str(studio.onnx), str(studio.engines))
     with children_inline():
         pipeline = preparer_of(cell, place).prepare(cell.request()).pipeline
     batches = [Batch(turn, (prompt,), (turn,)) for turn, prompt in enumerate(["red apple", "cat", "dog", "red apple"])]

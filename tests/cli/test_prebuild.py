@@ -16,6 +16,7 @@ from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
 from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
 from darkroom.engines.store import Key, Store
+from darkroom.fingerprints import hash_json
 from tests.support import Ended, Studio, changed_copy, children_inline, flags, listing, one_line
 
 PROMPT = "red apple"
@@ -296,6 +297,10 @@ class TestCarry:
         place = whole.index(weights) + 100
         other = Studio(tmp_path, empty_studio.model)
         damages = {"flipped": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], "cut": whole[:place]}
+        with tarfile.open(archive) as tar:
+            *_, last = tar.getmembers()
+        damages |= {"cut at a file's end": whole[: last.offset], "cut in a header": whole[: last.offset + 100]}
+        damages["of a bad header"] = whole[: last.offset] + b"\1" + whole[last.offset + 1 :]
         for name, content in damages.items():
             archive.write_bytes(content)
             ended = prebuild(other, "import", str(archive))
@@ -330,6 +335,72 @@ class TestCarry:
             tar.addfile(link)
         ended = prebuild(empty_studio, "import", str(archive))
         assert ended.code == 2 and one_line(ended.err)
+
+
+class TestStrangeStores:
+    def test_one_folder_by_two_names_is_one_store(self, empty_studio: Studio) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        link = empty_studio.root / "link"
+        link.symlink_to(empty_studio.engines)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert run(["list", "--json", f"--onnx-dir={empty_studio.engines}", f"--engine-dir={link}"]) == 0
+        assert len(json.loads(out.getvalue())) == 5
+        with contextlib.redirect_stdout(out):
+            assert run(["clean", "--all", "--yes", f"--onnx-dir={empty_studio.engines}", f"--engine-dir={link}"]) == 0
+        assert Store(empty_studio.engines).folders() == []
+
+    def test_a_file_is_no_store(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert run(["list", f"--engine-dir={tmp_path / 'file'}"]) == 2
+        assert one_line(err.getvalue()) and "not a folder" in err.getvalue()
+
+    def test_names_are_shown_as_they_are(self, empty_studio: Studio, tmp_path: Path) -> None:
+        model = shutil.copytree(empty_studio.model, tmp_path / "my[red]model :smile: [-x]")
+        prebuild(empty_studio, "build", model=model, engine="onnxruntime")
+        assert "clip-my[red]model :smile: [-x]-fp32" in prebuild(empty_studio, "list").out
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"key": {"kind": "engine"}},
+            {"made": {"seconds": "long"}},
+            {"files": {"a": 5}},
+            {"files": {"a": {"size": "1", "sha256": ""}}},
+            {"label": "z [/x] y"},
+            {"made": {"engines": {"a": {"tensors": 3}}}},
+        ],
+        ids=str,
+    )
+    def test_no_manifest_makes_a_traceback(self, change: dict[str, Any], empty_studio: Studio) -> None:
+        store = Store(empty_studio.engines)
+        manifest = {"label": "z", "key": {"kind": "graph"}, "files": {}, "made": {}} | change
+        folder = store.root / Key(manifest["label"], manifest["key"]).folder_name
+        folder.mkdir(parents=True)
+        text = json.dumps(manifest | {"sha256": hash_json(manifest)}, indent=1)
+        (folder / MANIFEST).write_text(text)
+        assert prebuild(empty_studio, "list").code == 0
+        assert prebuild(empty_studio, "clean", "--all", "--yes").code == 0
+        assert store.folders() == []
+
+    def test_damaged_ones_go_first_and_are_not_exported_in_silence(self, empty_studio: Studio, tmp_path: Path) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
+        damaged = next(empty_studio.engines.glob("clip-*"))
+        (damaged / MANIFEST).write_text("{}")
+        ended = prebuild(empty_studio, "export", str(tmp_path / "x.tar"))
+        assert ended.code == 0 and damaged.name in ended.err
+        rows_there = rows(prebuild(empty_studio, "list", "--json"))
+        under = (sum(row["bytes"] for row in rows_there) - 1) / 1e9
+        doomed = rows(prebuild(empty_studio, "clean", "--keep-under", repr(under), "--json"))
+        assert [row["folder"] for row in doomed] == [str(damaged)]
+
+    def test_clean_sweeps_what_a_killed_build_left(self, empty_studio: Studio) -> None:
+        left = empty_studio.engines / ".unet-x.0123abcd.tmp"
+        left.mkdir(parents=True)
+        assert prebuild(empty_studio, "clean", "--all", "--yes").code == 0
+        assert not left.exists()
 
 
 def test_doctor_says_of_every_engine_whether_and_why_not() -> None:

@@ -233,6 +233,18 @@ class TestDamage:
         assert (aside / "engine.bin").read_bytes() == b"half"
         assert store.folders() == [made]
 
+    def test_a_file_that_is_none_of_its_own_is_damage(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        made = store.make(KEY, Builder())
+        (made / "beforehand.blob").write_bytes(b"foreign")
+        assert store.find(KEY) is None and store.damage(made) == "beforehand.blob is none of its files"
+
+    def test_a_line_feed_that_becomes_another_is_damage(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        manifest = store.make(KEY, Builder()) / MANIFEST
+        manifest.write_bytes(manifest.read_bytes().replace(b"\n", b"\r", 1))
+        assert store.find(KEY) is None
+
     def test_a_foreign_artefact_is_not_used(self, tmp_path: Path) -> None:
         store = Store(tmp_path)
         other = store.make(Key(KEY.label, KEY.facts | {"weights": "other"}), Builder(b"other"))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Options
 from darkroom.request import Request
 
@@ -14,14 +15,16 @@ RUNS_AT_LEAST = 5
 
 @dataclass(frozen=True)
 class Cell:
-    """A model by its name and folder, and everything that is asked of it. Sizes are in pixels.
+    """A model by its name, folder and weights, and everything that is asked of it. Sizes are in pixels.
 
+    `weights` is a hash of them; `batches` and `pixels` bound what engines leave free, as in `Profile`.
     `scheduler` None is the model's own; `streams` are requests at a time; an `asynchronous` one lets the stages of
     neighbouring batches overlap; `warmup_runs` and `repeat` are its untimed and its timed runs.
     """
 
     version: str
     folder: str
+    weights: str
     engine: str
     precision: str
     build: str
@@ -39,6 +42,9 @@ class Cell:
     prompt: str
     seed: int
     onnx_opset: int
+    batches: tuple[int, int, int]
+    pixels: tuple[int, int, int] | None
+    cold_starts: int
     options: Options
 
     @property
@@ -57,10 +63,12 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """What a line of results says of it."""
-        hidden = ("folder", "options", "asynchronous")
+        hidden = ("folder", "options", "asynchronous", "batches", "pixels")
         said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         options = {name: value for name, value in asdict(self.options).items() if value not in (None, False)}
         cuda_graph = options.pop("use_cuda_graph", False)
+        if find_runtime(self.engine, self.options).bounded:
+            options |= {"dynamic_batches": self.batches, "dynamic_sizes": self.pixels}
         more = json.dumps(options, sort_keys=True) if options else None
         return said | {"use_cuda_graph": cuda_graph, "async": self.asynchronous, "options": more}
 
@@ -68,6 +76,7 @@ class Cell:
         """What must be the same for cells that take turns."""
         return (
             self.version,
+            self.weights,
             self.batch_size,
             self.denoising_steps,
             self.height,
@@ -103,20 +112,20 @@ class Cell:
     @classmethod
     def from_json(cls, members: dict[str, Any]) -> "Cell":
         """The inverse of `as_json`."""
-        options = members["options"]
-        capability = options["compute_capability"]
-        options |= {"compute_capability": None if capability is None else tuple(capability)}
-        return cls(**members | {"options": Options(**options)})
+        options = {name: _tuple(value) for name, value in members["options"].items()}
+        return cls(**{name: _tuple(value) for name, value in members.items()} | {"options": Options(**options)})
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where graphs and engines are, and the bounds of what engines leave free."""
+    """Where graphs and engines are."""
 
     onnx_dir: str
     engine_dir: str
-    batches: tuple[int, int, int]
-    pixels: tuple[int, int, int] | None
 
     def folders(self) -> tuple[Path, Path]:
         return Path(self.onnx_dir), Path(self.engine_dir)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -62,8 +62,11 @@ def write_noise(cell: Cell, vae_factor: int, file: Path) -> Path:
     """The noise that the images of a cell start from, (B, 4, h, w) float32, as .npy; the seeds' own streams give it."""
     streams = [NoiseStream(cell.seed + image) for image in range(cell.batch_size)]
     latents = initial_latents(streams, (4, cell.height // vae_factor, cell.width // vae_factor))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, latents)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, latents)
+    except OSError as error:
+        raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
     return file
 
 
@@ -71,9 +74,13 @@ def add_likeness(found: dict[str, dict[str, Any]]) -> None:
     """Gives each result that has pictures its `psnr` in dB against the reference's: the least of its images."""
     expected = found.get(REFERENCE, {}).get("pictures")
     for name, result in found.items():
-        if expected and result.get("pictures") and name != REFERENCE:
+        if not (expected and result.get("pictures")) or name == REFERENCE:
+            continue
+        try:
             pairs = zip(result["pictures"], expected, strict=True)
             result["psnr"] = round(min(_psnr(Path(one), Path(two)) for one, two in pairs), 2)
+        except (OSError, ValueError) as error:
+            result["error"] = f"its pictures cannot be compared: {error}"
 
 
 def _psnr(one: Path, two: Path) -> float:
@@ -82,6 +89,6 @@ def _psnr(one: Path, two: Path) -> float:
 
     first, second = (np.asarray(Image.open(path).convert("RGB"), np.float64) for path in (one, two))
     if first.shape != second.shape:
-        raise Failed(f"{one} and {two} are not of one size.")
+        raise ValueError(f"{one} and {two} are not of one size")
     error = float(np.mean((first - second) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)

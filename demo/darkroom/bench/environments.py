@@ -14,7 +14,7 @@ from darkroom.fingerprints import hash_json
 
 DIGITS = 12
 UNFINISHED = ".unfinished"
-"""Lies in an environment while it is being made: one that has it, and that nobody is making, was interrupted."""
+"""Ends the name of what lies beside an environment that is being made, or was when its maker was interrupted."""
 
 INSTALLED = ".installed-"
 """Begins the name of what a finished install leaves; the rest is the hash of all that was asked for."""
@@ -38,7 +38,7 @@ def ensure(peer: Peer, root: Path, show: Callable[[str], None] = lambda text: No
             if not _whole(folder, python, mark):  # another process has made it meanwhile
                 _make(peer, folder, python, show)
                 mark.touch()
-                (folder / UNFINISHED).unlink()
+                _unfinished(folder).unlink()
     except OSError as error:
         raise Failed(f"{root} cannot be written ({error.strerror or error}); name another folder.") from error
     return python
@@ -51,16 +51,21 @@ def _asked_for(peer: Peer) -> str:
 
 
 def _whole(folder: Path, python: Path, mark: Path) -> bool:
-    return mark.exists() and python.exists() and not (folder / UNFINISHED).exists()
+    return mark.exists() and python.exists() and not _unfinished(folder).exists()
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{UNFINISHED}")
 
 
 def _make(peer: Peer, folder: Path, python: Path, show: Callable[[str], None]) -> None:
     if folder.exists():
-        if not (folder / UNFINISHED).exists() and not any(folder.glob(f"{INSTALLED}*")):
+        if not _unfinished(folder).exists() and not any(folder.glob(f"{INSTALLED}*")):
             raise Failed(f"{folder} is there and is no environment that was made here: name another folder.")
+        _unfinished(folder).touch()
         shutil.rmtree(folder)
+    _unfinished(folder).touch()
     folder.mkdir()
-    (folder / UNFINISHED).touch()
     show(f"making the environment of {peer.name} in {folder} (once: some minutes and GBs)")
     _run(peer, [sys.executable, "-m", "venv", str(folder)])
     # -I: what the caller's variables say about Python is not for this one; pip still reads its own.

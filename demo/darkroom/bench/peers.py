@@ -3,8 +3,8 @@
 import json
 import os
 import re
+import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +134,10 @@ def prepare(peer: Peer, python: Path, model: Path, folder: Path, settings: Mappi
     }
 
     def build(temporary: Path) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=".source-", dir=folder) as scratch:
-            source = copy_with_published_names(model, Path(scratch) / model.name)
-            _convert(peer, [str(python), "-E", "-s", "-m", *arguments, "--model", str(source), str(temporary)])
+        scratch = temporary / ".source"  # goes with the rest where this process is killed
+        source = copy_with_published_names(model, scratch / model.name)
+        _convert(peer, [str(python), "-E", "-s", "-m", *arguments, "--model", str(source), str(temporary)])
+        shutil.rmtree(scratch)
         return {}
 
     try:

@@ -54,6 +54,8 @@ class Settings:
     prompt: str | None = None
     seed: int | None = None
     onnx_opset: int | None = None
+    weights: str | None = None
+    cold_starts: int | None = None
     options: str | None = None
 
 

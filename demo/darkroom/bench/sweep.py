@@ -1,5 +1,6 @@
 """Runs the cells of a sweep, and appends a line of results for each as it finishes."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any
 from darkroom.bench.cell import Cell, Place
 from darkroom.bench.contender import Contender, seconds_to_picture
 from darkroom.bench.results import FORMAT, PIPELINE
-from darkroom.errors import Failed
+from darkroom.errors import AskedWrongly, Failed
 
 SAVED_ROOM = 0.15
 """The share of the memory that is left free: contenders that wait for their turn hold theirs."""
@@ -60,6 +61,7 @@ def take_turns(
     in one line what kept it from being measured. Pictures are saved in a folder of `pictures` for each, if given.
     """
     found: dict[str, dict[str, Any]] = {each.name: dict(each.facts) for each in entrants}
+    assert len(found) == len(entrants), "two of one name"
     _start_cold([each for each in entrants if each.cold], cold_starts, found, show)
     waiting = [each for each in entrants if "error" not in found[each.name]]
     while waiting:
@@ -197,6 +199,19 @@ def line_of(entrant: Entrant, found: dict[str, Any], machine: dict[str, Any], pr
     }
 
 
+def check_writable(file: Path) -> None:
+    """Raises `AskedWrongly` for a file that lines could not be appended to. Leaves nothing there."""
+    new = not file.exists()
+    standing = next(parent for parent in file.absolute().parents if parent.exists())
+    try:
+        if not new:
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=standing).close()
+    except OSError as error:
+        raise AskedWrongly(f"--output {file} cannot be written ({error.strerror or error}); name another.") from None
+
+
 def append(file: Path, line: dict[str, Any]) -> None:
     """Adds a whole line; what a killed sweep left of one goes. Raises `Failed` when the file cannot be written."""
     try:
@@ -218,22 +233,32 @@ def _whole_lines(file: Path, size: int) -> int:
 
 def done(file: Path) -> set[str]:
     """What the lines of a file were measured with, where that went well: see `identity`."""
+    return {_identity_of(line) for line in _lines(file) if line.get("error") is None}
+
+
+def lines_of(file: Path, wanted: set[str]) -> list[dict[str, Any]]:
+    """The last line of each of these cells."""
+    return [*{which: line for line in _lines(file) if (which := _identity_of(line)) in wanted}.values()]
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines that can be read; the rest is the report's to complain of."""
     try:
-        lines = file.read_bytes().splitlines()
-    except OSError:
-        return set()
-    found = set()
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if row["error"] is None:
-                found.add(identity(row["contender"], row["settings"], row["machine"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return
+    for text in content.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
 
 
-def identity(contender: str, settings: dict[str, Any], machine: dict[str, Any]) -> str:
+def _identity_of(line: dict[str, Any]) -> str:
+    return identity(line.get("contender"), line.get("settings"), line.get("machine"))
+
+
+def identity(contender: Any, settings: Any, machine: Any) -> str:
     """What makes two lines the same cell."""
     return json.dumps([contender, settings, machine], sort_keys=True)
 

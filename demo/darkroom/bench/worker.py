@@ -15,6 +15,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 from darkroom.bench.cell import Cell, Place  # noqa: E402
+from darkroom.bench.machine import usable_cores  # noqa: E402
 from darkroom.checkpoint import SD, SDXL, open_checkpoint  # noqa: E402
 from darkroom.child import peak_memory  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
@@ -36,7 +37,7 @@ def preparer_of(cell: Cell, place: Place, **shown: Any) -> Preparer:
     runtime = find_runtime(cell.engine, cell.options)
     threads = cell.threads
     if cell.streams > 1 and threads is None and runtime.threaded:
-        threads = max(1, (os.cpu_count() or 1) // cell.streams)  # else each takes all, and they get in each other's way
+        threads = max(1, (usable_cores() or 1) // cell.streams)  # else each takes all, and they get in each other's way
     return Preparer(
         checkpoint,
         runtime,
@@ -44,8 +45,8 @@ def preparer_of(cell: Cell, place: Place, **shown: Any) -> Preparer:
         engines,
         name=cell.version,
         threads=threads,
-        batches=place.batches,
-        pixels=place.pixels,
+        batches=cell.batches,
+        pixels=cell.pixels,
         **shown,
     )
 
@@ -133,7 +134,8 @@ def main() -> int:
 
 
 def device_memory(engine: str) -> int | None:
-    """Bytes of the GPU's memory that are taken, by whomever; None without CUDA."""
+    """Bytes of the GPU's memory: with TensorRT those taken at the end, by whomever; with torch the most that this
+    process took. None without CUDA."""
     if engine == "tensorrt":
         from darkroom.engines.cuda import memory_taken
 

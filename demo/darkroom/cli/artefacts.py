@@ -36,6 +36,7 @@ class Row:
     kind: str
     name: str
     folder: str
+    store: str
     bytes: int
     seconds: float | None = None
     peak_bytes: int | None = None
@@ -43,6 +44,7 @@ class Row:
     unused_seconds: float = 0.0
     made: bool = False
     unusable: str | None = None
+    damaged: bool = False
     runtime: str | None = None
     version: str | None = None
     device: str | None = None
@@ -74,9 +76,9 @@ def rows_of(stores: Iterable[Store], runtimes: Runtimes, names: list[str] | None
 
     Raises `AskedWrongly` for a name that fits none.
     """
-    unique = {store.root.absolute(): store for store in stores}.values()
+    unique = {store.root.resolve(): store for store in stores}.values()
     rows = [row_of(folder, store, runtimes) for store in unique for folder in store.folders()]
-    rows += [_aside(folder) for store in unique for folder in store.aside()]
+    rows += [_damaged(folder, store, "it was set aside") for store in unique for folder in store.aside()]
     for store in unique:
         store.fingerprints.remember()
     for name in names or ():
@@ -91,7 +93,7 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
     try:
         manifest = read_manifest(folder)
     except Damaged as error:
-        return Row("damaged", folder.name, str(folder), _bytes(folder), unusable=f"{error}: it is damaged")
+        return _damaged(folder, store, f"it is damaged: {error}")
     key, facts = manifest["key"], manifest["made"]
     networks = facts.get("engines", {})
     at = facts.get("at", folder.stat().st_mtime)
@@ -101,13 +103,15 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
         kind=str(key.get("kind")),
         name=manifest["label"],
         folder=str(folder),
+        store=str(store.root),
         bytes=sum(file["size"] for file in manifest["files"].values()),
         seconds=facts.get("seconds"),
         peak_bytes=facts.get("peak_bytes"),
         age_seconds=time.time() - at,
         unused_seconds=time.time() - max(at, last_use(folder)),
         made=made,
-        unusable=f"{damage}: it is damaged" if damage else _unusable(key, runtimes) if engine else None,
+        unusable=f"it is damaged: {damage}" if damage else _unusable(key, runtimes) if engine else None,
+        damaged=damage is not None,
         runtime=key.get("runtime"),
         version=key.get("version"),
         device=key.get("device"),
@@ -154,6 +158,7 @@ def table(columns: dict[str, list[str]], narrow: tuple[str, ...]) -> None:
     """Prints columns by their titles; where the terminal is narrow, only those named so."""
     from rich.console import Console as RichConsole
     from rich.table import Table
+    from rich.text import Text
 
     screen = RichConsole() if sys.stdout.isatty() else RichConsole(width=WIDE)
     if screen.width < WIDE_ENOUGH:
@@ -165,7 +170,7 @@ def table(columns: dict[str, list[str]], narrow: tuple[str, ...]) -> None:
         number = name in ("size", "weights", "layers", "made in", "memory", "age")
         shown.add_column(name, justify="right" if number else "left", no_wrap=True)
     for values in zip(*columns.values(), strict=True):
-        shown.add_row(*values)
+        shown.add_row(*map(Text, values))
     screen.print(shown)
 
 
@@ -198,9 +203,19 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _aside(folder: Path) -> Row:
+def _damaged(folder: Path, store: Store, why: str) -> Row:
     age = time.time() - folder.stat().st_mtime
-    return Row("damaged", folder.name, str(folder), _bytes(folder), age_seconds=age, unusable="it was set aside")
+    return Row(
+        "damaged",
+        folder.name,
+        str(folder),
+        str(store.root),
+        _bytes(folder),
+        age_seconds=age,
+        unused_seconds=age,
+        unusable=why,
+        damaged=True,
+    )
 
 
 def _unusable(key: dict[str, Any], runtimes: Runtimes) -> str | None:

@@ -6,15 +6,25 @@ from pathlib import Path
 from darkroom.bench.machine import machine
 from darkroom.bench.report import best_lines, report, text
 from darkroom.bench.results import Row, read, row_of
-from darkroom.bench.sweep import append, done, entrant_of, groups_of, identity, line_of, take_turns
+from darkroom.bench.sweep import (
+    append,
+    check_writable,
+    done,
+    entrant_of,
+    groups_of,
+    identity,
+    line_of,
+    lines_of,
+    take_turns,
+)
 from darkroom.bench.worker import preparer_of
 from darkroom.cli.compare import add_compare_flags, compare
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.flags import Parser, add_build_arguments
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Sweep, add_work_flags, cold_command, say_line, title
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, cold_command, say_line, title
+from darkroom.errors import Failed
 
 PROGRAM = "benchmark.py"
 RESULTS = "benchmark.jsonl"
@@ -39,7 +49,7 @@ def parser() -> Parser:
     sweep.set_defaults(work=_run)
     making = commands.add_parser("report", help="tables and charts of what was measured", allow_abbrev=False)
     making.add_argument("results", nargs="*", metavar="FILE", help=f"what was measured; default: output/{RESULTS}")
-    making.add_argument("--output-dir", metavar="DIR", help="default: beside the first file, in a folder of its name")
+    making.add_argument("--output-dir", metavar="DIR", help="default: FILE-report, beside the first file")
     making.set_defaults(work=_report)
     racing = commands.add_parser("compare", help="the same work by others, in the same run", allow_abbrev=False)
     add_work_flags(racing)
@@ -66,15 +76,16 @@ def run(arguments: list[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose)
     file = Path(flags.output) if flags.output else home() / "output" / RESULTS
-    if file.is_dir():
-        raise AskedWrongly(f"--output {file} is a folder: name a file.")
     sweep = Sweep(flags, console)
+    check_writable(file)
     cells, place = sweep.cells(), sweep.place
+    check_baseline(flags.baseline, [cell.name for cell in cells])
     here, measured = machine(), done(file)
-    left = [cell for cell in cells if identity(cell.contender, cell.settings(), here) not in measured]
+    asked = {identity(cell.contender, cell.settings(), here): cell for cell in cells}
+    left = [cell for which, cell in asked.items() if which not in measured]
     if len(left) < len(cells):
         console.say(f"{len(cells) - len(left)} of {len(cells)} cells are in {file} already.")
-    lines = []
+    failed = 0
     for group in groups_of(left):
         entrants = []
         for cell in group:
@@ -84,18 +95,18 @@ def _run(flags: argparse.Namespace) -> None:
             cold = cold_command(cell, preparer.checkpoint.family, place) if measures_cold else None
             entrants.append(entrant_of(cell, place, cold, facts))
         ready = [each for each in entrants if "error" not in each.facts]
-        with console.job(title(group[0])) as line:
-            turns = take_turns(ready, flags.cold_starts, line.show)
+        with console.job(title(group[0])) as progress:
+            turns = take_turns(ready, flags.cold_starts, progress.show)
             found = dict(zip([each.name for each in ready], turns, strict=True))
         for each in entrants:
-            lines.append(line_of(each, found.get(each.name, each.facts), here, flags.price_per_hour))
-            append(file, lines[-1])
-            say_line(lines[-1], each.name, console)
-    if lines:
-        _say_results([row_of(line) for line in lines], flags, console)
+            line = line_of(each, found.get(each.name, each.facts), here, flags.price_per_hour)
+            append(file, line)
+            say_line(line, each.name, console)
+            failed += line["error"] is not None
+    _say_results([row_of(line) for line in lines_of(file, set(asked))], flags, console)
     console.result(str(file))
-    if failed := sum(line["error"] is not None for line in lines):
-        raise Failed(f"{failed} of {len(lines)} cells could not be measured; a second run tries them again.")
+    if failed:
+        raise Failed(f"{failed} of {len(left)} cells could not be measured; a second run tries them again.")
 
 
 def _say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
@@ -107,7 +118,7 @@ def _say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -
 def _report(flags: argparse.Namespace) -> None:
     console = Console()
     files = [Path(each) for each in flags.results] or [home() / "output" / RESULTS]
-    folder = Path(flags.output_dir) if flags.output_dir else files[0].with_suffix("")
+    folder = Path(flags.output_dir) if flags.output_dir else files[0].with_name(f"{files[0].stem}-report")
     made = report(files, folder, flags.baseline, flags.max_latency)
     _say_results(read(files), flags, console)
     for path in made:

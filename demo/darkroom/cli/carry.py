@@ -13,6 +13,9 @@ from darkroom.errors import AskedWrongly
 ENGINES, GRAPHS = "engines", "onnx"
 """What the stores are called in an archive."""
 
+PLACES = {"engine": ENGINES, "schedule": ENGINES, "graph": GRAPHS}
+"""Where what is carried belongs. A model's folder is not: links into this machine, or what the other one has."""
+
 
 def add_carry_commands(commands: Any) -> list[argparse.ArgumentParser]:
     export = commands.add_parser("export", help="put artefacts into one file", allow_abbrev=False)
@@ -31,21 +34,16 @@ def _export(flags: argparse.Namespace) -> None:
     if archive.is_dir() or not archive.absolute().parent.is_dir():
         raise AskedWrongly(f"{archive} cannot be made: name a file in a folder that is there.")
     graphs, engines = stores_of(artefact_folders(flags), console)
-    rows = [row for row in rows_of((engines, graphs), Runtimes(), flags.name) if row.kind != "damaged"]
-    damaged = [row for row in rows if (row.unusable or "").endswith("damaged")]
-    for row in damaged:
-        console.warn(f"{row.name} is left out: {row.unusable}.")
-    # A model folder is links into this machine, or a copy of what the other one has.
-    rows = [row for row in rows if row not in damaged and row.kind != "model"]
+    rows = rows_of((engines, graphs), Runtimes(), flags.name)
+    for row in rows:
+        if row.damaged:
+            console.warn(f"{row.name} is left out: {row.unusable}.")
+    rows = [row for row in rows if not row.damaged and row.kind in PLACES]
     if not rows:
         raise AskedWrongly("there is nothing to export.")
-    names = {engines.root: ENGINES, graphs.root: GRAPHS}
+    folders = {f"{PLACES[row.kind]}/{Path(row.folder).name}": Path(row.folder) for row in rows}
     with console.job(f"writing {archive.name}", len(rows)) as advance:
-        pack(
-            archive,
-            {f"{names[Path(row.folder).parent]}/{Path(row.folder).name}": Path(row.folder) for row in rows},
-            advance,
-        )
+        pack(archive, folders, advance)
     show(rows, flags, console)
     console.say(f"{len(rows)} artefacts, {readable_size(total(rows))}, are in {archive}.")
 

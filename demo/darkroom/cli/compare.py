@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 
 from darkroom.bench.architectures import MODELS, write_model
-from darkroom.bench.comparison import add_likeness, other, ourselves, write_noise
+from darkroom.bench.comparison import REFERENCE, add_likeness, other, ourselves, write_noise
 from darkroom.bench.machine import machine
 from darkroom.bench.peers import PEERS, Peer
 from darkroom.bench.report import best_lines, text
 from darkroom.bench.results import row_of
-from darkroom.bench.sweep import append, groups_of, line_of, take_turns
+from darkroom.bench.sweep import append, check_writable, groups_of, line_of, take_turns
 from darkroom.bench.worker import preparer_of
 from darkroom.catalog import TXT2IMG, Version
 from darkroom.cli.console import Console
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Sweep, cold_command, say_line, title
+from darkroom.cli.sweeping import Sweep, check_baseline, cold_command, say_line, title
 from darkroom.errors import AskedWrongly, Failed, near_matches
 
 RESULTS = "comparison.jsonl"
@@ -60,15 +60,21 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
     """Measures Darkroom and its peers, group by group, and says how they stand."""
     peers = _peers(flags.peer)
     file = Path(flags.output) if flags.output else home() / "output" / RESULTS
-    if file.is_dir():
-        raise AskedWrongly(f"--output {file} is a folder: name a file.")
+    if flags.threads and len(flags.threads) > 1:
+        raise AskedWrongly("--threads takes one number in a comparison: that of all who take part.")
     peer_dir = Path(flags.peer_dir).absolute() if flags.peer_dir else home() / ".peers"
     sweep = Sweep(flags, console)
+    check_writable(file)
+    ours = [f"Darkroom ({runtime.name} {precision})" for runtime, precision in sweep.pairs]
+    check_baseline(flags.baseline, [*ours, *(peer.name for peer in peers)])
+    if not any(peer.name == REFERENCE for peer in peers):
+        console.warn(f"pictures are compared with those of {REFERENCE}, which takes no part: nobody's are checked.")
     sweep.asked += full_size_models(flags, peer_dir, console)
     place, here, lines = sweep.place, machine(), []
     for group in groups_of(sweep.cells()):
         cell = group[0]
-        pictures = file.with_suffix("").absolute() / f"{cell.version}-b{cell.batch_size}-{cell.denoising_steps}"
+        work = f"{cell.version}-b{cell.batch_size}-{cell.denoising_steps}-{cell.height}x{cell.width}"
+        pictures = file.absolute().with_name(f"{file.stem}-pictures") / work
         entrants = []
         for own in group:
             preparer = preparer_of(own, place, job=console.job, detail=console.detail, verbose=flags.verbose)

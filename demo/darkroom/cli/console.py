@@ -42,10 +42,10 @@ class Console:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         # Jobs in phases begin without a total.
-        columns = [BarColumn(), MofNCompleteColumn()] if total else [TextColumn("{task.fields[phase]}")]
+        columns = [BarColumn(), MofNCompleteColumn()] if total else [TextColumn("{task.fields[phase]}", markup=False)]
         with Progress(
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             *columns,
             TimeElapsedColumn(),
             console=RichConsole(stderr=True),

@@ -3,16 +3,15 @@
 import argparse
 import json
 import os
-import platform
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from darkroom.bench.machine import machine
 from darkroom.cli.artefacts import readable_size, table
 from darkroom.cli.console import Console
 from darkroom.cli.settings import home
 from darkroom.engines import NVIDIA_DEVICES, RUNTIMES, automatic, find_runtime
-from darkroom.engines.cpu import processor
 from darkroom.errors import DarkroomError
 
 BUILD_ELSEWHERE = "python demo/build_engines.py build --engine {name} builds here for a machine that has one"
@@ -61,26 +60,13 @@ def _finding(name: str, chosen: bool) -> Finding:
     return Finding(name, True, version, device, precisions, None, None, chosen)
 
 
-def machine() -> dict[str, Any]:
-    """What engines run on. Sizes are in bytes; memory is None where the system does not say."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        memory = None
-    return {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": memory,
-        "free_disk_bytes": shutil.disk_usage(home()).free,
-        "nvidia_driver": any(os.path.exists(device) for device in NVIDIA_DEVICES),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def _doctor(flags: argparse.Namespace) -> None:
     console = Console(machine=flags.json)
-    found, here = findings(), machine()
+    found = findings()
+    here = machine() | {
+        "free_disk_bytes": shutil.disk_usage(home()).free,
+        "nvidia_driver": any(os.path.exists(device) for device in NVIDIA_DEVICES),
+    }
     if flags.json:
         console.result(json.dumps({"machine": here, "engines": [asdict(each) for each in found]}))
         return

@@ -274,6 +274,9 @@ def _plan(
         if not cell.version.embedded and repository_of(source) and not on_disk(source, folders.framework_model_dir):
             yield source, None, "to be fetched first; what it needs is known then"
             continue
+        if Path(source).is_file():
+            yield source, None, "to be unpacked first; what it needs is known then"
+            continue
         preparer = _preparer(cell, flags, folders, graphs, engines, console)
         request = cell.request(flags, _own_size(preparer, cell))
         for label, folder in preparer.plan(request, preparer.stages_for(request, from_image=True)).items():

@@ -3,8 +3,8 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
@@ -19,7 +19,7 @@ from darkroom.cli.settings import artefact_folders, bounds_of, options_of, store
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
 from darkroom.engines.manifest import read_manifest
 from darkroom.engines.runtime import PRECISIONS, Options, Runtime
-from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.errors import AskedWrongly, DarkroomError, Failed, near_matches
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
 from darkroom.request import BUILDS
 
@@ -84,18 +84,15 @@ class Sweep:
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [known["emoji"]]:
             # What is wrong with any is said before models are fetched.
-            for cell in _cells_of(version, version.source, PROVISIONAL_SIZE, self.pairs, self.builds, flags):
+            for cell in _cells_of(version, version.source, "", PROVISIONAL_SIZE, self.pairs, self.builds, flags):
                 cell.request()
+        if flags.asynchronous and min(flags.streams) > 1:
+            raise AskedWrongly("--async has nothing to act on without --streams 1: several overlap by themselves.")
 
     @property
     def place(self) -> Place:
         """Where graphs and engines are."""
-        return Place(
-            str(self.folders.onnx_dir.absolute()),
-            str(self.folders.engine_dir.absolute()),
-            bounds_of(self.flags.dynamic_batches, "--dynamic-batches") or BATCHES,
-            bounds_of(self.flags.dynamic_sizes, "--dynamic-sizes"),
-        )
+        return Place(str(self.folders.onnx_dir.absolute()), str(self.folders.engine_dir.absolute()))
 
     def cells(self) -> list[Cell]:
         """Every combination, the models being fetched."""
@@ -106,7 +103,8 @@ class Sweep:
             checkpoint = open_checkpoint(folder, engines.fingerprints, (SD, SDXL))
             size = version.size or checkpoint.default_size
             named = replace(version, name=version.name or folder.name)
-            cells += _cells_of(named, str(folder), size, self.pairs, self.builds, self.flags)
+            weights = checkpoint.revision[:12]
+            cells += _cells_of(named, str(folder), weights, size, self.pairs, self.builds, self.flags)
         engines.fingerprints.remember()
         return list(dict.fromkeys(cells))
 
@@ -159,6 +157,7 @@ def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> 
 def _cells_of(
     version: Version,
     folder: str,
+    weights: str,
     own_size: int,
     pairs: list[tuple[Runtime, str]],
     builds: list[str],
@@ -180,6 +179,7 @@ def _cells_of(
         yield Cell(
             version=version.name,
             folder=folder,
+            weights=weights,
             engine=runtime.name,
             precision=precision,
             build=build if runtime.compiles else BUILDS[0],
@@ -197,6 +197,9 @@ def _cells_of(
             prompt=flags.prompt,
             seed=flags.seed,
             onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
+            batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
+            pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+            cold_starts=flags.cold_starts,
             options=runtime.options,
         )
 
@@ -237,8 +240,14 @@ def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
     command += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     if RUNTIMES[cell.engine].module != "torch":
         command.append(f"--build-{cell.build}")
-    if cell.options.use_cuda_graph:
-        command.append("--use-cuda-graph")
+    for name, value in asdict(cell.options).items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    if find_runtime(cell.engine, cell.options).bounded and cell.build != BUILDS[0]:
+        command += ["--dynamic-batches", *map(str, cell.batches)]
+        if cell.pixels and cell.build == BUILDS[2]:
+            command += ["--dynamic-sizes", *map(str, cell.pixels)]
     return [*command, "--quiet", "--output-dir"]
 
 
@@ -247,6 +256,16 @@ def title(cell: Cell) -> str:
     return (
         f"{cell.version}, batch {cell.batch_size}, {cell.denoising_steps} steps, {cell.height}x{cell.width}{scheduler}"
     )
+
+
+def check_baseline(baseline: str | None, names: Iterable[str]) -> None:
+    """Raises `AskedWrongly` for a baseline that will be none of those that are measured."""
+    known = list(dict.fromkeys(names))
+    words = (baseline or "").lower().split()
+    if baseline is not None and not any(words and all(word in name.lower() for word in words) for name in known):
+        raise AskedWrongly(
+            f"--baseline {baseline!r} is not measured here.{near_matches(baseline, known)} Known: {', '.join(known)}."
+        )
 
 
 def say_line(line: dict[str, Any], name: str, console: Console) -> None:

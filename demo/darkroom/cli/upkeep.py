@@ -60,8 +60,7 @@ def _verify(flags: argparse.Namespace) -> None:
     verdicts = []
     with console.job("verifying", len(rows) or None) as advance:
         for row in rows:
-            store = next(each for each in stores if Path(row.folder).parent == each.root)
-            verdicts.append(_verdict(row, store, flags.hashes_only))
+            verdicts.append(_verdict(row, _store_of(row, stores), flags.hashes_only))
             advance()
     for store in stores:
         store.fingerprints.remember()
@@ -85,7 +84,7 @@ def _verify(flags: argparse.Namespace) -> None:
 
 def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
     folder = Path(row.folder)
-    if row.kind == "damaged":
+    if row.damaged:
         return Verdict(row.name, row.folder, False, row.unusable or "")
     if damage := store.damage(folder, anew=True):
         return Verdict(row.name, row.folder, False, f"damaged: {damage}")
@@ -138,16 +137,22 @@ def _clean(flags: argparse.Namespace) -> None:
     rows = rows_of(stores, Runtimes(), flags.name)
     reasons = _reasons(rows, flags)
     doomed = [row for row in rows if row.folder in reasons]
-    if not doomed and not flags.json:
+    if not doomed and not flags.json and not flags.yes:
         console.say(f"nothing of the {len(rows)} artefacts here is in the way ({readable_size(total(rows))}).")
         return
     show(doomed, flags, console, {"why": lambda row: reasons[row.folder]})
     if not flags.yes:
         console.say(f"{readable_size(total(doomed))} would be freed, {_left(rows, doomed)}: add --yes to delete them.")
         return
+    for store in stores:
+        store.sweep()
     for row in doomed:
-        next(each for each in stores if Path(row.folder).parent == each.root).remove(Path(row.folder))
+        _store_of(row, stores).remove(Path(row.folder))
     console.say(f"{readable_size(total(doomed))} freed, {_left(rows, doomed)}.")
+
+
+def _store_of(row: Row, stores: tuple[Store, Store]) -> Store:
+    return next(store for store in stores if str(store.root) == row.store)
 
 
 def _left(rows: list[Row], doomed: list[Row]) -> str:
@@ -169,7 +174,7 @@ def _reasons(rows: list[Row], flags: argparse.Namespace) -> dict[str, str]:
     if flags.keep_under is not None:
         kept = [row for row in rows if row.folder not in reasons]
         size = total(kept)
-        for row in sorted(kept, key=lambda row: -row.unused_seconds):
+        for row in sorted(kept, key=lambda row: (not row.damaged, -row.unused_seconds)):
             if size <= flags.keep_under * 1e9:
                 break
             size -= row.bytes

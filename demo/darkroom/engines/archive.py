@@ -1,32 +1,46 @@
 """Artefacts in one tar file. Nothing is believed of what comes out of one: names are checked, and every hash."""
 
+import contextlib
+import io
+import json
 import os
 import secrets
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from darkroom.engines.manifest import MANIFEST, Damaged
-from darkroom.engines.store import USED, Store
+from darkroom.engines.manifest import MANIFEST, USED, Damaged
+from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, Failed
+
+INDEX = "index.json"
+"""The first file of an archive: how many files there are of each artefact. tar itself takes damage for an end."""
 
 
 def pack(archive: Path, artefacts: dict[str, Path], advance: Callable[[], None]) -> None:
     """Writes folders under the names given, `advance` after each. Raises `Failed` when the file cannot be written."""
-    temporary = archive.with_name(f".{archive.name}.{secrets.token_hex(4)}.tmp")
+    temporary = archive.with_name(f".{secrets.token_hex(4)}.tmp")
+    files = {
+        name: sorted(path for path in folder.rglob("*") if path.is_file() and path.name != USED)
+        for name, folder in artefacts.items()
+    }
     try:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            index = json.dumps({name: len(paths) for name, paths in files.items()}).encode()
+            member = tarfile.TarInfo(INDEX)
+            member.size = len(index)
+            tar.addfile(_anonymous(member), io.BytesIO(index))
             for name, folder in artefacts.items():
                 # The manifest first: whoever reads knows what follows.
-                files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != USED)
-                for path in sorted(files, key=lambda path: path != folder / MANIFEST):
+                for path in sorted(files[name], key=lambda path: path != folder / MANIFEST):
                     tar.add(path, f"{name}/{path.relative_to(folder).as_posix()}", filter=_anonymous)
                 advance()
         os.replace(temporary, archive)
     except OSError as error:
         raise Failed(f"{archive} cannot be written ({error.strerror or error}).") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def unpack(
@@ -53,7 +67,7 @@ def unpack(
                 except Damaged as error:
                     raise Failed(f"{archive}: {name} is damaged ({error}); it was not added.") from None
                 added.append((folder, store))
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise AskedWrongly(f"{archive} is not an archive that `export` made, or not all of it: {error}.") from None
     except FileNotFoundError:
         raise AskedWrongly(f"{archive} is not there.") from None
@@ -70,12 +84,17 @@ Groups = dict[tuple[str, str], dict[str, tarfile.TarInfo]]
 def _groups(tar: tarfile.TarFile, archive: Path, stores: dict[str, Store]) -> Groups:
     """The files of each artefact. Raises `AskedWrongly` for anything that is not a file of one."""
     groups: Groups = {}
-    for member in tar.getmembers():
+    members = tar.getmembers()
+    for member in members[1:]:
         parts = member.name.split("/")
         safe = all(part and part not in (".", "..") and "\\" not in part and ":" not in part for part in parts)
         if not (member.isreg() and safe and len(parts) >= 3 and parts[0] in stores and not parts[1].startswith(".")):
             raise AskedWrongly(f"{archive} holds {member.name!r}, which is no file of an artefact: nothing was added.")
         groups.setdefault((parts[0], parts[1]), {})["/".join(parts[2:])] = member
+    index = tar.extractfile(members[0]) if members and members[0].name == INDEX and members[0].isreg() else None
+    expected = json.loads(index.read()) if index else None
+    if expected != {"/".join(name): len(files) for name, files in groups.items()}:
+        raise AskedWrongly(f"{archive} is not an archive that `export` made, or not all of it: nothing was added.")
     return groups
 
 

@@ -7,7 +7,11 @@ from typing import Any
 from darkroom.fingerprints import Fingerprints, hash_json
 
 MANIFEST = "manifest.json"
+USED = ".used"
+"""A file beside it whose time says when the artefact was last used, to the hour."""
+
 PARTS = {"label": str, "key": dict, "files": dict, "made": dict}
+OF_AN_ENGINE = ("runtime", "version", "device", "precision")
 
 
 class Damaged(Exception):
@@ -24,16 +28,16 @@ def write_manifest(
         if path.is_file()
     }
     manifest = {"label": label, "key": key, "files": files, "made": made}
-    (folder / MANIFEST).write_text(_text(manifest | {"sha256": hash_json(manifest)}), encoding="utf-8")
+    (folder / MANIFEST).write_bytes(_text(manifest | {"sha256": hash_json(manifest)}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the manifest says: label, key, files, made. Raises `Damaged` when a byte of it has changed."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
+        text = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(text.decode("utf-8"))
         own = manifest.pop("sha256")
-        whole = all(isinstance(manifest[part], kind) for part, kind in PARTS.items())
+        whole = _is_shaped(manifest)
     except FileNotFoundError:
         raise Damaged(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -45,7 +49,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], fingerprints: Fingerprints, anew: bool = False) -> None:
-    """Raises `Damaged` for a file that is not the one it names; `anew` hashes also what seems untouched."""
+    """Raises `Damaged` for a file that is not the one it names, or that it does not name.
+
+    `anew` hashes also what seems untouched.
+    """
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in manifest["files"] and name != MANIFEST and not path.name.startswith(".") and not path.is_dir():
+            raise Damaged(f"{name} is none of its files")
     for name, file in manifest["files"].items():
         path = folder / name
         try:
@@ -61,5 +72,18 @@ def check_files(folder: Path, manifest: dict[str, Any], fingerprints: Fingerprin
             raise Damaged(f"{name} cannot be read: {error.strerror}") from None
 
 
-def _text(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, indent=1)
+def _is_shaped(manifest: dict[str, Any]) -> bool:
+    """Whether all that is read of a manifest is of the kind that it should be."""
+    key, files, made = (manifest[part] for part in ("key", "files", "made"))
+    networks = made.get("engines", {})
+    return (
+        all(isinstance(manifest[part], kind) for part, kind in PARTS.items())
+        and all(type(file["size"]) is int and isinstance(file["sha256"], str) for file in files.values())
+        and (key.get("kind") != "engine" or all(isinstance(key[name], str) for name in OF_AN_ENGINE))
+        and all(isinstance(made.get(name, 0), int | float) for name in ("seconds", "at", "peak_bytes"))
+        and all(isinstance(each.get("tensors", {}), dict) for each in networks.values())
+    )
+
+
+def _text(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode("utf-8")

@@ -18,15 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.engines.manifest import MANIFEST, Damaged, check_files, read_manifest, write_manifest
+from darkroom.engines.manifest import MANIFEST, USED, Damaged, check_files, read_manifest, write_manifest
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.fingerprints import Fingerprints, hash_json
 
 DIGITS = 12
 TEMPORARY, ASIDE = ".tmp", ".aside"
-USED = ".used"
-"""A file in an artefact's folder whose time says when it was last used, to the hour."""
-
 HOUR = 3600.0
 SCARCE = 16 * 2**20
 """Bytes: with less of them free, whatever a library says when it cannot write means a full disk."""
@@ -94,7 +91,9 @@ class Store:
                 yield folder, read_manifest(folder)
 
     def folders(self) -> list[Path]:
-        """What stands in the store as artefacts, whole or not."""
+        """What stands in the store as artefacts, whole or not. Raises `AskedWrongly` where it is no folder."""
+        if self.root.exists() and not self.root.is_dir():
+            raise AskedWrongly(f"{self.root} is not a folder.")
         try:
             return sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
         except OSError:
@@ -138,6 +137,8 @@ class Store:
             finally:
                 lock.release()
         except OSError as error:
+            if error.filename and not str(error.filename).startswith(str(self.root)):
+                raise Failed(f"{error.filename} cannot be used: {error.strerror or error}.") from error
             raise Failed(f"{self.root} cannot be written ({error.strerror or error}); name another folder.") from error
 
     def sweep(self, held: str | None = None) -> None:
@@ -182,7 +183,7 @@ class Store:
         with self._filled(folder) as temporary:
             start = time.perf_counter()
             made = self._on_disk(lambda: build(temporary))
-            made |= {"seconds": round(time.perf_counter() - start, 3), "at": round(time.time())}
+            made |= {"seconds": round(time.perf_counter() - start, 3), "at": int(time.time())}
             write_manifest(temporary, key.label, key.facts, made, self.fingerprints)
         return folder
 
