@@ -19,7 +19,7 @@ from darkroom.engines.store import MANIFEST, USED, Key, Store, last_use
 from darkroom.errors import Failed
 from tests.support import ROOT, listing
 
-KEY = Key("unet-tiny-b1", {"kind": "engine", "weights": "abc", "shapes": {"latents": [1, 4, 8, 8]}})
+KEY = Key("unet-tiny-b1", {"kind": "network", "weights": "abc", "shapes": {"latents": [1, 4, 8, 8]}})
 
 
 class Builder:

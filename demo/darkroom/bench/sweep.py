@@ -201,13 +201,11 @@ def line_of(entrant: Entrant, found: dict[str, Any], machine: dict[str, Any], pr
 
 def check_writable(file: Path) -> None:
     """Raises `AskedWrongly` for a file that lines could not be appended to. Leaves nothing there."""
-    new = not file.exists()
-    standing = next(parent for parent in file.absolute().parents if parent.exists())
     try:
-        if not new:
+        if file.exists():
             file.open("ab").close()
         else:
-            tempfile.TemporaryFile(dir=standing).close()
+            tempfile.TemporaryFile(dir=next(parent for parent in file.absolute().parents if parent.exists())).close()
     except OSError as error:
         raise AskedWrongly(f"--output {file} cannot be written ({error.strerror or error}); name another.") from None
 
