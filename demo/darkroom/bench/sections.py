@@ -20,13 +20,14 @@ WORK = (
     "guidance_scale",
     "prompt",
     "seed",
+    "weights",
     "processor",
     "cores",
     "gpu",
 )
 """What must be equal for two contenders to be compared at all."""
 
-UNSAID = ("prompt", "seed", "processor", "cores", "gpu")
+UNSAID = ("prompt", "seed", "weights", "processor", "cores", "gpu")
 """What is not said again where it is common to all: it does not bear on speed, or `Section.machine` says it."""
 
 MADE = ("engine", "precision", "build")
@@ -127,9 +128,10 @@ def sections(rows: list[Row], baseline: str | None = None) -> list[Section]:
 
 
 def _facts(row: Row) -> dict[str, Any]:
-    """Everything a cell was run with and on, but for its version and label, under one name each."""
+    """Everything a cell was run with and on, under one name each, but for its version and label, and how often it was
+    started cold."""
     facts: dict[str, Any] = dict(vars(row.settings)) | dict(vars(row.machine))
-    del facts["version"]
+    del facts["version"], facts["cold_starts"]
     facts["size"] = (facts.pop("height"), facts.pop("width"))
     return facts | dict(facts.pop("packages"))
 

@@ -192,6 +192,7 @@ def line_of(entrant: Entrant, found: dict[str, Any], machine: dict[str, Any], pr
         "machine": machine,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": {},
+        "cold_start": None,
         **found,
         "price_per_hour": price,
         "images_per_unit": round(rate * 3600 / price, 2) if rate and price else None,
