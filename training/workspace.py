@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DEFAULT = Path(__file__).with_name("work")
+DEFAULT = Path(__file__).with_name("runs")
 
 
 def add_work_argument(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -34,6 +34,13 @@ def _unet(channels: tuple[int, ...], blocks: tuple[str, ...], **more: Any) -> di
 
 SDXL_UNET = {"use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 SD_BLOCKS = (CROSS, CROSS, CROSS, PLAIN)
+SD_2_UNET = _unet(
+    (320, 640, 1280, 1280),
+    SD_BLOCKS,
+    cross_attention_dim=1024,
+    attention_head_dim=(5, 10, 20, 20),
+    use_linear_projection=True,
+)
 MODELS: dict[str, dict[str, Any]] = {
     "sd-1.5": {
         "text_encoder": CLIP_L,
@@ -42,28 +49,13 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "sd-2.1": {
         "text_encoder": CLIP_H,
-        "unet": _unet(
-            (320, 640, 1280, 1280),
-            SD_BLOCKS,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-            upcast_attention=True,
-            sample_size=96,
-        ),
+        "unet": SD_2_UNET | {"upcast_attention": True, "sample_size": 96},
         "scaling_factor": 0.18215,
         "prediction_type": "v_prediction",
     },
     "sd-turbo": {
         "text_encoder": CLIP_H,
-        "unet": _unet(
-            (320, 640, 1280, 1280),
-            SD_BLOCKS,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-            sample_size=64,
-        ),
+        "unet": SD_2_UNET | {"sample_size": 64},
         "scaling_factor": 0.18215,
         "scheduler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
     },

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from darkroom.bench.machine import machine
-from darkroom.bench.report import best_lines, report, text
-from darkroom.bench.results import Row, read, row_of
+from darkroom.bench.report import report
+from darkroom.bench.results import read, row_of
 from darkroom.bench.sweep import (
     append,
     check_writable,
@@ -23,7 +23,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.flags import Parser, add_build_arguments
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, cold_command, say_line, title
+from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, cold_command, say_line, say_results, title
 from darkroom.errors import Failed
 
 PROGRAM = "benchmark.py"
@@ -103,16 +103,10 @@ def _run(flags: argparse.Namespace) -> None:
             append(file, line)
             say_line(line, each.name, console)
             failed += line["error"] is not None
-    _say_results([row_of(line) for line in lines_of(file, set(asked))], flags, console)
+    say_results([row_of(line) for line in lines_of(file, set(asked))], flags, console)
     console.result(str(file))
     if failed:
         raise Failed(f"{failed} of {len(left)} cells could not be measured; a second run tries them again.")
-
-
-def _say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
-    console.say("\n" + text(rows, flags.baseline))
-    for sentence in best_lines(rows, flags.max_latency) if flags.max_latency is not None else ():
-        console.say(sentence)
 
 
 def _report(flags: argparse.Namespace) -> None:
@@ -120,6 +114,6 @@ def _report(flags: argparse.Namespace) -> None:
     files = [Path(each) for each in flags.results] or [home() / "output" / RESULTS]
     folder = Path(flags.output_dir) if flags.output_dir else files[0].with_name(f"{files[0].stem}-report")
     made = report(files, folder, flags.baseline, flags.max_latency)
-    _say_results(read(files), flags, console)
+    say_results(read(files), flags, console)
     for path in made:
         console.result(str(path))

@@ -7,14 +7,13 @@ from darkroom.bench.architectures import MODELS, write_model
 from darkroom.bench.comparison import REFERENCE, add_likeness, other, ourselves, write_noise
 from darkroom.bench.machine import machine
 from darkroom.bench.peers import PEERS, Peer
-from darkroom.bench.report import best_lines, text
 from darkroom.bench.results import row_of
 from darkroom.bench.sweep import append, check_writable, groups_of, line_of, take_turns
 from darkroom.bench.worker import preparer_of
 from darkroom.catalog import TXT2IMG, Version
 from darkroom.cli.console import Console
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Sweep, check_baseline, cold_command, say_line, title
+from darkroom.cli.sweeping import Sweep, check_baseline, cold_command, say_line, say_results, title
 from darkroom.errors import AskedWrongly, Failed, near_matches
 
 RESULTS = "comparison.jsonl"
@@ -93,10 +92,7 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
             lines.append(line_of(each, found.get(each.name, each.facts), here, flags.price_per_hour))
             append(file, lines[-1])
             say_line(lines[-1], each.name, console)
-    rows = [row_of(line) for line in lines]
-    console.say("\n" + text(rows, flags.baseline))
-    for sentence in best_lines(rows, flags.max_latency) if flags.max_latency is not None else ():
-        console.say(sentence)
+    say_results([row_of(line) for line in lines], flags, console)
     console.result(str(file))
     if failed := dict.fromkeys(line["contender"] for line in lines if line["error"] is not None):
         raise Failed(f"not all could be measured: {', '.join(failed)}.")

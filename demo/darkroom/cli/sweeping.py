@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
+from darkroom.bench.report import best_lines, text
+from darkroom.bench.results import Row
 from darkroom.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
@@ -266,6 +268,13 @@ def check_baseline(baseline: str | None, names: Iterable[str]) -> None:
         raise AskedWrongly(
             f"--baseline {baseline!r} is not measured here.{near_matches(baseline, known)} Known: {', '.join(known)}."
         )
+
+
+def say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
+    """The table for the terminal, and what is best within --max-latency, if that is asked."""
+    console.say("\n" + text(rows, flags.baseline))
+    for sentence in best_lines(rows, flags.max_latency) if flags.max_latency is not None else ():
+        console.say(sentence)
 
 
 def say_line(line: dict[str, Any], name: str, console: Console) -> None:
