@@ -40,7 +40,8 @@ def entrant(name: str, program: str, *arguments: str, warmup: int = 1, repeat: i
 
 
 def measured(*entrants: Entrant) -> list[dict[str, Any]]:
-    return list(take_turns(entrants, 0, lambda text: None))
+    found = {each.name: result for each, result in take_turns(entrants, 0, lambda text: None)}
+    return [found[each.name] for each in entrants]
 
 
 def bench(studio: Studio, *arguments: str, **values: Any) -> Ended:
@@ -82,6 +83,17 @@ class TestTurns:
         for each, expected in zip(found, programs, strict=False):
             assert expected in each["error"] and "\n" not in each["error"]
         assert "error" not in found[-1] and found[-1]["images_per_second"] > 0
+
+    def test_what_is_known_is_given_before_those_that_memory_has_no_room_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("darkroom.bench.sweep._room_for_another", lambda running: False)
+        log = tmp_path / "log"
+        entrants = [entrant(name, ANSWERS, str(log), name, json.dumps([1] * 6)) for name in "ab"]
+        turns = take_turns(entrants, 0, lambda text: None)
+        first, found = next(turns)
+        assert first.name == "a" and found["images_per_second"] > 0 and log.read_text().split() == ["a"] * 6
+        assert [each.name for each, _ in turns] == ["b"] and log.read_text().split() == ["a"] * 6 + ["b"] * 6
 
     def test_whoever_waits_computes_nothing(self, tmp_path: Path) -> None:
         counting = """

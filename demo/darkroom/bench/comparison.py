@@ -70,17 +70,15 @@ def write_noise(cell: Cell, vae_factor: int, file: Path) -> Path:
     return file
 
 
-def add_likeness(found: dict[str, dict[str, Any]]) -> None:
-    """Gives each result that has pictures its `psnr` in dB against the reference's: the least of its images."""
-    expected = found.get(REFERENCE, {}).get("pictures")
-    for name, result in found.items():
-        if not (expected and result.get("pictures")) or name == REFERENCE:
-            continue
-        try:
-            pairs = zip(result["pictures"], expected, strict=True)
-            result["psnr"] = round(min(_psnr(Path(one), Path(two)) for one, two in pairs), 2)
-        except (OSError, ValueError) as error:
-            result["error"] = f"its pictures cannot be compared: {error}"
+def add_likeness(found: dict[str, Any], expected: list[str]) -> None:
+    """Gives a result that has pictures its `psnr` in dB against the `expected` ones: the least of its images."""
+    if not (expected and found.get("pictures")):
+        return
+    try:
+        pairs = zip(found["pictures"], expected, strict=True)
+        found["psnr"] = round(min(_psnr(Path(one), Path(two)) for one, two in pairs), 2)
+    except (OSError, ValueError) as error:
+        found["error"] = f"its pictures cannot be compared: {error}"
 
 
 def _psnr(one: Path, two: Path) -> float:

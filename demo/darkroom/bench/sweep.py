@@ -54,21 +54,25 @@ def take_turns(
     cold_starts: int,
     show: Callable[[str], None],
     pictures: Path | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Entrant, dict[str, Any]]]:
     """Measures those that do the same work, turn by turn, so that a machine busy with something else hurts all alike.
 
-    Yields for each, in their order, what a line of results holds of it beside the machine and the time: `error` says
-    in one line what kept it from being measured. Pictures are saved in a folder of `pictures` for each, if given.
+    Yields each with what a line of results holds of it beside the machine and the time, as soon as it is known: those
+    that memory had room for together end together. `error` says in one line what kept one from being measured; where
+    that is among its facts, nobody tries. Pictures are saved in a folder of `pictures` for each, if given.
     """
     found: dict[str, dict[str, Any]] = {each.name: dict(each.facts) for each in entrants}
     assert len(found) == len(entrants), "two of one name"
     _start_cold([each for each in entrants if each.cold], cold_starts, found, show)
     waiting = [each for each in entrants if "error" not in found[each.name]]
+    yield from ((each, found[each.name]) for each in entrants if "error" in found[each.name])
     while waiting:
+        loaded = []
         with ExitStack() as stack:
             running: dict[str, Contender] = {}
             while waiting and (not running or _room_for_another(len(running))):
                 each = waiting.pop(0)
+                loaded.append(each)
                 show(f"{each.name}: loading")
                 try:
                     contender = stack.enter_context(Contender(each.name, each.command, each.environment))
@@ -77,8 +81,7 @@ def take_turns(
                 except Failed as error:
                     found[each.name]["error"] = _without(str(error), each.name)
             _measure({each.name: each for each in entrants}, running, found, show, pictures)
-    for each in entrants:
-        yield found[each.name]
+        yield from ((each, found[each.name]) for each in loaded)
 
 
 def _start_cold(

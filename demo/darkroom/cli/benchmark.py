@@ -94,15 +94,12 @@ def _run(flags: argparse.Namespace) -> None:
             measures_cold = flags.cold_starts and cell.streams == 1 and not cell.asynchronous
             cold = cold_command(cell, preparer.checkpoint.family, place) if measures_cold else None
             entrants.append(entrant_of(cell, place, cold, facts))
-        ready = [each for each in entrants if "error" not in each.facts]
         with console.job(title(group[0])) as progress:
-            turns = take_turns(ready, flags.cold_starts, progress.show)
-            found = dict(zip([each.name for each in ready], turns, strict=True))
-        for each in entrants:
-            line = line_of(each, found.get(each.name, each.facts), here, flags.price_per_hour)
-            append(file, line)
-            say_line(line, each.name, console)
-            failed += line["error"] is not None
+            for each, found in take_turns(entrants, flags.cold_starts, progress.show):
+                line = line_of(each, found, here, flags.price_per_hour)
+                append(file, line)
+                say_line(line, each.name, console)
+                failed += line["error"] is not None
     say_results([row_of(line) for line in lines_of(file, set(asked))], flags, console)
     console.result(str(file))
     if failed:

@@ -84,14 +84,17 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
         with console.job(title(cell)) as line:
             for peer in peers:
                 entrants.append(other(peer, cell, peer_dir, noise, bool(flags.cold_starts), line.show))
-            ready = [each for each in entrants if "error" not in each.facts]
-            turns = take_turns(ready, flags.cold_starts, line.show, pictures)
-            found = dict(zip([each.name for each in ready], turns, strict=True))
-        add_likeness(found)
-        for each in entrants:
-            lines.append(line_of(each, found.get(each.name, each.facts), here, flags.price_per_hour))
-            append(file, lines[-1])
-            say_line(lines[-1], each.name, console)
+            # The reference goes first: the others' lines are written as they end, and say how like its pictures are.
+            entrants.sort(key=lambda each: each.label != REFERENCE)
+            expected: list[str] = []
+            for each, found in take_turns(entrants, flags.cold_starts, line.show, pictures):
+                if each.label == REFERENCE:
+                    expected = found.get("pictures", [])
+                else:
+                    add_likeness(found, expected)
+                lines.append(line_of(each, found, here, flags.price_per_hour))
+                append(file, lines[-1])
+                say_line(lines[-1], each.name, console)
     say_results([row_of(line) for line in lines], flags, console)
     console.result(str(file))
     if failed := dict.fromkeys(line["contender"] for line in lines if line["error"] is not None):
