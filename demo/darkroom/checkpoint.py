@@ -101,7 +101,12 @@ class Checkpoint:
         files = weight_files(self.folder / network, NETWORKS[network])
         if sum(path.stat().st_size for path in files) < 2 * LARGE:  # bytes: nothing is stored in less than two
             return False
-        return LARGE < sum(math.prod(tensor["shape"]) for path in files for tensor in read_header(path).values())
+        return self.weights(network) > LARGE
+
+    def weights(self, network: str) -> int:
+        """How many numbers the weights of a network hold."""
+        files = weight_files(self.folder / network, NETWORKS[network])
+        return sum(math.prod(tensor["shape"]) for path in files for tensor in read_header(path).values())
 
     @property
     def wants_aesthetic_score(self) -> bool:

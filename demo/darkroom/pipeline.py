@@ -18,16 +18,34 @@ from darkroom.stages.stable_diffusion import GUIDANCE_SCALE, NEGATIVE
 from darkroom.text import ClipTokenizer
 from darkroom.timing import StageClock
 
-KEPT_PROMPTS = 4
+KEPT_PROMPTS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextEncoder:
     """A tokenizer and the engine that reads its ids; `negative` reads negative prompts, and may be the same."""
 
     tokenizer: ClipTokenizer
     engine: Engine
     negative: Engine
+    _kept: dict[tuple[bool, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def __call__(self, prompts: tuple[str, ...], negative: bool = False) -> dict[str, np.ndarray]:
+        """Prompts, one an image -> the embeddings, by the contract's names. The same are encoded once."""
+        key = (negative, prompts)
+        found = self._kept.pop(key, None)
+        if found is None:
+            ids = self.tokenizer.encode(list(prompts)).ids
+            found = (self.negative if negative else self.engine)({"input_ids": ids})
+        # Kept for the next batches, but not without bound: those used last are the ones that come again.
+        self._kept[key] = found
+        while len(self._kept) > KEPT_PROMPTS:
+            self._kept.pop(next(iter(self._kept)))
+        return found
+
+    def forget(self) -> None:
+        """Drops what was encoded so far."""
+        self._kept.clear()
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,6 @@ class Pipeline:
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
     start: Start | None = None
     refiner: "Pipeline | None" = None
-    _encoded: dict[tuple[bool, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
@@ -171,7 +188,8 @@ class Pipeline:
 
     def forget(self) -> None:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
-        self._encoded.clear()
+        for encoder in self.encoders:
+            encoder.forget()
         self.unet.forget()
         if self.refiner:
             self.refiner.forget()
@@ -195,19 +213,10 @@ class Pipeline:
         )
 
     def encode(self, prompts: tuple[str, ...], negative: bool = False) -> dict[str, np.ndarray]:
-        """Prompts, one an image -> what the text encoders make of them, side by side. The same are encoded once."""
-        key = (negative, prompts)
-        if key not in self._encoded:
-            # Kept for the next batches, but not without bound: the last few are the ones that come again.
-            while len(self._encoded) >= KEPT_PROMPTS:
-                self._encoded.pop(next(iter(self._encoded)))
-            made = []
-            for encoder in self.encoders:
-                ids = encoder.tokenizer.encode(list(prompts)).ids
-                made.append((encoder.negative if negative else encoder.engine)({"input_ids": ids}))
-            text = np.concatenate([each["text_embeddings"] for each in made], axis=-1)
-            self._encoded[key] = made[-1] | {"text_embeddings": text}
-        return self._encoded[key]
+        """Prompts, one an image -> what the text encoders make of them, side by side."""
+        made = [encoder(prompts, negative) for encoder in self.encoders]
+        text = np.concatenate([each["text_embeddings"] for each in made], axis=-1)
+        return made[-1] | {"text_embeddings": text}
 
     def denoise(
         self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from darkroom.assembly import Traits, assemble, text_encoders
 from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
 from darkroom.child import peak_memory, run_in_child
 from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.lora import Lora
-from darkroom.pipeline import Pipeline, Start, TextEncoder
+from darkroom.pipeline import Pipeline, Start
 from darkroom.progress import Line
 from darkroom.request import Request
 from darkroom.schedule import scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
 from darkroom.stages.contract import FREE, Profile, Stage, Tensor
-from darkroom.stages.stable_diffusion import GUIDANCE_SCALE
 from darkroom.text import ClipTokenizer
 
 GRAPH_REVISION = 2
@@ -37,9 +37,6 @@ TABLE_FILE = "table.npz"
 
 BATCHES = (1, 1, 8)
 """Images that an engine with a free batch takes: least, best, most."""
-
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""What diffusers tells SDXL's refiner that the picture is rated, and what guidance leads away from."""
 
 ShowJob = Callable[[str], AbstractContextManager[Line]]
 
@@ -90,6 +87,7 @@ class Preparer:
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.traits = Traits.of(checkpoint)
         self.runtime = runtime
         self.graphs = graphs
         self.engines = engines
@@ -171,7 +169,6 @@ class Preparer:
         """
         if reason := self.runtime.unusable():
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
-        guided = self._guided(request)
         jobs, sources = compiled.jobs, compiled.sources
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
@@ -184,32 +181,20 @@ class Preparer:
             for source in sources.values():
                 self.engines.note_use(source)
         self.engines.note_use(compiled.table_folder)
-        factor = self.checkpoint.vae_factor
-        encoders = [name for name in ("clip", "clip_2") if name in loaded]
-        pipeline = Pipeline(
-            encoders=tuple(
-                TextEncoder(tokenizer, loaded[name], loaded.get(f"{name}_negative", loaded[name]))
-                for tokenizer, name in zip(compiled.tokenizers, encoders, strict=True)
-            ),
-            unet=loaded["unet"],
-            vae=loaded.get("vae"),
-            table=schedule,
-            latent_shape=(self.checkpoint.vae["latent_channels"], request.height // factor, request.width // factor),
-            guidance_scale=request.guidance_scale if guided else None,
-            negative_prompt=request.negative_prompt or "",
-            zero_negative=request.negative_prompt is None and self._zeros_for_empty_prompt(),
-            added=self._added_conditions(request, AESTHETIC_SCORE),
-            added_negative=self._added_conditions(request, NEGATIVE_AESTHETIC_SCORE),
+        pipeline = assemble(
+            self.traits,
+            text_encoders(compiled.tokenizers, loaded),
+            loaded["unet"],
+            loaded.get("vae"),
+            schedule,
+            request,
             start=None if image is None else self._start(image, loaded["vae_encoder"]),
         )
         return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
-    def _guided(self, request: Request) -> bool:
-        return request.guided and not self.checkpoint.embeds_guidance
-
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
-        contracts = stages(self.checkpoint, self._guided(request), request.clip_skip)
+        contracts = stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
         for name, stage in contracts.items():
             half = self.checkpoint.is_large(stage.network)
             contracts[name] = replace(stage, loras=self._loras_for(stage.network), half_weights=half)
@@ -278,22 +263,6 @@ class Preparer:
     def _loras_for(self, network: str) -> tuple[Lora, ...]:
         """The LoRAs that change a network."""
         return tuple(lora for lora in self.loras if network in lora.networks)
-
-    def _zeros_for_empty_prompt(self) -> bool:
-        """Whether SDXL was trained with zeros, not an empty prompt's embeddings, for guidance to lead away from."""
-        return self.checkpoint.family == SDXL and self.checkpoint.index.get("force_zeros_for_empty_prompt", True)
-
-    def _added_conditions(self, request: Request, score: float) -> dict[str, np.ndarray]:
-        """SDXL's sizes: of the picture that it is to look like a part of, the part's place, and the part's own; and
-        the guidance scale for a UNet that embeds it."""
-        added = {}
-        if self.checkpoint.embeds_guidance:
-            added[GUIDANCE_SCALE.name] = np.array(request.guidance_scale, np.float32)
-        if self.checkpoint.family == SDXL:
-            size = (request.height, request.width)
-            last = (score,) if self.checkpoint.wants_aesthetic_score else size
-            added["time_ids"] = np.array([*size, 0, 0, *last], np.float32)
-        return added
 
     def _start(self, image: np.ndarray, encoder: Engine) -> Start:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1

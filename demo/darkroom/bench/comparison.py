@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from darkroom.bench.cell import Cell, Place
-from darkroom.bench.environments import ensure
 from darkroom.bench.peers import Peer, command, prepare
 from darkroom.bench.sweep import Entrant, entrant_of
+from darkroom.environments import ensure
 from darkroom.errors import Failed
 from darkroom.noise import NoiseStream, initial_latents
 

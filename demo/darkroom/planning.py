@@ -1,0 +1,136 @@
+"""Compiles what serving a model takes, and says it in a `Plan`."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint import TOKENIZERS
+from darkroom.child import run_in_child
+from darkroom.engines.store import Key
+from darkroom.errors import AskedWrongly
+from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
+from darkroom.request import Request
+from darkroom.schedule import SCHEDULERS, scheduler_class
+from darkroom.service import Defaults, LanePlan, Limits, Part, Plan
+
+ONE_IMAGE = {"batch_size": 1, "batch_count": 1, "build": "static-batch"}
+
+
+def planned(
+    preparer: Preparer,
+    request: Request,
+    script: str,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int | None],
+    guided: Sequence[bool],
+    schedules: Collection[tuple[str | None, int]],
+    limits: Limits,
+) -> Plan:
+    """Builds what is not there: engines for every one of these sizes (height, width), with and without guidance as
+    asked, and the schedules, by scheduler and steps.
+
+    UNets are built for each of `batches`; None means one for any batch. A `request` with the build "dynamic-shape" gets
+    engines for any size and batch. `request` also has the model's defaults; its prompt and seed do not matter.
+    Raises `AskedWrongly` and `Failed` as `Preparer.compile` does.
+    """
+    preparer.check(request)
+    free = request.build == "dynamic-shape"
+    lanes, first = [], None
+    for height, width in sizes[:1] if free else sizes:
+        for with_guidance in guided:
+            scale = max(request.guidance_scale, 2.0) if with_guidance else 1.0
+            one = replace(request, height=height, width=width, guidance_scale=scale, **ONE_IMAGE)
+            if free:
+                one = replace(one, build="dynamic-shape")
+            unets, compiled = {}, None
+            for batch in [None] if free else batches:
+                more = {"build": "dynamic-batch"} if batch is None else {"batch_size": batch}
+                asked = one if free else replace(one, **more)
+                stages = {name for name in preparer.stages_for(asked, from_image=False) if name == "unet"}
+                unets[batch] = _part(preparer.compile(asked, stages), "unet")
+            rest = preparer.stages_for(one, from_image=False) - {"unet"}
+            compiled = preparer.compile(one, rest)
+            first = first or compiled
+            parts = {name: _part(compiled, name) for name in compiled.jobs}
+            lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
+    folder, key = compiled_schedules(preparer, schedules)
+    defaults = Defaults(
+        request.denoising_steps, request.guidance_scale, request.height, request.width, request.scheduler
+    )
+    tokenizers = (
+        (preparer.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
+        for part, text in preparer.checkpoint.texts.items()
+    )
+    return Plan(
+        model=request.model or "",
+        script=script,
+        revision=preparer.checkpoint.revision,
+        scheduler=scheduler_class(None, preparer.checkpoint.scheduler)[0],
+        runtime=preparer.runtime.name,
+        runtime_version=preparer.runtime.version(),
+        options=preparer.runtime.options,
+        precision=request.precision,
+        build=request.build,
+        onnx_opset=request.onnx_opset,
+        traits=preparer.traits,
+        tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
+        schedules=folder.absolute(),
+        schedules_key=key.digest,
+        lanes=tuple(lanes),
+        defaults=defaults,
+        limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
+    )
+
+
+def _part(compiled: Compiled, stage: str) -> Part:
+    return Part(compiled.jobs[stage], compiled.sources[stage].absolute(), compiled.artefacts[stage])
+
+
+def every_schedule(steps: int, schedulers: Sequence[str] | None = None) -> list[tuple[str | None, int]]:
+    """The model's own scheduler and each of those named, None for all that are known, with every number of steps."""
+    return [
+        (scheduler, count)
+        for scheduler in (None, *(SCHEDULERS if schedulers is None else schedulers))
+        for count in range(1, steps + 1)
+    ]
+
+
+def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, int]]) -> tuple[Path, Key]:
+    """The folder of a `Bundle` of these schedules, compiled in one child where it is not there."""
+    of: dict[str, Any] = {}
+    for scheduler, steps in sorted(wanted, key=str):
+        class_name, config = scheduler_class(scheduler, preparer.checkpoint.scheduler)
+        entry = of.setdefault(scheduler or "", {"class": class_name, "config": config, "steps": []})
+        entry["steps"].append(steps)
+    for entry in of.values():
+        entry["steps"].sort()
+    key = Key(f"schedules-{preparer.name}", {"kind": "schedules", "of": of, "revision": TABLE_REVISION})
+    if folder := preparer.engines.find(key):
+        preparer.engines.note_use(folder)
+        return folder, key
+    count = sum(len(entry["steps"]) for entry in of.values())
+    with preparer.job(f"compiling {count} schedules"):
+
+        def build(folder: Path) -> dict[str, Any]:
+            return run_in_child(compile_bundle, of, folder, verbose=preparer.verbose)
+
+        return preparer.engines.make(key, build), key
+
+
+def compile_bundle(of: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs in a child: it imports diffusers. What cannot be compiled is kept with the reason why."""
+    import diffusers
+
+    from darkroom.schedule.bundle import save
+    from darkroom.schedule.compile import compile_schedule
+
+    tables: dict[tuple[str | None, int], Any] = {}
+    for scheduler, entry in of.items():
+        for steps in entry["steps"]:
+            try:
+                tables[scheduler or None, steps] = compile_schedule(entry["class"], entry["config"], steps)
+            except AskedWrongly as error:
+                tables[scheduler or None, steps] = str(error)
+    save(folder, tables)
+    return {"schedules": len(tables), "diffusers": diffusers.__version__}

@@ -1,0 +1,57 @@
+"""Many compiled schedules in one file: for whoever must make any step count that comes, and cannot compile."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from darkroom.errors import AskedWrongly
+from darkroom.schedule.table import Table
+
+TABLES, REFUSED = "tables.npz", "refused.json"
+
+
+class Bundle:
+    """The tables in a folder that `save` filled, by scheduler (a name of `--scheduler`, or None for the model's own)
+    and steps. A table is read when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._refused: dict[str, str] = json.loads((folder / REFUSED).read_text(encoding="utf-8"))
+        self._file = np.load(folder / TABLES, allow_pickle=False)
+        self._read: dict[str, Table] = {}
+
+    def table(self, scheduler: str | None, steps: int) -> Table:
+        """Raises `AskedWrongly` for a schedule that cannot be made, or is not here."""
+        name = _name(scheduler, steps)
+        if name in self._refused:
+            raise AskedWrongly(self._refused[name])
+        if name not in self._read:
+            try:
+                values = {field.name: self._file[f"{name}/{field.name}"] for field in fields(Table)}
+            except KeyError:
+                raise AskedWrongly(
+                    f"no schedule of {steps} steps of {scheduler or 'this model'} was compiled."
+                ) from None
+            self._read[name] = Table(
+                **values | {each: float(values[each]) for each in ("initial_scale", "image_scale")}
+            )
+        return self._read[name]
+
+
+def save(folder: Path, tables: dict[tuple[str | None, int], Table | str]) -> None:
+    """Writes tables, and in a text's place why there is none, by scheduler and steps."""
+    arrays, refused = {}, {}
+    for (scheduler, steps), table in tables.items():
+        name = _name(scheduler, steps)
+        if isinstance(table, str):
+            refused[name] = table
+        else:
+            arrays |= {f"{name}/{field.name}": getattr(table, field.name) for field in fields(Table)}
+    with (folder / TABLES).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    (folder / REFUSED).write_text(json.dumps(refused, indent=1), encoding="utf-8")
+
+
+def _name(scheduler: str | None, steps: int) -> str:
+    return f"{scheduler or 'own'}/{steps}"

@@ -1,0 +1,401 @@
+"""What serves pictures one by one: engines, schedules, defaults and limits, and how strangers' requests become ours.
+
+A plan says all of it. It is made where models are compiled, and can be written beside the artefacts: whoever has both
+serves the model without torch, and without the model's weights.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from darkroom import __version__
+from darkroom.assembly import Traits, text_encoders
+from darkroom.batching import Counts, Lane, StepBatcher
+from darkroom.engines import find_runtime
+from darkroom.engines.runtime import Engine, Job, Options, Runtime
+from darkroom.engines.store import Store
+from darkroom.errors import AskedWrongly, Failed
+from darkroom.pipeline import TextEncoder
+from darkroom.request import Request, draw_seed
+from darkroom.schedule import SCHEDULERS
+from darkroom.schedule.bundle import Bundle
+from darkroom.schedule.table import Table
+from darkroom.text import ClipTokenizer
+
+PLAN = "serving.json"
+MODEL_INDEX = "model_index.json"
+FORMAT = 1
+
+FIELDS = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "steps": int,
+    "guidance_scale": float,
+    "scheduler": str,
+    "height": int,
+    "width": int,
+}
+"""What a request may say of each image, and of which kind it is."""
+
+MEASURED_CALLS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """An engine: the job it was built for, where it is, and its key."""
+
+    job: Job
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """The engines for one size (height and width in pixels; None for any) with guidance or without.
+
+    `unets` by batch; None for one that takes any.
+    """
+
+    guided: bool
+    size: tuple[int, int] | None
+    parts: dict[str, Part]
+    unets: dict[int | None, Part]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for at most: steps and images, bytes of a prompt, pixels along a side; `multiple` of
+    which a free size must be."""
+
+    steps: int = 50
+    images: int = 8
+    prompt_bytes: int = 2000
+    pixels: int = 1536
+    multiple: int = 8
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets that does not say."""
+
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that serving a model takes. `script` and `model` are what a recipe names; `tokenizers` are folders and the
+    tokens that are read; `schedules` is the folder of a `Bundle`, under the key `schedules_key`."""
+
+    model: str
+    script: str
+    revision: str
+    scheduler: str
+    runtime: str
+    runtime_version: str
+    options: Options
+    precision: str
+    build: str
+    onnx_opset: int
+    traits: Traits
+    tokenizers: tuple[tuple[Path, int], ...]
+    schedules: Path
+    schedules_key: str
+    lanes: tuple[LanePlan, ...]
+    defaults: Defaults
+    limits: Limits
+
+    def folders(self) -> list[Path]:
+        """Where all its artefacts are."""
+        parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.unets.values())]
+        return list(dict.fromkeys([*(part.folder for part in parts), self.schedules]))
+
+    def moved(self, place: Callable[[Path], Path]) -> "Plan":
+        """The same with its folders elsewhere."""
+
+        def parts(old: dict) -> dict:
+            return {name: replace(part, folder=place(part.folder)) for name, part in old.items()}
+
+        lanes = (replace(lane, parts=parts(lane.parts), unets=parts(lane.unets)) for lane in self.lanes)
+        tokenizers = tuple((place(folder), context) for folder, context in self.tokenizers)
+        return replace(self, tokenizers=tokenizers, schedules=place(self.schedules), lanes=tuple(lanes))
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """As JSON values, with folders as they are called from `root`."""
+        plan = self.moved(lambda folder: folder.relative_to(root))
+
+        def part(each: Part) -> dict[str, Any]:
+            return {"job": each.job.as_json(), "folder": each.folder.as_posix(), "key": each.key}
+
+        lanes = [
+            {
+                "guided": lane.guided,
+                "size": lane.size,
+                "parts": {name: part(each) for name, each in lane.parts.items()},
+                "unets": {"any" if batch is None else str(batch): part(each) for batch, each in lane.unets.items()},
+            }
+            for lane in plan.lanes
+        ]
+        tokenizers = [[folder.as_posix(), context] for folder, context in plan.tokenizers]
+        simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "defaults", "limits")}
+        rest = {name: value for name, value in vars(plan).items() if name not in simple}
+        more = {"lanes": lanes, "tokenizers": tokenizers, "schedules": plan.schedules.as_posix()}
+        return {"format": FORMAT, "darkroom": __version__} | rest | simple | more
+
+    @classmethod
+    def read(cls, file: Path) -> "Plan":
+        """The plan in a file; folders are below the file's own. Raises `Failed` for anything else."""
+        root = file.absolute().parent
+
+        def part(fields: dict[str, Any]) -> Part:
+            return Part(Job.from_json(fields["job"]), root / fields["folder"], fields["key"])
+
+        def lane(fields: dict[str, Any]) -> LanePlan:
+            unets = {None if batch == "any" else int(batch): part(each) for batch, each in fields["unets"].items()}
+            parts = {name: part(each) for name, each in fields["parts"].items()}
+            return LanePlan(fields["guided"], fields["size"] and tuple(fields["size"]), parts, unets)
+
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            if fields.pop("format") != FORMAT:
+                raise ValueError("it was written by another version of Darkroom")
+            del fields["darkroom"]
+            capabilities = fields["options"]["compute_capability"]
+            options = fields["options"] | {"compute_capability": capabilities and tuple(capabilities)}
+            return cls(
+                **fields
+                | {
+                    "options": Options(**options),
+                    "traits": Traits(**fields["traits"]),
+                    "defaults": Defaults(**fields["defaults"]),
+                    "limits": Limits(**fields["limits"]),
+                    "tokenizers": tuple((root / folder, context) for folder, context in fields["tokenizers"]),
+                    "schedules": root / fields["schedules"],
+                    "lanes": tuple(lane(each) for each in fields["lanes"]),
+                }
+            )
+        except OSError as error:
+            raise Failed(f"{file} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Failed(f"{file} cannot be read ({error}): build the model repository again.") from None
+
+
+class Service:
+    """A plan's engines, loaded. Raises `Failed` where one is damaged or cannot be loaded here."""
+
+    def __init__(self, plan: Plan, threads: int | None = None) -> None:
+        self.plan = plan
+        runtime = find_runtime(plan.runtime, plan.options)
+        if reason := runtime.unusable():
+            raise Failed(f"the engines cannot be run here: {reason}.")
+        if threads is not None and not runtime.threaded:
+            raise AskedWrongly(f"threads have nothing to act on with the engine {plan.runtime}.")
+        if runtime.compiles and runtime.version() != plan.runtime_version:
+            raise Failed(
+                f"the engines were built by {plan.runtime} {plan.runtime_version}, and {runtime.version()} is here: "
+                f"build the model repository again."
+            )
+        check_whole(plan)
+        self._bundle = Bundle(plan.schedules)
+        tokenizers = [ClipTokenizer(folder, context) for folder, context in plan.tokenizers]
+        engines = _load_all(plan, runtime, threads)
+        self._encoders: list[tuple[TextEncoder, ...]] = []
+        self._lanes = [self._lane(lane, engines, tokenizers) for lane in plan.lanes]
+
+    def batcher(
+        self,
+        slots: int,
+        queue: int,
+        on_join: Callable[[int, int], None] = lambda groups, images: None,
+        observe: Callable[[Counts], None] = lambda counts: None,
+    ) -> StepBatcher:
+        """What makes pictures on these engines: see `StepBatcher`."""
+        return StepBatcher(self.lane_of, self.table_of, slots, queue, on_join, observe)
+
+    def requests(self, fields: Mapping[str, Any], images: int = 1) -> list[Request]:
+        """What a stranger asks for, as a request for each of so many images: image k gets the seed S+k.
+
+        `fields` are some of FIELDS; None stands for one that is left out. Raises `AskedWrongly`, naming the field, for
+        what no picture could be made of here.
+        """
+        try:
+            return self._requests(fields, images)
+        except AskedWrongly as error:
+            raise AskedWrongly(_in_fields(str(error))) from None
+
+    def _requests(self, fields: Mapping[str, Any], images: int) -> list[Request]:
+        plan, limits = self.plan, self.plan.limits
+        fields = {name: value for name, value in fields.items() if value is not None}
+        for name, value in fields.items():
+            _check_kind(name, value)
+        for name in ("prompt", "negative_prompt"):
+            size = len((fields.get(name) or "").encode("utf-8", "surrogatepass"))
+            if size > limits.prompt_bytes:
+                raise AskedWrongly(f"{name} has {size} bytes; {limits.prompt_bytes} is the most here.")
+        steps = fields.get("steps", plan.defaults.steps)
+        if steps > limits.steps:
+            raise AskedWrongly(f"steps {steps} is more than the {limits.steps} that are made here.")
+        if not 1 <= images <= limits.images:
+            raise AskedWrongly(f"num_images must be from 1 to {limits.images}, not {images}.")
+        guidance_scale = float(fields.get("guidance_scale", plan.defaults.guidance_scale))
+        if fields.get("negative_prompt") and guidance_scale <= 1:
+            raise AskedWrongly(
+                f"negative_prompt acts through guidance, which guidance_scale {guidance_scale} turns off."
+            )
+        if fields.get("negative_prompt") and plan.traits.embeds_guidance:
+            raise AskedWrongly("negative_prompt has nothing to act on: this model is told the guidance scale instead.")
+        seed = fields.get("seed")
+        first = Request(
+            model=plan.model or None,
+            prompts=(fields.get("prompt", ""),),
+            negative_prompt=fields.get("negative_prompt"),
+            batch_size=1,
+            batch_count=1,
+            height=fields.get("height", plan.defaults.height),
+            width=fields.get("width", plan.defaults.width),
+            denoising_steps=steps,
+            guidance_scale=guidance_scale,
+            clip_skip=0,
+            scheduler=fields.get("scheduler", plan.defaults.scheduler),
+            seed=draw_seed() if seed is None else seed,
+            engine=plan.runtime,
+            precision=plan.precision,
+            build=plan.build,
+            onnx_opset=plan.onnx_opset,
+        )
+        made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
+        self.lane_of(first)
+        self.table_of(first)
+        return made
+
+    def recipe(self, request: Request) -> dict[str, Any]:
+        """What a picture records of itself, as the scripts' pictures do."""
+        lane = next(lane for lane in self.plan.lanes if lane.guided == self.lane_of(request).guided)
+        keys = {name: part.key for name, part in lane.parts.items()}
+        keys |= {"unet": max(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
+        return {
+            "darkroom": __version__,
+            "script": self.plan.script,
+            "request": request.as_json(),
+            "revision": self.plan.revision,
+            "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.plan.scheduler,
+            "artefacts": {"schedule": self.plan.schedules_key, **keys},
+            "runtime": f"{self.plan.runtime} {self.plan.runtime_version}",
+            "image": 1,
+            "seed": request.seed,
+            "slot": 0,
+            "prompt": request.prompts[0],
+        }
+
+    def table_of(self, request: Request) -> Table:
+        """The request's schedule."""
+        return self._bundle.table(request.scheduler, request.denoising_steps)
+
+    def lane_of(self, request: Request) -> Lane:
+        """The engines for a request: of its size, and with guidance if it has any."""
+        plan, limits = self.plan, self.plan.limits
+        sized = [
+            (lane_plan, lane)
+            for lane_plan, lane in zip(plan.lanes, self._lanes, strict=True)
+            if lane_plan.size in (None, (request.height, request.width))
+        ]
+        if not sized:
+            sizes = ", ".join(dict.fromkeys(f"{lane.size[0]}x{lane.size[1]}" for lane in plan.lanes))
+            raise AskedWrongly(f"height and width {request.height}x{request.width} are not made here, but {sizes}.")
+        if sized[0][0].size is None:
+            for name in ("height", "width"):
+                pixels = getattr(request, name)
+                if pixels > limits.pixels or pixels % limits.multiple:
+                    raise AskedWrongly(
+                        f"{name} must be a multiple of {limits.multiple} up to {limits.pixels}, not {pixels}."
+                    )
+        guided = plan.traits.guided(request)
+        for lane_plan, lane in sorted(sized, key=lambda each: each[0].guided != guided):
+            if lane_plan.guided or not guided:
+                return lane
+        raise AskedWrongly(
+            f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
+        )
+
+    def _lane(self, lane: LanePlan, engines: dict[Path, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
+        parts = {name: engines[part.folder] for name, part in lane.parts.items()}
+        unets = {batch: engines[part.folder] for batch, part in lane.unets.items()}
+        encoders = self._shared_encoders(text_encoders(tokenizers, parts))
+        costs = {
+            batch: milliseconds_of(unets[batch], part.job) for batch, part in lane.unets.items() if batch is not None
+        }
+        return Lane(self.plan.traits, lane.guided, encoders, unets, parts["vae"], costs if len(costs) > 1 else {})
+
+    def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
+        """The same objects for lanes with the same engines, which then know what the others have encoded."""
+        for known in self._encoders:
+            if [each.engine for each in known] == [each.engine for each in encoders]:
+                return known
+        self._encoders.append(encoders)
+        return encoders
+
+
+def check_whole(plan: Plan) -> None:
+    """Raises `Failed` for artefacts that are missing or damaged."""
+    stores: dict[Path, Store] = {}
+    for folder in plan.folders():
+        if (folder / MODEL_INDEX).exists():
+            continue  # a model's own folder, for engines that run it as it is
+        store = stores.setdefault(folder.parent, Store(folder.parent))
+        if (damage := store.damage(folder)) is not None:
+            raise Failed(f"{folder} is damaged ({damage}): build it again.")
+    for store in stores.values():
+        store.fingerprints.remember()
+
+
+def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[Path, Engine]:
+    parts = {part.folder: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.unets.values())}
+    with ThreadPoolExecutor(len(parts) if runtime.compiles else 1) as pool:
+        loading = {folder: pool.submit(runtime.load, part.job, folder, threads) for folder, part in parts.items()}
+        return {folder: future.result() for folder, future in loading.items()}
+
+
+def milliseconds_of(engine: Engine, job: Job) -> float:
+    """What a call of a UNet takes: the least of a few, after one that warms it up."""
+    took = []
+    inputs = {tensor.name: np.zeros(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs}
+    for _ in range(1 + MEASURED_CALLS):
+        start = perf_counter()
+        engine(inputs)
+        took.append(1000 * (perf_counter() - start))
+    engine.forget()
+    return min(took[1:])
+
+
+def _in_fields(complaint: str) -> str:
+    """A complaint about flags, which whoever sends a request has none of: it names the fields."""
+    return re.sub(
+        r"--([a-z]+(?:-[a-z]+)*)",
+        lambda flag: flag[1].replace("denoising-steps", "steps").replace("-", "_"),
+        complaint,
+    )
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if name not in FIELDS:
+        raise AskedWrongly(f"{name!r} is not a field of a request. Known: {', '.join(FIELDS)}.")
+    kind = FIELDS[name]
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits:
+        words = {str: "a text", int: "a whole number", float: "a number"}
+        raise AskedWrongly(f"{name} must be {words[kind]}, not {value!r}.")

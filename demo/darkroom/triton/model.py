@@ -1,0 +1,190 @@
+"""The model that Triton's Python backend runs: requests go to a step batcher at once, and are answered one by one.
+
+Nothing here waits: `execute` hands over and returns, and each request's response sender is used when its pictures are
+done. That keeps the default transaction mode, which plain HTTP and gRPC inference need.
+"""
+
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # what the backend offers its models
+
+from darkroom.batching import Busy, Counts, Late, Made, StepBatcher, Unwanted, all_of
+from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.request import Request
+from darkroom.service import FIELDS, PLAN, Plan, Service
+from darkroom.triton.config import IMAGES, Parameters
+from darkroom.triton.server import IN_FLIGHT
+
+CODES = {
+    AskedWrongly: "INVALID_ARG",
+    Busy: "UNAVAILABLE",
+    Late: "UNAVAILABLE",
+    Unwanted: "CANCELLED",
+}
+"""Triton's names for what may be wrong. Its module has them only where a model runs, not where one is looked at."""
+
+
+class TritonPythonModel:
+    """What the backend looks for in `model.py`."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.name = args["model_name"]
+        if args["model_instance_kind"] == "GPU":
+            os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        try:
+            parameters = Parameters.read(given)
+            plan = Plan.read(folder / PLAN)
+            plan = replace(plan, defaults=parameters.defaults(plan), limits=parameters.limits(plan))
+            self.seed = parameters.seed
+            self.service = Service(plan, parameters.threads)
+            self.service.requests({"prompt": "a picture"})  # what the configuration asks for can be made
+        except DarkroomError as error:
+            raise pb_utils.TritonModelException(f"{self.name}: {error}") from None
+        self.metrics = Metrics(self.name, args["model_version"])
+        slots = max(1, int(config["max_batch_size"]))
+        self.batcher: StepBatcher = self.service.batcher(slots, parameters.queue, self._joined, self.metrics.observe)
+        self._log(f"{self.name}: {slots} slots, {plan.runtime} {plan.runtime_version}")
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            self.metrics.took()
+            try:
+                rows = self._rows(request)
+                seconds = request.timeout() / 1e6 or None
+                futures = self.batcher.submit(rows, seconds, lambda sender=sender: not sender.is_cancelled())
+            except DarkroomError as error:
+                self._refuse(sender, error)
+                continue
+            except Exception as error:  # of this request alone
+                self._refuse(sender, Failed(f"{type(error).__name__}: {error}"))
+                continue
+            all_of(futures, partial(self._answer, sender, rows, set(request.requested_output_names())))
+
+    def finalize(self) -> None:
+        self.batcher.close()
+
+    def _rows(self, request: Any) -> list[Request]:
+        """The images that are asked for: each row of the inputs is a prompt with its fields."""
+        columns = {name: _values(request, name) for name in (*FIELDS, IMAGES)}
+        columns = {name: values for name, values in columns.items() if values is not None}
+        if self.seed is not None:
+            columns.setdefault("seed", [self.seed] * len(columns["prompt"]))
+        rows: list[Request] = []
+        for index in range(len(columns["prompt"])):
+            fields = {name: values[index] for name, values in columns.items()}
+            rows += self.service.requests(fields, fields.pop(IMAGES, 1))
+        if len(rows) > (most := self.service.plan.limits.images):
+            raise AskedWrongly(f"{len(rows)} images are more than the {most} that a request may ask for.")
+        if len({(row.height, row.width) for row in rows}) > 1:
+            raise AskedWrongly("the pictures of one request are of one height and width: they come as one array.")
+        return rows
+
+    def _answer(self, sender: Any, rows: list[Request], wanted: set[str], made: list[Made] | BaseException) -> None:
+        if isinstance(made, BaseException):
+            self._refuse(sender, made)
+            return
+        times = [
+            json.dumps({name: round(value, 3) for name, value in each.clock.milliseconds.items()}
+                       | {"Pipeline": round(each.clock.pipeline, 3)})
+            for each in made
+        ]  # fmt: skip
+        outputs = {
+            "generated_image": np.stack([each.pixels for each in made]),
+            "used_seed": np.array([[row.seed] for row in rows], np.uint64),
+            "recipe": _texts(json.dumps(self.service.recipe(row)) for row in rows),
+            "stage_times": _texts(times),
+        }
+        tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items() if not wanted or name in wanted]
+        self._send(sender, pb_utils.InferenceResponse(output_tensors=tensors))
+
+    def _refuse(self, sender: Any, error: BaseException) -> None:
+        name = next((name for kind, name in CODES.items() if isinstance(error, kind)), "INTERNAL")
+        code = getattr(pb_utils.TritonError, name)
+        self._send(sender, pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)))
+
+    def _send(self, sender: Any, response: Any) -> None:
+        self.metrics.answered()
+        try:
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:  # the client is gone, or the server is going: there is nobody to tell
+            self._log(f"{self.name}: an answer could not be sent: {error}")
+
+    def _joined(self, requests: int, images: int) -> None:
+        self._log(f"{self.name}: Client Requests in Batch:{requests}")
+        self._log(f"{self.name}: Prompts in Batch:{images}")
+
+    def _log(self, text: str) -> None:
+        pb_utils.Logger.log_info(text)
+
+
+class Metrics:
+    """What a batcher does, on Triton's own metrics endpoint."""
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = {"model": model, "version": version}
+        self._families = []  # a metric must not outlive its family
+
+        def metric(name: str, description: str, kind: Any) -> Any:
+            self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
+            return self._families[-1].Metric(labels=labels)
+
+        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
+        self._gauges = {
+            "waiting": metric("darkroom_queue_images", "Images that wait for a slot", gauge),
+            "occupied": metric("darkroom_slots_occupied", "Images in slots", gauge),
+        }
+        self._counters = {
+            "steps": metric("darkroom_steps_total", "Denoising steps made, of all images", counter),
+            "calls": metric("darkroom_unet_calls_total", "Calls of the UNet, of whole batches", counter),
+            "finished": metric("darkroom_images_total", "Images that left the batch", counter),
+        }
+        self._in_flight = metric(IN_FLIGHT, "Requests taken and not answered", gauge)
+        self._in_flight.set(0)
+        self._last = Counts(0, 0, 0, 0, 0)
+
+    def observe(self, counts: Counts) -> None:
+        for name, gauge in self._gauges.items():
+            if getattr(counts, name) != getattr(self._last, name):
+                gauge.set(getattr(counts, name))
+        for name, counter in self._counters.items():
+            if more := getattr(counts, name) - getattr(self._last, name):
+                counter.increment(more)
+        self._last = counts
+
+    def took(self) -> None:
+        """A request was taken off Triton's hands."""
+        self._in_flight.increment(1)
+
+    def answered(self) -> None:
+        self._in_flight.increment(-1)
+
+
+def _values(request: Any, name: str) -> list[Any] | None:
+    """The column of an input, a value for each row; None where the request leaves it out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = tensor.as_numpy().reshape(-1)
+    if FIELDS.get(name) is str:
+        try:
+            return [bytes(value).decode("utf-8") for value in values]
+        except UnicodeDecodeError:
+            raise AskedWrongly(f"{name} is not UTF-8 text.") from None
+    if FIELDS.get(name) is float:
+        # The number that was typed, not the float32 next to it: 7.3, which a recipe then says too.
+        return [float(str(value)) for value in values]
+    return [int(value) for value in values]
+
+
+def _texts(values: Any) -> np.ndarray:
+    return np.array([[text.encode()] for text in values], np.object_)

@@ -1,0 +1,277 @@
+"""Triton Inference Server as a child process: started on one address, watched, and stopped so that nothing is left."""
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darkroom.child import PR_SET_PDEATHSIG
+from darkroom.errors import AskedWrongly, Failed
+from darkroom.triton.environment import Installed
+
+SHARED = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+SECONDS_TO_STOP = 30
+"""What requests in flight have to end in when the server is stopped."""
+
+SECONDS_FOR_NEIGHBOURS = 5
+"""What other models' requests have to end in when the server must be started again."""
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+IN_FLIGHT = "darkroom_requests_in_flight"
+"""The metric of requests that a model has taken and not answered."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens: nowhere else than at `host`."""
+
+    host: str = "127.0.0.1"
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def ports(self) -> dict[str, int]:
+        return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+
+    def check_free(self) -> None:
+        """Raises `Failed` for a port that someone listens at, `AskedWrongly` for what is no address."""
+        if len(set(self.ports().values())) < len(self.ports()):
+            raise AskedWrongly("the three ports must differ.")
+        for name, port in self.ports().items():
+            if not 0 < port < 65536:
+                raise AskedWrongly(f"--{name}-port must be from 1 to 65535, not {port}.")
+            try:
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((self.host, port))
+            except OSError as error:
+                raise Failed(f"port {port} of {self.host} cannot be had ({error.strerror}): --{name}-port.") from None
+
+
+def command(
+    server: Path, backends: Path, repository: Path, models: list[str], address: Address, verbose: bool = False
+) -> list[str]:
+    """What starts a server with these models."""
+    line = [str(server), "--model-repository", str(repository), "--backend-directory", str(backends)]
+    line += ["--model-control-mode", "explicit"]
+    for model in models:
+        line += ["--load-model", model]
+    for name, port in address.ports().items():
+        line += [f"--{name}-address", address.host, f"--{name}-port", str(port)]
+    line += ["--exit-timeout-secs", str(SECONDS_TO_STOP), "--log-verbose", str(int(verbose))]
+    return line
+
+
+class Triton:
+    """A server that runs while the block does. `log` gets the lines that it prints; `tell` what happens to it.
+
+    Raises `Failed` where it ends before its models are loaded, with the reason that it gave.
+    """
+
+    def __init__(
+        self,
+        installed: Installed,
+        repository: Path,
+        models: list[str],
+        address: Address,
+        log: Callable[[str], None],
+        verbose: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.address = address
+        self.models = models
+        self._repository = repository.absolute()
+        self._tell = tell
+        # Segments that are told from others', so that those of a killed server can be removed.
+        self._shared = f"darkroom_{os.getpid()}_{address.http}_"
+        self._line = command(installed.server, installed.backends, self._repository, models, address, verbose)
+        self._line += ["--backend-config", f"python,shm-region-prefix-name={self._shared}"]
+        self._variables = installed.variables()
+        self._log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._stubs: dict[int, str] = {}
+        self._complaint = ""
+
+    def __enter__(self) -> "Triton":
+        self.address.check_free()
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        try:
+            # A session of its own: Ctrl-C is this process's to pass on.
+            self.process = subprocess.Popen(
+                self._line,
+                env=self._variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        except OSError as error:
+            raise Failed(f"{self._line[0]} cannot be started: {error.strerror}.") from None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop(SECONDS_TO_STOP + 10)
+
+    def _read(self) -> None:
+        """Passes on what the server prints, and keeps why it ends if it does."""
+        for line in io.TextIOWrapper(self.process.stdout, errors="replace"):
+            if line.startswith("error: "):
+                self._complaint = line.removeprefix("error: ").strip()
+            self._log(line.rstrip("\n"))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Returns when all models are loaded."""
+        until = time.monotonic() + seconds
+        while not (self._is_up() and all(self.is_ready(model) for model in self.models)):
+            if self.process.poll() is not None:
+                self._reader.join(5)
+                why = _gist(self._complaint) or f"it ended with {self.process.returncode}"
+                raise Failed(f"the server could not be started: {why}.")
+            if self._is_up() and (reasons := self._failures()):
+                raise Failed("; ".join(f"{model} was not loaded: {reason}" for model, reason in reasons.items()))
+            if time.monotonic() > until:
+                raise Failed(f"the server was not ready within {seconds:g} seconds.")
+            time.sleep(SECONDS_BETWEEN_LOOKS / 5)
+        self._stubs = self._running_stubs()
+
+    def watch(self, seconds: float) -> None:
+        """Returns when the server has ended. Models whose process has died are loaded again, within `seconds`."""
+        while self.process.poll() is None:
+            self.look_after(seconds)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def look_after(self, seconds: float) -> None:
+        """Loads models again whose process has died.
+
+        Triton never answers the requests that such a process has taken. Where there are any, the server is started
+        again as a whole: it is the only way to tell those who wait for them.
+        """
+        running = self._running_stubs()
+        dead = {model for pid, model in self._stubs.items() if pid not in running and model not in running.values()}
+        for model in sorted(dead) if self.process.poll() is None else ():
+            if lost := self._in_flight(model):
+                self._tell(f"the process of {model} has died with {lost} requests: the server is started again.")
+                self.stop(SECONDS_FOR_NEIGHBOURS)
+                self._start()
+                self.wait_until_ready(seconds)
+                return
+            self._tell(f"the process of {model} has died: it is loaded again.")
+            try:
+                self.call(f"/v2/repository/models/{model}/unload", {})
+                self.call(f"/v2/repository/models/{model}/load", {}, seconds)
+            except Failed as error:
+                self._tell(f"{model} could not be loaded again: {error}")
+        if not dead:
+            self._stubs |= running  # a model that somebody loaded
+        else:
+            self._stubs = self._running_stubs()
+
+    def _in_flight(self, model: str) -> int:
+        """Requests that a model has taken and not answered, as it said itself at last."""
+        try:
+            metrics = self.call("/metrics", port=self.address.metrics).decode()
+        except Failed:
+            return 1  # nobody knows: as if there were
+        found = re.search(rf'^{IN_FLIGHT}{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)', metrics, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    def stop(self, seconds: float) -> None:
+        """Ends the server as it wants to be: requests in flight have `seconds` to finish. Nothing of it is left."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self._tell("the server does not end by itself: it is killed.")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what may be left of its children
+        self.process.wait()
+        for segment in SHARED.glob(f"{self._shared}*"):
+            with contextlib.suppress(OSError):
+                segment.unlink()
+
+    def is_ready(self, model: str) -> bool:
+        """Whether requests for a model would be answered."""
+        try:
+            self.call(f"/v2/models/{model}/ready")
+        except Failed:
+            return False
+        return True
+
+    def call(
+        self, path: str, body: dict[str, Any] | None = None, seconds: float = 120, port: int | None = None
+    ) -> bytes:
+        """What the server answers to a GET, or to a POST of `body`. Raises `Failed` for what is no success."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.address.host}:{port or self.address.http}{path}", data=data)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                text = json.loads(text)["error"]
+            raise Failed(" ".join(str(text).split()) or f"HTTP {error.code}") from None
+        except (OSError, ValueError) as error:
+            raise Failed(f"no answer: {error}") from None
+
+    def _is_up(self) -> bool:
+        try:
+            self.call("/v2/health/live", seconds=5)
+        except Failed:
+            return False
+        return True
+
+    def _failures(self) -> dict[str, str]:
+        """Models that could not be loaded, and why."""
+        known = json.loads(self.call("/v2/repository/index", {}))
+        return {
+            each["name"]: _gist(each["reason"])
+            for each in known
+            if each["name"] in self.models and each.get("state") == "UNAVAILABLE" and each.get("reason")
+        }
+
+    def _running_stubs(self) -> dict[int, str]:
+        """The processes of this server's models, and whose they are."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if words[0].endswith(STUB) and self.process and parent == self.process.pid:
+                    model = Path(words[1]).relative_to(self._repository).parts[0]
+                    found[int(entry.name)] = model
+        return found
+
+
+def _gist(text: str) -> str:
+    """What an error of a model says, without where in whose sources it was said."""
+    words = text.replace("\\n", "\n").rpartition("Internal: ")[2].removeprefix("TritonModelException: ")
+    return " ".join(words.partition("\n\nAt:")[0].split()).rstrip(".;")
+
+
+def _end_with_parent() -> None:
+    """A server whose starter was killed ends too, in its own way."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
