@@ -314,8 +314,11 @@ class StepBatcher:
                 answers[image.group] = image.wanted()
             if not answers[image.group]:
                 image.fail(Unwanted("nobody waits for it any more."))
+        before = len(self._waiting) + len(self._running)
         self._waiting = [image for image in self._waiting if not image.future.done()]
         self._running = [image for image in self._running if not image.future.done()]
+        if len(self._waiting) + len(self._running) < before:
+            self._observe(self.counts())
 
     def _turn(self) -> None:
         """Advances every image in a slot by one network call."""

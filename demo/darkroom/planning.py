@@ -12,7 +12,7 @@ from darkroom.errors import AskedWrongly
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.request import Request
 from darkroom.schedule import SCHEDULERS, scheduler_class
-from darkroom.service import Defaults, LanePlan, Limits, Part, Plan
+from darkroom.service import LanePlan, Limits, Part, Plan
 
 ONE_IMAGE = {"batch_size": 1, "batch_count": 1, "build": "static-batch"}
 
@@ -30,8 +30,8 @@ def planned(
     """Builds what is not there: engines for every one of these sizes (height, width), with and without guidance as
     asked, and the schedules, by scheduler and steps.
 
-    UNets are built for each of `batches`; None means one for any batch. A `request` with the build "dynamic-shape" gets
-    engines for any size and batch. `request` also has the model's defaults; its prompt and seed do not matter.
+    `request` is what a request is by default. UNets are built for each of `batches`; None means one for any batch. With
+    a `request` whose build is "dynamic-shape", engines are for any size and batch.
     Raises `AskedWrongly` and `Failed` as `Preparer.compile` does.
     """
     preparer.check(request)
@@ -55,30 +55,22 @@ def planned(
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
     folder, key = compiled_schedules(preparer, schedules)
-    defaults = Defaults(
-        request.denoising_steps, request.guidance_scale, request.height, request.width, request.scheduler
-    )
     tokenizers = (
         (preparer.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
         for part, text in preparer.checkpoint.texts.items()
     )
     return Plan(
-        model=request.model or "",
+        request=request,
         script=script,
         revision=preparer.checkpoint.revision,
         scheduler=scheduler_class(None, preparer.checkpoint.scheduler)[0],
-        runtime=preparer.runtime.name,
         runtime_version=preparer.runtime.version(),
         options=preparer.runtime.options,
-        precision=request.precision,
-        build=request.build,
-        onnx_opset=request.onnx_opset,
         traits=preparer.traits,
         tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
         schedules=folder.absolute(),
         schedules_key=key.digest,
         lanes=tuple(lanes),
-        defaults=defaults,
         limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
     )
 

@@ -84,37 +84,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What a request gets that does not say."""
-
-    steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    scheduler: str | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
-    """All that serving a model takes. `script` and `model` are what a recipe names; `tokenizers` are folders and the
-    tokens that are read; `schedules` is the folder of a `Bundle`, under the key `schedules_key`."""
+    """All that serving a model takes.
 
-    model: str
+    `request` is what a request is by default; its prompt and seed do not matter. `script` is what replays the pictures,
+    `scheduler` the model's own; `tokenizers` are folders and the tokens that are read; `schedules` is the folder of a
+    `Bundle`, under the key `schedules_key`.
+    """
+
+    request: Request
     script: str
     revision: str
     scheduler: str
-    runtime: str
     runtime_version: str
     options: Options
-    precision: str
-    build: str
-    onnx_opset: int
     traits: Traits
     tokenizers: tuple[tuple[Path, int], ...]
     schedules: Path
     schedules_key: str
     lanes: tuple[LanePlan, ...]
-    defaults: Defaults
     limits: Limits
 
     def folders(self) -> list[Path]:
@@ -149,7 +137,8 @@ class Plan:
             for lane in plan.lanes
         ]
         tokenizers = [[folder.as_posix(), context] for folder, context in plan.tokenizers]
-        simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "defaults", "limits")}
+        simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "limits")}
+        simple["request"] = plan.request.as_json()
         rest = {name: value for name, value in vars(plan).items() if name not in simple}
         more = {"lanes": lanes, "tokenizers": tokenizers, "schedules": plan.schedules.as_posix()}
         return {"format": FORMAT, "darkroom": __version__} | rest | simple | more
@@ -179,7 +168,7 @@ class Plan:
                 | {
                     "options": Options(**options),
                     "traits": Traits(**fields["traits"]),
-                    "defaults": Defaults(**fields["defaults"]),
+                    "request": Request.from_json(fields["request"]),
                     "limits": Limits(**fields["limits"]),
                     "tokenizers": tuple((root / folder, context) for folder, context in fields["tokenizers"]),
                     "schedules": root / fields["schedules"],
@@ -188,7 +177,7 @@ class Plan:
             )
         except OSError as error:
             raise Failed(f"{file} cannot be read: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, AskedWrongly) as error:
             raise Failed(f"{file} cannot be read ({error}): build the model repository again.") from None
 
 
@@ -197,14 +186,14 @@ class Service:
 
     def __init__(self, plan: Plan, threads: int | None = None) -> None:
         self.plan = plan
-        runtime = find_runtime(plan.runtime, plan.options)
+        runtime = find_runtime(plan.request.engine, plan.options)
         if reason := runtime.unusable():
             raise Failed(f"the engines cannot be run here: {reason}.")
         if threads is not None and not runtime.threaded:
-            raise AskedWrongly(f"threads have nothing to act on with the engine {plan.runtime}.")
+            raise AskedWrongly(f"threads have nothing to act on with the engine {runtime.name}.")
         if runtime.compiles and runtime.version() != plan.runtime_version:
             raise Failed(
-                f"the engines were built by {plan.runtime} {plan.runtime_version}, and {runtime.version()} is here: "
+                f"the engines were built by {runtime.name} {plan.runtime_version}, and {runtime.version()} is here: "
                 f"build the model repository again."
             )
         check_whole(plan)
@@ -244,36 +233,30 @@ class Service:
             size = len((fields.get(name) or "").encode("utf-8", "surrogatepass"))
             if size > limits.prompt_bytes:
                 raise AskedWrongly(f"{name} has {size} bytes; {limits.prompt_bytes} is the most here.")
-        steps = fields.get("steps", plan.defaults.steps)
+        steps = fields.get("steps", plan.request.denoising_steps)
         if steps > limits.steps:
             raise AskedWrongly(f"steps {steps} is more than the {limits.steps} that are made here.")
         if not 1 <= images <= limits.images:
             raise AskedWrongly(f"num_images must be from 1 to {limits.images}, not {images}.")
-        guidance_scale = float(fields.get("guidance_scale", plan.defaults.guidance_scale))
-        if fields.get("negative_prompt") and guidance_scale <= 1:
+        guidance_scale = float(fields.get("guidance_scale", plan.request.guidance_scale))
+        negative = fields.get("negative_prompt")
+        if negative and guidance_scale <= 1:
             raise AskedWrongly(
                 f"negative_prompt acts through guidance, which guidance_scale {guidance_scale} turns off."
             )
-        if fields.get("negative_prompt") and plan.traits.embeds_guidance:
+        if negative and plan.traits.embeds_guidance:
             raise AskedWrongly("negative_prompt has nothing to act on: this model is told the guidance scale instead.")
         seed = fields.get("seed")
-        first = Request(
-            model=plan.model or None,
+        same = ("height", "width", "scheduler", "negative_prompt")
+        first = replace(
+            plan.request,
             prompts=(fields.get("prompt", ""),),
-            negative_prompt=fields.get("negative_prompt"),
-            batch_size=1,
-            batch_count=1,
-            height=fields.get("height", plan.defaults.height),
-            width=fields.get("width", plan.defaults.width),
             denoising_steps=steps,
             guidance_scale=guidance_scale,
-            clip_skip=0,
-            scheduler=fields.get("scheduler", plan.defaults.scheduler),
             seed=draw_seed() if seed is None else seed,
-            engine=plan.runtime,
-            precision=plan.precision,
-            build=plan.build,
-            onnx_opset=plan.onnx_opset,
+            batch_size=1,
+            batch_count=1,
+            **{name: fields[name] for name in same if name in fields},
         )
         made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
         self.lane_of(first)
@@ -292,7 +275,7 @@ class Service:
             "revision": self.plan.revision,
             "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.plan.scheduler,
             "artefacts": {"schedule": self.plan.schedules_key, **keys},
-            "runtime": f"{self.plan.runtime} {self.plan.runtime_version}",
+            "runtime": f"{self.plan.request.engine} {self.plan.runtime_version}",
             "image": 1,
             "seed": request.seed,
             "slot": 0,

@@ -242,7 +242,9 @@ def _build(flags: argparse.Namespace) -> None:
 
 def environment(root: str | None, repository: Path, models: list[str], console: Console) -> Installed:
     """Triton, with what the engines of these models need."""
-    runtimes = {Plan.read(file).runtime for model in models if (file := repository / model / VERSION / PLAN).exists()}
+    runtimes = {
+        Plan.read(file).request.engine for model in models if (file := repository / model / VERSION / PLAN).exists()
+    }
     with console.job("the server's environment") as line:
         return installed(Path(root) if root else home() / ENVIRONMENTS, tuple(sorted(runtimes)), line.show)
 

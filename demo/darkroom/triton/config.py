@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import AskedWrongly, near_matches
-from darkroom.service import Defaults, Limits, Plan
+from darkroom.request import Request
+from darkroom.service import Limits, Plan
 
 CONFIG = "config.pbtxt"
 IMAGES = "num_images"
@@ -84,10 +85,11 @@ class Parameters:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: "" if value is None else str(value) for name, value in values.items()}
 
-    def defaults(self, plan: Plan) -> Defaults:
-        """A plan's defaults as these parameters change them."""
-        own = {name: getattr(self, name) for name in ("steps", "guidance_scale", "scheduler", "height", "width")}
-        return replace(plan.defaults, **{name: value for name, value in own.items() if value is not None})
+    def request(self, plan: Plan) -> Request:
+        """A plan's default request as these parameters change it."""
+        own = {name: getattr(self, name) for name in ("guidance_scale", "scheduler", "height", "width")}
+        own["denoising_steps"] = self.steps
+        return replace(plan.request, **{name: value for name, value in own.items() if value is not None})
 
     def limits(self, plan: Plan) -> Limits:
         """A plan's limits as these parameters change them."""

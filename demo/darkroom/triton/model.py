@@ -43,7 +43,7 @@ class TritonPythonModel:
         try:
             parameters = Parameters.read(given)
             plan = Plan.read(folder / PLAN)
-            plan = replace(plan, defaults=parameters.defaults(plan), limits=parameters.limits(plan))
+            plan = replace(plan, request=parameters.request(plan), limits=parameters.limits(plan))
             self.seed = parameters.seed
             self.service = Service(plan, parameters.threads)
             self.service.requests({"prompt": "a picture"})  # what the configuration asks for can be made
@@ -52,7 +52,7 @@ class TritonPythonModel:
         self.metrics = Metrics(self.name, args["model_version"])
         slots = max(1, int(config["max_batch_size"]))
         self.batcher: StepBatcher = self.service.batcher(slots, parameters.queue, self._joined, self.metrics.observe)
-        self._log(f"{self.name}: {slots} slots, {plan.runtime} {plan.runtime_version}")
+        self._log(f"{self.name}: {slots} slots, {plan.request.engine} {plan.runtime_version}")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
