@@ -30,12 +30,10 @@ class Bundle:
             try:
                 values = {field.name: self._file[f"{name}/{field.name}"] for field in fields(Table)}
             except KeyError:
-                raise AskedWrongly(
-                    f"no schedule of {steps} steps of {scheduler or 'this model'} was compiled."
-                ) from None
-            self._read[name] = Table(
-                **values | {each: float(values[each]) for each in ("initial_scale", "image_scale")}
-            )
+                what = f"{steps} steps of {scheduler or 'the scheduler'}"
+                raise AskedWrongly(f"{what} cannot be made here: that schedule was not compiled.") from None
+            scales = {each: float(values[each]) for each in ("initial_scale", "image_scale")}
+            self._read[name] = Table(**values | scales)
         return self._read[name]
 
 
