@@ -255,7 +255,8 @@ def table(steps: int, start: int = 0) -> Table:
     ones = np.ones(steps, np.float32)
     window = np.zeros((steps, 4), np.float32)
     window[:, 0] = 1
-    return Table(1.0, 0.0, np.arange(start, start + steps, dtype=np.float32), ones, window, 0 * window, 0 * ones, ones > 2)
+    timesteps = np.arange(start, start + steps, dtype=np.float32)
+    return Table(1.0, 0.0, timesteps, ones, window, 0 * window, 0 * ones, ones > 2)
 
 
 class Place:
@@ -329,12 +330,12 @@ def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.unets[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
-    until(lambda: here.batcher.counts().occupied >= 1)
+    until(lambda: len(here.text.calls) >= 1 and here.batcher.counts().occupied >= 1)
     here.unets[2].gate.set()
     for future in futures:
         future.result(WAIT)
-    # Ten steps take five calls of two; one more before the second joins, and four at the end when 4 is alone.
-    assert here.batcher.counts().steps == 10 and here.batcher.counts().calls <= 8
+    # Ten steps: at worst the first alone, then two together until only the last is left, with three of its own.
+    assert here.batcher.counts().steps == 10 and here.batcher.counts().calls <= 7
 
 
 def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Place]) -> None:

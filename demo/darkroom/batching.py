@@ -201,6 +201,7 @@ class StepBatcher:
                 for request, lane, table in found
             ]
             self._waiting += images
+            self._encode_ahead()
             self._changed.notify()
         return [image.future for image in images]
 
@@ -248,8 +249,12 @@ class StepBatcher:
             self._observe(self.counts())
 
     def _look_after(self) -> None:
-        """Lets go of whom nobody waits for. Texts are encoded while their images wait, as many as may join next."""
+        """Lets go of those who are late or not wanted, and has the texts of those encoded who may join next."""
         self._drop()
+        self._encode_ahead()
+
+    def _encode_ahead(self) -> None:
+        """Texts are encoded while their images wait, and while others are in a turn."""
         for image in self._in_turn()[: self.slots]:
             if image.encoding is None:
                 image.encoding = self._encoder.submit(self._begin, image)

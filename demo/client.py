@@ -1,0 +1,7 @@
+#!/usr/bin/env python3
+"""Pictures from a Triton server: prompts sent by one client or many, and how fast they are answered."""
+
+from darkroom.cli.client import run
+
+if __name__ == "__main__":
+    raise SystemExit(run())

@@ -1,0 +1,237 @@
+"""The main of client.py: prompts for a Triton server, the pictures that it makes of them, and how long they took."""
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from darkroom.cli.console import Console
+from darkroom.cli.ending import ended
+from darkroom.cli.flags import Parser
+from darkroom.cli.settings import home, make_folder
+from darkroom.errors import AskedWrongly, Failed
+from darkroom.schedule import SCHEDULERS
+from darkroom.triton.album import Album
+from darkroom.triton.client import HOST, PORTS, Address, Model, address_of, connected
+from darkroom.triton.load import Load
+from darkroom.triton.prompts import flag_of, make_prompt, read_prompts
+from darkroom.triton.traffic import Tally, send
+
+PROGRAM = "client.py"
+MODEL = "stable_diffusion_xl"
+PROMPT = "a red apple"
+FIELDS = ("negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "num_images")
+"""What a flag sets for every prompt that does not set it itself."""
+
+LONGEST_TIMEOUT = 10**9
+"""Seconds: microseconds of it are sent in 64 bits."""
+
+REASONS_SHOWN = 3
+RULE = f"|{'-' * 17}|{'-' * 14}|"
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="Asks a Triton server for pictures, with one client or many, and says how fast it answers.",
+    )
+    server = parser.add_argument_group("the server")
+    server.add_argument(
+        "--url",
+        metavar="HOST:PORT",
+        help=f"with or without http:// or grpc://; default: {HOST}:{PORTS['http']}, for gRPC {HOST}:{PORTS['grpc']}",
+    )
+    server.add_argument("--protocol", choices=tuple(PORTS), help="default: that of --url, or http")
+    server.add_argument("--model", default=MODEL, metavar="NAME", help=f"default: {MODEL}")
+    load = parser.add_argument_group("the load")
+    load.add_argument("--clients", type=int, default=1, metavar="N", help="that send side by side; default 1")
+    load.add_argument(
+        "--requests",
+        type=int,
+        metavar="M",
+        help="of each client, one after another; default 1, with --prompts-file as many as send every prompt once",
+    )
+    load.add_argument("--static-batch-size", type=int, default=1, metavar="B", help="prompts in a request; default 1")
+    load.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="a deadline for each request, told to the server, too; default: none",
+    )
+    picture = parser.add_argument_group("the pictures")
+    prompts = picture.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help=f"what they should show; several are taken in turn; default: {PROMPT!r}",
+    )
+    prompts.add_argument(
+        "--prompts-file",
+        metavar="FILE",
+        help="a prompt a line; with .jsonl a JSON object a line: prompt, and for this prompt alone any of seed, "
+        f"{', '.join(FIELDS)}",
+    )
+    picture.add_argument("--negative-prompt", metavar="TEXT", help="what they should not show")
+    picture.add_argument("--seed", type=int, metavar="S", help="image k of all gets the seed S+k; default: drawn there")
+    picture.add_argument(
+        "--denoising-steps", "--steps", dest="steps", type=int, metavar="N", help="default: the model's own"
+    )
+    picture.add_argument("--guidance-scale", type=float, metavar="X", help="default: the model's own")
+    picture.add_argument("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)}; default: the model's")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
+    picture.add_argument("--num-images", type=int, metavar="N", help="of each prompt; default: the model's own, 1")
+    output = parser.add_argument_group("what is kept and printed")
+    output.add_argument("--save-image", action="store_true", help="keep the pictures, and print their paths")
+    output.add_argument("--output-dir", metavar="DIR", help="where; default: output")
+    talk = output.add_mutually_exclusive_group()
+    talk.add_argument("--verbose", action="store_true", help="also each request as it ends")
+    talk.add_argument("--quiet", action="store_true", help="only the paths of the pictures")
+    output.add_argument("--json", action="store_true", help="one machine-readable result on stdout, the rest on stderr")
+    return parser
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs `client.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+    return ended(PROGRAM, lambda: _run(parser().parse_args(arguments)))
+
+
+def _run(flags: argparse.Namespace) -> None:
+    console = Console(flags.verbose, flags.quiet, flags.json)
+    if not flags.model:
+        raise AskedWrongly("--model is empty: name a model of the server.")
+    if flags.output_dir is not None and not flags.save_image:
+        raise AskedWrongly("--output-dir has nothing to act on without --save-image.")
+    if flags.timeout is not None and not 1e-6 <= flags.timeout <= LONGEST_TIMEOUT:
+        raise AskedWrongly(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
+    address, load = address_of(flags.url, flags.protocol), asked_load(flags)
+    tally = asyncio.run(_send(address, load, flags, console))
+    _report(tally, load, address, flags, console)
+    if tally.stopped:
+        raise KeyboardInterrupt
+    if tally.unkept:
+        raise tally.unkept
+    if tally.failures:
+        raise Failed(_failure(tally, load))
+
+
+def asked_load(flags: argparse.Namespace) -> Load:
+    """What is to be sent. Raises `AskedWrongly` for what cannot be."""
+    for name in ("clients", "requests", "static_batch_size"):
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise AskedWrongly(f"{flag_of(name)} must be 1 or more, not {getattr(flags, name)}.")
+    common = {name: getattr(flags, name) for name in FIELDS}
+    prompts = tuple(make_prompt(common | {"prompt": text}, flag_of) for text in flags.prompt or [PROMPT])
+    if flags.prompts_file is not None:
+        prompts = read_prompts(Path(flags.prompts_file), common)
+    requests = 1 if flags.requests is None and flags.prompts_file is None else flags.requests
+    load = Load(prompts, flags.clients, requests, flags.static_batch_size, flags.seed)
+    if flags.requests is None and load.rows < len(prompts):
+        enough = -(-len(prompts) // (flags.clients * flags.static_batch_size))
+        raise AskedWrongly(
+            f"--prompt: {load.rows} of the {len(prompts)} would be sent; --requests {enough} sends all of them."
+        )
+    return load
+
+
+async def _send(address: Address, load: Load, flags: argparse.Namespace, console: Console) -> Tally:
+    async with connected(address) as server:
+        model = await server.model(flags.model)
+        _check_inputs(model, load, flags)
+        album = None
+        if flags.save_image:
+            album = Album(make_folder(Path(flags.output_dir) if flags.output_dir else home() / "output"), model.name)
+        with console.job(f"asking {model.name} at {address}", load.total) as progress:
+
+            def tell(index: int, tally: Tally) -> None:
+                progress()
+                name = f"request {index + 1}"
+                if reason := tally.failures.get(index):
+                    console.detail(f"{name}: {reason}")
+                else:
+                    console.detail(f"{name}: {tally.latencies[index]:.2f} ms")
+
+            return await send(server, model, load, flags.timeout, album.keep if album else lambda image: None, tell)
+
+
+def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
+    """Raises `AskedWrongly` for what the model does not take."""
+    asked = {flag_of(name): name for name in ("seed", *FIELDS) if getattr(flags, name) is not None}
+    asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.asked()}
+    for what, name in asked.items():
+        if name not in model.inputs:
+            raise AskedWrongly(f"{what} has nothing to act on: the model {model.name} has no such input.")
+
+
+def _report(tally: Tally, load: Load, address: Address, flags: argparse.Namespace, console: Console) -> None:
+    console.say(table(tally, load))
+    if flags.json:
+        console.result(json.dumps(as_json(tally, load) | {"url": str(address), "model": flags.model}))
+        return
+    for image in tally.images:
+        if image.path is not None:
+            console.result(str(image.path))
+
+
+def table(tally: Tally, load: Load) -> str:
+    """What people read: counts, latencies seen from here, and the stages' times on the server."""
+    counts = {
+        "Requests": f"{tally.ended} of {load.total}" if tally.ended < load.total else str(load.total),
+        "Images": str(len(tally.images)),
+        "Failed": str(len(tally.failures)),
+        "Seconds": f"{tally.seconds:.2f}",
+    }
+    sections = [counts, _milliseconds({f"Latency {name}": value for name, value in tally.latency().items()})]
+    sections.append(_milliseconds(tally.stages()))
+    lines = [RULE]
+    for section in sections:
+        if section:
+            lines += [*(f"|{name:^17}|{value:>13} |" for name, value in section.items()), RULE]
+    return "\n".join([*lines, f"Throughput: {tally.images_per_second:.2f} image/s"])
+
+
+def _milliseconds(values: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.2f} ms" for name, value in values.items()}
+
+
+def as_json(tally: Tally, load: Load) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "clients": load.clients,
+        "static_batch_size": load.batch_size,
+        "requests": load.total,
+        "answered": len(tally.latencies),
+        "failed": len(tally.failures),
+        "seconds": tally.seconds,
+        "images_per_second": tally.images_per_second,
+        "latency": tally.latency(),
+        "latencies": [tally.latencies[index] for index in sorted(tally.latencies)],
+        "milliseconds": tally.stages(),
+        "failures": [{"request": index + 1, "message": tally.failures[index]} for index in sorted(tally.failures)],
+        "images": [
+            {
+                "path": None if image.path is None else str(image.path),
+                "request": image.request + 1,
+                "seed": image.seed,
+                "prompt": image.prompt,
+                "milliseconds": image.milliseconds,
+            }
+            for image in tally.images
+        ],
+    }
+
+
+def _failure(tally: Tally, load: Load) -> str:
+    """How many requests failed and why: in one line where all failed alike, else in one for each of the first few."""
+    reasons = tally.reasons()
+    counted = f"{len(tally.failures)} of {load.total} requests failed"
+    if len(reasons) == 1:
+        return f"{counted}: {reasons[0][0].rstrip('.')}."
+    lines = [f"  {count} x {reason.rstrip('.')}" for reason, count in reasons[:REASONS_SHOWN]]
+    if len(reasons) > REASONS_SHOWN:
+        lines.append(f"  and {sum(count for _, count in reasons[REASONS_SHOWN:])} for other reasons")
+    return "\n".join([f"{counted}:", *lines])

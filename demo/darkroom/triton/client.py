@@ -1,0 +1,239 @@
+"""Talking to a Triton server, over HTTP or gRPC, as KServe's v2 protocol has it.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from darkroom.errors import AskedWrongly, Failed, near_matches
+from darkroom.triton.answers import ENCODED, OUTPUTS, PIXELS, Image, NoAnswer, read_images
+from darkroom.triton.prompts import DATATYPES, Prompt
+
+PORTS = {"http": 8000, "grpc": 8001}
+"""The protocols, and where Triton listens to each unless it is told otherwise."""
+
+HOST = "127.0.0.1"
+ANSWERS_WITHIN = 10.0
+"""Seconds that a server which is there needs at most to say what a model's inputs and outputs are."""
+
+GRACE = 1.0
+"""Seconds that a server has, past the deadline of a request, to say itself that it was missed."""
+
+LONGEST = 300
+"""Characters of a server's message that are shown."""
+
+CLOSED = "socket closed"
+NOT_MADE = ("failed to connect", "errors resolving", "connection reset", "goaway", "stream removed", "broken pipe")
+"""What gRPC says of a connection that broke, and of others that are not there."""
+
+NUMPY = {"BYTES": np.object_, "UINT64": np.uint64, "INT32": np.int32, "FP32": np.float32}
+
+
+@dataclass(frozen=True)
+class Address:
+    protocol: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.netloc}"
+
+
+def address_of(url: str | None, protocol: str | None) -> Address:
+    """`HOST:PORT`, with or without `http://` or `grpc://`. Raises `AskedWrongly` for anything else."""
+    prefix, found, rest = (HOST if url is None else url).rpartition("://")
+    if found and prefix not in PORTS:
+        raise AskedWrongly(f"--url {url}: {prefix}:// is not known here; http:// and grpc:// are.")
+    if found and protocol and protocol != prefix:
+        raise AskedWrongly(f"--protocol {protocol} and --url {url} contradict each other; leave one out.")
+    spoken = prefix or protocol or "http"
+    try:
+        parts = urlsplit(f"//{rest}")
+        port = PORTS[spoken] if parts.port is None else parts.port
+    except ValueError:
+        parts, port = None, 0
+    if not port or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise AskedWrongly(f"--url {url}: this is no HOST:PORT.")
+    return Address(spoken, parts.hostname, port)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a server, and the names of what it takes and of what is asked of it."""
+
+    name: str
+    inputs: frozenset[str]
+    outputs: tuple[str, ...]
+
+
+class Server:
+    """A connection to a server; one coroutine or many may use it at once."""
+
+    def __init__(self, address: Address, library: ModuleType, connection: Any) -> None:
+        self.address = address
+        self._library = library
+        self._connection = connection
+        # Both clients of the library answer alike, but for what gRPC wraps.
+        self._plain: dict[str, Any] = {"as_json": True} if address.protocol == "grpc" else {}
+
+    async def model(self, name: str) -> Model:
+        """Raises `Failed` where no server answers, and for a model that it has not, or has not ready."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN):
+                try:
+                    described = await self._connection.get_model_metadata(name, **self._plain)
+                except InferenceServerException as error:
+                    if _unavailable(error) or self._is_another(error):
+                        raise
+                    raise Failed(await self._why_not(name, error)) from None
+                inputs, outputs = ([each["name"] for each in described.get(kind, [])] for kind in ("inputs", "outputs"))
+        except Failed:
+            raise
+        except Exception as error:  # the libraries below raise what they like for what is no Triton
+            raise Failed(self._unreachable(error)) from None
+        if "prompt" not in inputs or not {PIXELS, ENCODED} & set(outputs):
+            raise Failed(
+                f"the model {name} makes no pictures from prompts: it takes {', '.join(inputs)} "
+                f"and answers {', '.join(outputs)}."
+            )
+        asked = [each for each in OUTPUTS if each in outputs and (each != ENCODED or PIXELS not in outputs)]
+        return Model(name, frozenset(inputs), tuple(asked))
+
+    async def _why_not(self, name: str, error: Any) -> str:
+        """Why a model cannot be asked, by the server's list of its models; by its `error` where it has no list."""
+        try:
+            answered = await self._connection.get_model_repository_index(**self._plain)
+        except type(error):
+            return f"the server at {self.address} does not describe the model {name}: {_said(error)}."
+        listed = answered.get("models", []) if isinstance(answered, dict) else answered
+        states = {each["name"]: each for each in listed}
+        if name in states:
+            state = states[name].get("state", "not loaded").lower()
+            reason = one_line(states[name].get("reason", ""))
+            return f"the model {name} is not ready on the server at {self.address}: it is {state}" + (
+                f" ({reason})." if reason and reason != state else "."
+            )
+        ready = [each for each, facts in states.items() if facts.get("state") == "READY"]
+        others = [each for each in states if each not in ready]
+        has = f"It has: {', '.join(ready) or 'none that is ready'}."
+        has += f" Not ready: {', '.join(others)}." if others else ""
+        return f"the server at {self.address} has no model {name!r}.{near_matches(name, ready)} {has}"
+
+    def _is_another(self, error: Any) -> bool:
+        """Whether a server answered that is none of models."""
+        if self.address.protocol == "grpc":
+            return str(error.status()) == "StatusCode.UNIMPLEMENTED"
+        return error.debug_details() is not None  # the body that was no JSON
+
+    def _unreachable(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no server answers at {self.address} within {ANSWERS_WITHIN:g} seconds."
+        if _nobody_there(error):
+            return f"no server answers at {self.address}: start one with demo/serve_triton.py"
+        other = next(protocol for protocol in PORTS if protocol != self.address.protocol)
+        return (
+            f"what answers at {self.address} is no Triton server that speaks {self.address.protocol} "
+            f"({_said(error)}); if it speaks {other}, add --protocol {other}."
+        )
+
+    async def infer(self, model: Model, prompts: list[Prompt], timeout: float | None) -> list[Image]:
+        """The images of one request. `timeout` is its deadline in seconds; raises `NoAnswer` past it and for any
+        other reason that there are none."""
+        inputs = [self._input(name, prompts) for name in prompts[0].asked()]
+        outputs = [self._library.InferRequestedOutput(name) for name in model.outputs]
+        try:
+            async with asyncio.timeout(None if timeout is None else timeout + GRACE):
+                answer = await self._connection.infer(
+                    model.name,
+                    inputs,
+                    outputs=outputs,
+                    timeout=None if timeout is None else round(timeout * 1e6),
+                )
+            arrays = {name: answer.as_numpy(name) for name in model.outputs}
+        except Exception as error:  # what the libraries below raise is of no common kind
+            if isinstance(error, TimeoutError) and timeout is not None:
+                raise NoAnswer(f"the server did not answer within {timeout:g} seconds") from None
+            raise NoAnswer(_reason(error)) from None
+        return read_images(prompts, arrays)
+
+    def _input(self, name: str, prompts: list[Prompt]) -> Any:
+        """A tensor of shape (B, 1)."""
+        values = [getattr(prompt, name) for prompt in prompts]
+        datatype = DATATYPES[name]
+        if datatype == "BYTES":
+            values = [value.encode() for value in values]
+        tensor = self._library.InferInput(name, [len(values), 1], datatype)
+        return tensor.set_data_from_numpy(np.array(values, NUMPY[datatype]).reshape(-1, 1))
+
+
+@asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[Server]:
+    """Raises `Failed` without the library. Whether a server is there shows when it is first asked."""
+    # Above warnings gRPC writes lines of its own for every connection that breaks; what they say is said here.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        if address.protocol == "http":
+            import tritonclient.http.aio as library
+
+            # As many connections as there are clients, and no deadline but that of each request.
+            settings: dict[str, Any] = {"conn_limit": 0, "conn_timeout": None}
+        else:
+            import tritonclient.grpc.aio as library
+
+            settings = {}
+    except (ImportError, RuntimeError):  # the library's own word for an extra that is missing is a RuntimeError
+        raise Failed('talking to Triton needs a package: pip install "tritonclient[http,grpc]"') from None
+    async with library.InferenceServerClient(address.netloc, **settings) as connection:
+        yield Server(address, library, connection)
+
+
+def one_line(text: str) -> str:
+    """A server's message without its traceback and the name that Triton gives to requests without one."""
+    line = text.removeprefix("[request id: <id_unknown>] ").strip().split("\n")[0].strip()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+def _unavailable(error: Exception) -> bool:
+    """Whether gRPC says that there is nobody to talk to; a busy server says UNAVAILABLE, too, in words of its own."""
+    from tritonclient.utils import InferenceServerException
+
+    if not isinstance(error, InferenceServerException) or error.status() != "StatusCode.UNAVAILABLE":
+        return False
+    return any(words in str(error).lower() for words in (CLOSED, *NOT_MADE))
+
+
+def _nobody_there(error: Exception) -> bool:
+    """Whether nobody listens. What listens but does not speak gRPC closes the connection."""
+    if isinstance(error, OSError):  # aiohttp's for a connection that is not made is one, too
+        return True
+    return _unavailable(error) and CLOSED not in str(error).lower()
+
+
+def _reason(error: Exception) -> str:
+    """Why a request was not answered."""
+    from tritonclient.utils import InferenceServerException
+
+    if isinstance(error, InferenceServerException) and not _unavailable(error):
+        return _said(error)
+    return f"the connection broke ({_said(error)})"
+
+
+def _said(error: Any) -> str:
+    """The message of an error of either library, in one line."""
+    message = getattr(error, "message", None) or str(error)
+    return one_line(str(message() if callable(message) else message)).rstrip(".:") or type(error).__name__
