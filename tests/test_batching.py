@@ -330,7 +330,7 @@ def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.unets[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
-    until(lambda: len(here.text.calls) >= 1 and here.batcher.counts().occupied >= 1)
+    until(lambda: here.batcher.counts().occupied >= 1 and all(image.ready for image in here.batcher._waiting))
     here.unets[2].gate.set()
     for future in futures:
         future.result(WAIT)

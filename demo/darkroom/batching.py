@@ -87,13 +87,14 @@ class Made:
 @dataclass(frozen=True)
 class Counts:
     """What a batcher is doing: images that wait and that are in slots, and since its start steps and UNet calls made,
-    images finished."""
+    images finished, and turns: each advances all the images in slots, so that steps / turns are in use at a time."""
 
     waiting: int
     occupied: int
     steps: int
     calls: int
     finished: int
+    turns: int = 0
 
 
 @dataclass(eq=False)
@@ -154,7 +155,7 @@ class StepBatcher:
         self._running: list[_Image] = []
         self._decoding = 0
         self._numbers = itertools.count()
-        self._steps = self._calls = self._finished = 0
+        self._steps = self._calls = self._finished = self._turns = 0
         self._stacked: dict[tuple[Lane, int], tuple[list[_Image], dict[str, np.ndarray]]] = {}
         self._looked = 0.0
         self._closing = False
@@ -206,7 +207,7 @@ class StepBatcher:
         return [image.future for image in images]
 
     def counts(self) -> Counts:
-        return Counts(len(self._waiting), len(self._running), self._steps, self._calls, self._finished)
+        return Counts(len(self._waiting), len(self._running), self._steps, self._calls, self._finished, self._turns)
 
     def close(self) -> None:
         """Ends the work: what is not decoded yet fails. Returns when nothing is running any more."""
@@ -299,7 +300,8 @@ class StepBatcher:
             self._waiting.remove(image)
             if image.future.done():  # its text could not be encoded
                 continue
-            image.clock.milliseconds["Queue"] = 1000 * (time.perf_counter() - image.arrived)
+            waited = 1000 * (time.perf_counter() - image.arrived)
+            image.clock.milliseconds["Queue"] = max(0.0, waited - image.clock.milliseconds["CLIP"])
             self._running.append(image)
             joined = True
         return joined
@@ -327,6 +329,7 @@ class StepBatcher:
 
     def _turn(self) -> None:
         """Advances every image in a slot by one network call."""
+        self._turns += 1
         lanes: dict[Lane, list[_Image]] = {}
         for image in self._running:
             lanes.setdefault(image.lane, []).append(image)

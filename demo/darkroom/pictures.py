@@ -1,5 +1,6 @@
 """PNG files that carry their own recipe."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ GALLERY_CHUNK = "parameters"
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is not a whole picture."""
 
+JPEG_QUALITY = 92
 NAME_CHARACTERS = 10
 HASH_DIGITS = 4
 PER_IMAGE = ("image", "seed", "slot")
@@ -84,6 +86,24 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def upscaled(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> the same `factor` times as large."""
+    if factor == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    return np.array(Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.LANCZOS))
+
+
+def encoded(pixels: np.ndarray, kind: str, recipe: dict[str, Any]) -> bytes:
+    """A whole file: "png", which carries the recipe, or "jpeg", whose comment is the prompt."""
+    file = io.BytesIO()
+    if kind == "png":
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=_text_chunks(recipe))
+    else:
+        Image.fromarray(pixels).save(file, format="JPEG", quality=JPEG_QUALITY, comment=recipe["prompt"].encode())
+    return file.getvalue()
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of,
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly, near_matches
-from darkroom.planning import every_schedule, planned
+from darkroom.planning import batches_for, every_schedule, planned
 from darkroom.prepare import BATCHES, Preparer
 from darkroom.request import BUILDS, Request
 from darkroom.schedule import SCHEDULERS
 from darkroom.service import PLAN, Limits, Plan
-from darkroom.triton.config import CONFIG, Instances, Parameters, changed_text, config_text, read_config
+from darkroom.triton.config import CONFIG, Instances, Parameters, changed_text, config_text, ensemble_texts, read_config
 from darkroom.triton.environment import RUNTIME_PACKAGES, Installed, installed
-from darkroom.triton.repository import VERSION, Contents, tree, write_text, write_version
+from darkroom.triton.repository import VERSION, Contents, tree, write_ensemble, write_text, write_version
 from darkroom.triton.server import Address, command
 
 PROGRAM = "build_triton_repository.py"
@@ -38,10 +38,8 @@ ALIASES = {"stable_diffusion_xl": "xl-1.0", "stable_diffusion_1_5": "1.5"}
 """What tutorials call models."""
 
 MAX_BATCH_SIZE = 4
-LARGE_TO_SERVE = 2 * 10**8
-"""Weights from which on a UNet is loaded once, for any batch, and not once for each."""
-
 GUIDANCE = {"on": (True,), "off": (False,), "both": (True, False)}
+FORMATS = ("png", "jpeg")
 OF_CONFIG = tuple(field.name for field in fields(Parameters) if field.name != "version")
 
 
@@ -120,6 +118,14 @@ def parser() -> Parser:
     }
     for name in OF_CONFIG:
         config.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=words[name])
+    ensemble = flags.add_argument_group("an ensemble around the model")
+    ensemble.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="also NAME_ensemble: prompts are cleaned up, and pictures come back as files",
+    )
+    ensemble.add_argument("--encode", choices=FORMATS, help=f"the files' format; default {FORMATS[0]}")
+    ensemble.add_argument("--upscale", type=int, metavar="N", help="pictures N times as large; default 1")
     folders = flags.add_argument_group("folders")
     folders.add_argument("--model-repository", metavar="DIR", help=f"default: {REPOSITORY}")
     folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
@@ -151,6 +157,11 @@ def _build(flags: argparse.Namespace) -> None:
         raise AskedWrongly(f"--max-batch-size must be 1 or more, not {slots}.")
     if "max_images" not in given | changes:
         parameters = replace(parameters, max_images=max(parameters.max_images, slots))
+    for name in ("encode", "upscale"):
+        if getattr(flags, name) is not None and not flags.ensemble:
+            raise AskedWrongly(f"--{name} has nothing to act on without --ensemble.")
+    if flags.upscale is not None and flags.upscale < 1:
+        raise AskedWrongly(f"--upscale must be 1 or more, not {flags.upscale}.")
     instances = _instances(flags)
     free = [name for name in ("build_dynamic_batch", "build_dynamic_shape") if getattr(flags, name)]
     if len(free) + bool(flags.batches) > 1:
@@ -227,16 +238,20 @@ def _build(flags: argparse.Namespace) -> None:
         version_folder = write_version(folder, contents)
         if config is None or changes or instances or config.max_batch_size != slots or flags.max_batch_size is not None:
             write_text(file, text)
+        if flags.ensemble:
+            texts = ensemble_texts(flags.model, slots, flags.upscale or 1, flags.encode or FORMATS[0])
+            write_ensemble(repository, flags.model, texts)
     there = shlex.quote(str(repository))
     console.say("\n".join(tree(folder)))
+    models = [flags.model, *(texts if flags.ensemble else ())]
+    if flags.ensemble:
+        console.say(f"and beside it {', '.join(models[1:])}")
     console.say("")
     console.say("Serve it with:")
-    console.say(f"  python demo/serve_triton.py --model-repository {there} --model {flags.model}")
+    console.say(f"  python demo/serve_triton.py --model-repository {there} --model {' '.join(models)}")
     console.say("which is:")
     parts = environment(flags.environment_dir, repository, [flags.model], console)
-    console.say(
-        f"  {parts.line(command(parts.server, parts.backends, repository.absolute(), [flags.model], Address()))}"
-    )
+    console.say(f"  {parts.line(command(parts.server, parts.backends, repository.absolute(), models, Address()))}")
     console.result(str(version_folder.parent))
 
 
@@ -302,16 +317,14 @@ def _request(flags: argparse.Namespace, version: Version, parameters: Parameters
 
 
 def _batches(flags: argparse.Namespace, slots: int, preparer: Preparer) -> list[int | None]:
-    """The batches that UNets are built for. A large model's weights are not loaded once for each."""
+    """The batches that UNets are built for."""
     if flags.build_dynamic_batch or flags.build_dynamic_shape:
         return [None]
     if flags.batches:
         if min(flags.batches) < 1:
             raise AskedWrongly(f"--batches must be 1 or more, not {min(flags.batches)}.")
         return sorted(set(flags.batches))
-    if preparer.checkpoint.weights("unet") > LARGE_TO_SERVE:
-        return [None] if slots > 1 else [1]
-    return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
+    return batches_for(preparer, slots)
 
 
 def _graphs(preparer: Preparer, request: Request, sizes: list[tuple[int, int]], guided: tuple[bool, ...]) -> list[Path]:

@@ -124,8 +124,7 @@ def config_text(name: str, max_batch_size: int, instances: Instances, parameters
         "",
     ]
     for tensor, kind in INPUTS.items():
-        optional = "" if tensor == "prompt" else " optional: true"
-        lines.append(f'input {{ name: "{tensor}" data_type: {kind} dims: [ 1 ]{optional} }}')
+        lines.append(f'input {{ name: "{tensor}" data_type: {kind} dims: [ 1 ]{_left_out(tensor)} }}')
     for tensor, (kind, shape) in OUTPUTS.items():
         lines.append(f'output {{ name: "{tensor}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ] }}')
     gpus = f" gpus: [ {', '.join(map(str, instances.gpus))} ]" if instances.gpus else ""
@@ -138,6 +137,65 @@ def config_text(name: str, max_batch_size: int, instances: Instances, parameters
     for parameter, text in parameters.texts().items():
         lines.append(f'parameters {{ key: "{parameter}" value {{ string_value: "{text}" }} }}')
     return "\n".join(lines) + "\n"
+
+
+def _left_out(tensor: str) -> str:
+    """What says of an input that requests may leave it out."""
+    return "" if tensor == "prompt" else " optional: true"
+
+
+BEFORE, AFTER, ENSEMBLE = "_preprocess", "_postprocess", "_ensemble"
+"""What the names of an ensemble's models add to that of the model itself."""
+
+
+def ensemble_texts(name: str, max_batch_size: int, upscale: int, kind: str) -> dict[str, str]:
+    """The configurations of an ensemble around a model, by the names of its models: prompts are cleaned up, pictures
+    come back as files of that `kind`, `upscale` times as large."""
+
+    def head(model: str, backend: str = 'backend: "python"') -> list[str]:
+        return [f'name: "{model}"', backend, f"max_batch_size: {max_batch_size}"]
+
+    def tensor(side: str, tensor: str, kind: str, shape: tuple[int, ...] = (1,), more: str = "") -> str:
+        return f'{side} {{ name: "{tensor}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ]{more} }}'
+
+    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+        maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
+        maps += [f'output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+        return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
+
+    before, after, text = name + BEFORE, name + AFTER, "TYPE_STRING"
+    rest = {output: output for output in OUTPUTS if output not in ("generated_image", "recipe")}
+    answers = {"encoded_image": text, "recipe": text} | {output: OUTPUTS[output][0] for output in rest}
+    steps = [
+        step(before, {"raw_prompt": "prompt"}, {"clean_prompt": "clean_prompt"}),
+        step(
+            name,
+            {each: "clean_prompt" if each == "prompt" else each for each in INPUTS},
+            rest | {"generated_image": "pixels", "recipe": "recipe"},
+        ),
+        step(after, {"pixels": "pixels", "recipes": "recipe"}, {"encoded_image": "encoded_image"}),
+    ]
+    files = {
+        before: [*head(before), tensor("input", "raw_prompt", text), tensor("output", "clean_prompt", text)],
+        after: [
+            *head(after),
+            tensor("input", "pixels", *OUTPUTS["generated_image"]),
+            tensor("input", "recipes", text),
+            tensor("output", "encoded_image", text),
+            f'parameters {{ key: "upscale" value {{ string_value: "{upscale}" }} }}',
+            f'parameters {{ key: "format" value {{ string_value: "{kind}" }} }}',
+        ],
+        name + ENSEMBLE: [
+            *head(name + ENSEMBLE, 'platform: "ensemble"'),
+            *(
+                tensor("input", each, INPUTS[each], more="" if each == "prompt" else " optional: true")
+                for each in INPUTS
+            ),
+            *(tensor("output", each, kind) for each, kind in answers.items()),
+            f"ensemble_scheduling {{ {' '.join(steps)} }}",
+        ],
+    }
+    return {model: "\n".join(lines) + "\n" for model, lines in files.items()}
 
 
 def read_config(file: Path) -> Any:

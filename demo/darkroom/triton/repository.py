@@ -17,12 +17,13 @@ from darkroom.checkpoint import NETWORKS, TOKENIZERS
 from darkroom.engines.store import TEMPORARY
 from darkroom.errors import Failed
 from darkroom.service import PLAN, Plan, check_whole
+from darkroom.triton.config import AFTER, BEFORE, CONFIG
 
 VERSION = "1"
 MODEL_FILE = "model.py"
 MODEL = """\
-# What Triton's Python backend runs; the rest is in darkroom.triton.model.
-from darkroom.triton.model import TritonPythonModel  # noqa: F401
+# What Triton's Python backend runs; the rest is in {module}.
+from {module} import {name} as TritonPythonModel  # noqa: F401
 """
 
 
@@ -64,9 +65,23 @@ def write_version(folder: Path, contents: Contents) -> Path:
 
         plan = contents.plan.moved(place)
         (version / PLAN).write_text(json.dumps(plan.as_json(version), indent=1), encoding="utf-8")
-        (version / MODEL_FILE).write_text(MODEL, encoding="utf-8")
+        code = MODEL.format(module="darkroom.triton.model", name="TritonPythonModel")
+        (version / MODEL_FILE).write_text(code, encoding="utf-8")
         check_whole(Plan.read(version / PLAN))
     return folder / VERSION
+
+
+def write_ensemble(repository: Path, name: str, texts: dict[str, str]) -> None:
+    """The models around a model, by their configurations: see `config.ensemble_texts`."""
+    classes = {name + BEFORE: "Preprocess", name + AFTER: "Postprocess"}
+    for model, text in texts.items():
+        with _replaced(repository / model / VERSION) as version:
+            if model in classes:
+                code = MODEL.format(module="darkroom.triton.processing", name=classes[model])
+                (version / MODEL_FILE).write_text(code, encoding="utf-8")
+            else:
+                (version / ".keep").touch()  # an ensemble has a version, and nothing in it
+        write_text(repository / model / CONFIG, text)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -136,4 +151,4 @@ def versions_in(repository: Path) -> list[str]:
     """The names of the models in a repository that can be loaded."""
     if not repository.is_dir():
         raise Failed(f"the model repository {repository} does not exist: build_triton_repository.py makes one.")
-    return sorted(each.parent.name for each in repository.glob("*/config.pbtxt"))
+    return sorted(each.parent.name for each in repository.glob(f"*/{CONFIG}"))
