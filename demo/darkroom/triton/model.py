@@ -6,6 +6,7 @@ done. That keeps the default transaction mode, which plain HTTP and gRPC inferen
 
 import json
 import os
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ CODES = {
     Unwanted: "CANCELLED",
 }
 """Triton's names for what may be wrong. Its module has them only where a model runs, not where one is looked at."""
+
+SECONDS_BETWEEN_REPORTS = 0.2
 
 
 class TritonPythonModel:
@@ -57,7 +60,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
-            self.metrics.took()
+            self.metrics.took(1)
             try:
                 rows = self._rows(request)
                 seconds = request.timeout() / 1e6 or None
@@ -72,6 +75,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.batcher.close()
+        self.metrics.close()
 
     def _rows(self, request: Any) -> list[Request]:
         """The images that are asked for: each row of the inputs is a prompt with its fields."""
@@ -113,7 +117,7 @@ class TritonPythonModel:
         self._send(sender, pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)))
 
     def _send(self, sender: Any, response: Any) -> None:
-        self.metrics.answered()
+        self.metrics.took(-1)
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # the client is gone, or the server is going: there is nobody to tell
@@ -128,45 +132,70 @@ class TritonPythonModel:
 
 
 class Metrics:
-    """What a batcher does, on Triton's own metrics endpoint."""
+    """What a batcher does, on Triton's own metrics endpoint.
+
+    Numbers are passed on by one thread, a few times a second. Triton 2.51 does not bear more: with several threads that
+    report, or one at every step, its Python backend crashes the server within a few hundred requests.
+    """
 
     def __init__(self, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
         self._families = []  # a metric must not outlive its family
 
-        def metric(name: str, description: str, kind: Any) -> Any:
+        def metric(name: str, description: str, kind: Any, **more: str) -> Any:
             self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
-            return self._families[-1].Metric(labels=labels)
+            return self._families[-1].Metric(labels=labels | more)
 
         gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
         self._gauges = {
             "waiting": metric("darkroom_queue_images", "Images that wait for a slot", gauge),
             "occupied": metric("darkroom_slots_occupied", "Images in slots", gauge),
+            # By process: whoever watches the server learns from it that a process did not end as it should.
+            "in_flight": metric(IN_FLIGHT, "Requests taken and not answered", gauge, process=str(os.getpid())),
         }
         self._counters = {
             "steps": metric("darkroom_steps_total", "Denoising steps made, of all images", counter),
             "calls": metric("darkroom_unet_calls_total", "Calls of the UNet, of whole batches", counter),
             "finished": metric("darkroom_images_total", "Images that left the batch", counter),
         }
-        self._in_flight = metric(IN_FLIGHT, "Requests taken and not answered", gauge)
-        self._in_flight.set(0)
-        self._last = Counts(0, 0, 0, 0, 0)
+        self._told = dict.fromkeys((*self._gauges, *self._counters), 0)
+        self._numbers = dict(self._told)
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._gauges["in_flight"].set(0)
+        self._thread = threading.Thread(target=self._report, daemon=True)
+        self._thread.start()
 
     def observe(self, counts: Counts) -> None:
-        for name, gauge in self._gauges.items():
-            if getattr(counts, name) != getattr(self._last, name):
-                gauge.set(getattr(counts, name))
-        for name, counter in self._counters.items():
-            if more := getattr(counts, name) - getattr(self._last, name):
-                counter.increment(more)
-        self._last = counts
+        """What a batcher counts now."""
+        with self._lock:
+            self._numbers |= {name: getattr(counts, name) for name in self._told if hasattr(counts, name)}
 
-    def took(self) -> None:
-        """A request was taken off Triton's hands."""
-        self._in_flight.increment(1)
+    def took(self, requests: int) -> None:
+        """So many were taken off Triton's hands; less than none were answered."""
+        with self._lock:
+            self._numbers["in_flight"] += requests
 
-    def answered(self) -> None:
-        self._in_flight.increment(-1)
+    def close(self) -> None:
+        """Takes the metrics off Triton's endpoint: without a family last, which would not let them go."""
+        self._ending.set()
+        self._thread.join()
+        self._gauges.clear()
+        self._counters.clear()
+        self._families.clear()
+
+    def _report(self) -> None:
+        while not self._ending.wait(SECONDS_BETWEEN_REPORTS):
+            with self._lock:
+                numbers = dict(self._numbers)
+            for name, value in numbers.items():
+                if value == self._told[name]:
+                    continue
+                if name in self._gauges:
+                    self._gauges[name].set(value)
+                else:
+                    self._counters[name].increment(value - self._told[name])
+            self._told = numbers
 
 
 def _values(request: Any, name: str) -> list[Any] | None:

@@ -32,6 +32,9 @@ SECONDS_FOR_NEIGHBOURS = 5
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
+STARTS, STARTS_SECONDS = 5, 300
+"""How often a server is started again within so many seconds, before it is given up."""
+
 IN_FLIGHT = "darkroom_requests_in_flight"
 """The metric of requests that a model has taken and not answered."""
 
@@ -106,6 +109,7 @@ class Triton:
         self.process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}
         self._complaint = ""
+        self._starts: list[float] = []
 
     def __enter__(self) -> "Triton":
         self.address.check_free()
@@ -155,45 +159,59 @@ class Triton:
         self._stubs = self._running_stubs()
 
     def watch(self, seconds: float) -> None:
-        """Returns when the server has ended. Models whose process has died are loaded again, within `seconds`."""
-        while self.process.poll() is None:
+        """Keeps the server and its models running: starts again, within `seconds`, what has died. Raises `Failed` when
+        that is of no use."""
+        while True:
             self.look_after(seconds)
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def look_after(self, seconds: float) -> None:
-        """Loads models again whose process has died.
+        """Starts again what has died since the last look.
 
-        Triton never answers the requests that such a process has taken. Where there are any, the server is started
-        again as a whole: it is the only way to tell those who wait for them.
+        Triton never answers the requests that a model's process has taken, and does not get over its death; so the
+        server is started again as a whole: it is the only way to tell those who wait.
         """
+        if (code := self.process.poll()) is not None:
+            self._start_again(f"the server has died, with {code}", seconds)
+            return
         running = self._running_stubs()
-        dead = {model for pid, model in self._stubs.items() if pid not in running and model not in running.values()}
-        for model in sorted(dead) if self.process.poll() is None else ():
-            if lost := self._in_flight(model):
-                self._tell(f"the process of {model} has died with {lost} requests: the server is started again.")
-                self.stop(SECONDS_FOR_NEIGHBOURS)
-                self._start()
-                self.wait_until_ready(seconds)
-                return
-            self._tell(f"the process of {model} has died: it is loaded again.")
-            try:
-                self.call(f"/v2/repository/models/{model}/unload", {})
-                self.call(f"/v2/repository/models/{model}/load", {}, seconds)
-            except Failed as error:
-                self._tell(f"{model} could not be loaded again: {error}")
-        if not dead:
-            self._stubs |= running  # a model that somebody loaded
-        else:
-            self._stubs = self._running_stubs()
-
-    def _in_flight(self, model: str) -> int:
-        """Requests that a model has taken and not answered, as it said itself at last."""
+        gone = {pid: model for pid, model in self._stubs.items() if pid not in running}
+        self._stubs = running
+        if not gone:
+            return
         try:
-            metrics = self.call("/metrics", port=self.address.metrics).decode()
+            # A process that ended as it should has taken its metric with it; a model of another kind has none.
+            left = self._in_flight()
+            dead = {model for pid, model in gone.items() if pid in left}
+            dead |= {
+                model for model in gone.values() if model not in running.values() and self._state(model) == "READY"
+            }
         except Failed:
-            return 1  # nobody knows: as if there were
-        found = re.search(rf'^{IN_FLIGHT}{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)', metrics, re.MULTILINE)
-        return int(float(found[1])) if found else 0
+            dead = set(gone.values())
+        if dead:
+            self._start_again(f"the process of {', '.join(sorted(dead))} has died", seconds)
+
+    def _start_again(self, why: str, seconds: float) -> None:
+        now = time.monotonic()
+        self._starts = [start for start in self._starts if now - start < STARTS_SECONDS]
+        if len(self._starts) == STARTS:
+            raise Failed(f"{why}: that was too often to start again.")
+        self._starts.append(now)
+        self._tell(f"{why}: the server is started again.")
+        self.stop(SECONDS_FOR_NEIGHBOURS)
+        self._start()
+        self.wait_until_ready(seconds)
+
+    def _in_flight(self) -> dict[int, int]:
+        """Requests that processes have taken and not answered, as they said themselves at last."""
+        metrics = self.call("/metrics", port=self.address.metrics).decode()
+        found = re.findall(rf'^{IN_FLIGHT}{{[^}}]*process="(\d+)"[^}}]*}} (\S+)', metrics, re.MULTILINE)
+        return {int(process): int(float(count)) for process, count in found}
+
+    def _state(self, model: str) -> str | None:
+        """What the server thinks of a model: READY, or None where it does not know it."""
+        known = json.loads(self.call("/v2/repository/index", {}))
+        return next((each.get("state") for each in known if each["name"] == model), None)
 
     def stop(self, seconds: float) -> None:
         """Ends the server as it wants to be: requests in flight have `seconds` to finish. Nothing of it is left."""
@@ -273,5 +291,5 @@ def _gist(text: str) -> str:
 
 
 def _end_with_parent() -> None:
-    """A server whose starter was killed ends too, in its own way."""
+    """A server whose starter was killed ends too, in its own way. (The starter is a thread, as Linux has it.)"""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
