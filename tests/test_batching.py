@@ -330,12 +330,12 @@ def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.unets[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
-    until(lambda: here.batcher.counts().occupied >= 1 and all(image.ready for image in here.batcher._waiting))
+    until(lambda: here.batcher.counts().occupied >= 1 and all(image.ready for image in here.batcher._waiting[:2]))
     here.unets[2].gate.set()
     for future in futures:
         future.result(WAIT)
-    # Ten steps: at worst the first alone, then two together until only the last is left, with three of its own.
-    assert here.batcher.counts().steps == 10 and here.batcher.counts().calls <= 7
+    # Ten steps: the first alone, then two together until only the last is left, with three or four of its own.
+    assert here.batcher.counts().steps == 10 and here.batcher.counts().calls <= 8
 
 
 def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Place]) -> None:
@@ -443,11 +443,11 @@ def test_what_is_left_at_the_end_fails_and_nothing_more_is_taken(place: Callable
 def test_whoever_joins_is_counted_with_the_others(place: Callable[..., Place]) -> None:
     here = place(slots=4)
     here.text.gate.clear()
-    futures = [*here.submit(1, 2), *here.submit(3)]
+    futures = [*here.submit(1, 2, steps=500), *here.submit(3, steps=500)]
     here.text.gate.set()
     for future in futures:
         future.result(WAIT)
-    assert here.joined[-1][1] <= 3 and max(here.joined) in [(2, 3), (1, 2), (1, 1)]
+    assert here.joined[-1] == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ class StepBatcher:
         self._decoding = 0
         self._numbers = itertools.count()
         self._steps = self._calls = self._finished = self._turns = 0
-        self._stacked: dict[tuple[Lane, int], tuple[list[_Image], dict[str, np.ndarray]]] = {}
+        self._stacked: dict[tuple[Lane, tuple[int, ...]], tuple[list[_Image], dict[str, np.ndarray]]] = {}
         self._looked = 0.0
         self._closing = False
         self._changed = threading.Condition()
@@ -330,22 +330,23 @@ class StepBatcher:
     def _turn(self) -> None:
         """Advances every image in a slot by one network call."""
         self._turns += 1
-        lanes: dict[Lane, list[_Image]] = {}
+        # An engine for any size takes one at a time.
+        lanes: dict[tuple[Lane, tuple[int, ...]], list[_Image]] = {}
         for image in self._running:
-            lanes.setdefault(image.lane, []).append(image)
+            lanes.setdefault((image.lane, image.pipeline.latent_shape), []).append(image)
         done: set[_Image] = set()
-        for lane, images in lanes.items():
+        for (lane, shape), images in lanes.items():
             rest = iter(images)
             for place, size in enumerate(lane.parts(len(images))):
                 part = list(itertools.islice(rest, size))
                 try:
-                    self._advance(lane, place, part, size)
+                    self._advance(lane, (*shape, place), part, size)
                 except Exception as error:  # of this call alone: the others go on
                     for image in part:
                         image.fail(error)
                 done.update(image for image in part if image.future.done() or image.call == len(image.table))
         # What nobody runs any more must not be held.
-        self._stacked = {key: value for key, value in self._stacked.items() if key[0] in lanes}
+        self._stacked = {key: value for key, value in self._stacked.items() if (key[0], key[1][:-1]) in lanes}
         with self._changed:
             self._running = [image for image in self._running if image not in done]
         for image in done:
@@ -353,7 +354,7 @@ class StepBatcher:
                 self._decoding += 1
                 self._decoder.submit(self._decode, image)
 
-    def _advance(self, lane: Lane, place: int, images: list[_Image], size: int) -> None:
+    def _advance(self, lane: Lane, place: tuple[int, ...], images: list[_Image], size: int) -> None:
         """One call of the engine for a batch of `size`, with these images in it and the first of them in what is left
         over."""
         start = time.perf_counter()
@@ -375,7 +376,7 @@ class StepBatcher:
         self._calls += 1
         self._steps += len(images)
 
-    def _conditions(self, lane: Lane, place: int, images: list[_Image]) -> dict[str, np.ndarray]:
+    def _conditions(self, lane: Lane, place: tuple[int, ...], images: list[_Image]) -> dict[str, np.ndarray]:
         """What the UNet is told of the images, side by side; kept while they are the same."""
         kept, stacked = self._stacked.get((lane, place), ([], {}))
         if kept != images:

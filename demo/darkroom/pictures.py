@@ -1,8 +1,10 @@
 """PNG files that carry their own recipe."""
 
+import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 JPEG_QUALITY = 92
 NAME_CHARACTERS = 10
-HASH_DIGITS = 4
+HASH_DIGITS, ALL_DIGITS = 4, 64
 PER_IMAGE = ("image", "seed", "slot")
 """What in a recipe differs between the pictures of one run, and so stays out of the hash in their names."""
 
@@ -63,15 +65,30 @@ def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) 
     return f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{hashed}.png"
 
 
+def names(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Iterator[Path]:
+    """The paths that a picture may have: the first that no other has."""
+    return (folder / file_name(pipeline, recipe, digits) for digits in range(HASH_DIGITS, ALL_DIGITS + 1))
+
+
+def find(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path | None:
+    """The picture that `save` wrote for this recipe, if it is there and whole."""
+    for path in names(folder, pipeline, recipe):
+        if not path.exists():
+            return None
+        if _recipe_or_none(path) == recipe:
+            with contextlib.suppress(*UNREADABLE), Image.open(path) as image:
+                image.verify()  # every byte is under a checksum
+                return path
+    return None
+
+
 def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path:
     """Writes a picture under the name its recipe gives it, and returns the path.
 
     A picture with the same recipe is replaced; where the name is taken by another, the name gets more digits.
     """
     path = next(
-        path
-        for path in (folder / file_name(pipeline, recipe, digits) for digits in range(HASH_DIGITS, 65))
-        if not path.exists() or _recipe_or_none(path) == recipe
+        path for path in names(folder, pipeline, recipe) if not path.exists() or _recipe_or_none(path) == recipe
     )
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -127,10 +144,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _recipe_or_none(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_recipe(path)
-    except AskedWrongly:
-        return None
+    """What a file says that it is, whether it is whole or not."""
+    with contextlib.suppress(KeyError, TypeError, *UNREADABLE), Image.open(path) as image:
+        return json.loads(image.info[RECIPE_CHUNK])
+    return None
 
 
 def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:

@@ -12,7 +12,11 @@ from darkroom.errors import AskedWrongly
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.request import Request
 from darkroom.schedule import SCHEDULERS, scheduler_class
+from darkroom.schedule.bundle import schedule_name
 from darkroom.service import LanePlan, Limits, Part, Plan
+
+LARGE_TO_SERVE = 2 * 10**8
+"""Weights from which on a UNet is loaded once, for any batch, and not once for each."""
 
 ONE_IMAGE = {"batch_size": 1, "batch_count": 1, "build": "static-batch"}
 
@@ -54,7 +58,7 @@ def planned(
             first = first or compiled
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
-    folder, key = compiled_schedules(preparer, schedules)
+    folder = compiled_schedules(preparer, schedules)
     tokenizers = (
         (preparer.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
         for part, text in preparer.checkpoint.texts.items()
@@ -69,7 +73,10 @@ def planned(
         traits=preparer.traits,
         tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
         schedules=folder.absolute(),
-        schedules_key=key.digest,
+        schedule_keys={
+            schedule_name(scheduler, steps): _schedule_key(preparer, request, scheduler, steps).digest
+            for scheduler, steps in schedules
+        },
         lanes=tuple(lanes),
         limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
     )
@@ -77,6 +84,22 @@ def planned(
 
 def _part(compiled: Compiled, stage: str) -> Part:
     return Part(compiled.jobs[stage], compiled.sources[stage].absolute(), compiled.artefacts[stage])
+
+
+def _schedule_key(preparer: Preparer, request: Request, scheduler: str | None, steps: int) -> Key:
+    return preparer.schedule_key(replace(request, scheduler=scheduler, denoising_steps=steps))[1]
+
+
+def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
+    """The batches that UNets are built for where up to `slots` images are made together: 1, 2, 4 ... and all.
+
+    A large model's weights are not loaded once for each: one UNet takes any batch, as those that run as they are do.
+    """
+    if not preparer.runtime.compiles:
+        return [None]
+    if preparer.checkpoint.weights("unet") > LARGE_TO_SERVE:
+        return [None] if slots > 1 else [1]
+    return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
 
 
 def every_schedule(steps: int, schedulers: Sequence[str] | None = None) -> list[tuple[str | None, int]]:
@@ -88,7 +111,7 @@ def every_schedule(steps: int, schedulers: Sequence[str] | None = None) -> list[
     ]
 
 
-def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, int]]) -> tuple[Path, Key]:
+def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, int]]) -> Path:
     """The folder of a `Bundle` of these schedules, compiled in one child where it is not there."""
     of: dict[str, Any] = {}
     for scheduler, steps in sorted(wanted, key=str):
@@ -100,14 +123,14 @@ def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, 
     key = Key(f"schedules-{preparer.name}", {"kind": "schedules", "of": of, "revision": TABLE_REVISION})
     if folder := preparer.engines.find(key):
         preparer.engines.note_use(folder)
-        return folder, key
+        return folder
     count = sum(len(entry["steps"]) for entry in of.values())
     with preparer.job(f"compiling {count} schedules"):
 
         def build(folder: Path) -> dict[str, Any]:
             return run_in_child(compile_bundle, of, folder, verbose=preparer.verbose)
 
-        return preparer.engines.make(key, build), key
+        return preparer.engines.make(key, build)
 
 
 def compile_bundle(of: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Preparer:
     def plan(self, request: Request, stages: Collection[str] | None = None) -> dict[str, Path | None]:
         """What `compile` needs by its label, and the folder of what is there. Makes nothing."""
         self._check_fit(request)
-        _, key = self._schedule_key(request)
+        _, key = self.schedule_key(request)
         planned = {key.label: self.engines.find(key)}
         for job in self._jobs(request, stages).values():
             graph, engine = self._graph_key(job, request), self._engine_key(job, request)
@@ -211,7 +211,7 @@ class Preparer:
         Returns the scheduler's class, its table's key and folder, and the tokenizers.
         """
         self._check_fit(request)
-        scheduler, key = self._schedule_key(request)
+        scheduler, key = self.schedule_key(request)
         tokenizers = [
             ClipTokenizer(self.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
             for part, text in self.checkpoint.texts.items()
@@ -268,7 +268,8 @@ class Preparer:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
         return Start(pixels, encoder, self.checkpoint.vae["scaling_factor"])
 
-    def _schedule_key(self, request: Request) -> tuple[str, Key]:
+    def schedule_key(self, request: Request) -> tuple[str, Key]:
+        """The scheduler's class, and its table's key."""
         class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
         facts = {
             "kind": "schedule",

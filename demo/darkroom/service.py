@@ -26,7 +26,7 @@ from darkroom.errors import AskedWrongly, Failed
 from darkroom.pipeline import TextEncoder
 from darkroom.request import Request, draw_seed
 from darkroom.schedule import SCHEDULERS
-from darkroom.schedule.bundle import Bundle
+from darkroom.schedule.bundle import Bundle, schedule_name
 from darkroom.schedule.table import Table
 from darkroom.text import ClipTokenizer
 
@@ -89,7 +89,7 @@ class Plan:
 
     `request` is what a request is by default; its prompt and seed do not matter. `script` is what replays the pictures,
     `scheduler` the model's own; `tokenizers` are folders and the tokens that are read; `schedules` is the folder of a
-    `Bundle`, under the key `schedules_key`.
+    `Bundle`, and `schedule_keys` are the keys that its tables have each alone, by their names there.
     """
 
     request: Request
@@ -101,7 +101,7 @@ class Plan:
     traits: Traits
     tokenizers: tuple[tuple[Path, int], ...]
     schedules: Path
-    schedules_key: str
+    schedule_keys: dict[str, str]
     lanes: tuple[LanePlan, ...]
     limits: Limits
 
@@ -109,6 +109,48 @@ class Plan:
         """Where all its artefacts are."""
         parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.unets.values())]
         return list(dict.fromkeys([*(part.folder for part in parts), self.schedules]))
+
+    def lane_for(self, request: Request) -> LanePlan:
+        """The engines for a request: of its size, and with guidance if it has any. Raises `AskedWrongly` for none."""
+        sized = [lane for lane in self.lanes if lane.size in (None, (request.height, request.width))]
+        if not sized:
+            sizes = ", ".join(dict.fromkeys(f"{lane.size[0]}x{lane.size[1]}" for lane in self.lanes))
+            raise AskedWrongly(f"height and width {request.height}x{request.width} are not made here, but {sizes}.")
+        if sized[0].size is None:
+            for name in ("height", "width"):
+                pixels = getattr(request, name)
+                if pixels > self.limits.pixels or pixels % self.limits.multiple:
+                    raise AskedWrongly(
+                        f"{name} must be a multiple of {self.limits.multiple} up to {self.limits.pixels}, not {pixels}."
+                    )
+        guided = self.traits.guided(request)
+        for lane in sorted(sized, key=lambda each: each.guided != guided):
+            if lane.guided or not guided:
+                return lane
+        raise AskedWrongly(
+            f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
+        )
+
+    def recipe(self, request: Request) -> dict[str, Any]:
+        """What a picture records of itself: the same as if it had been made alone, by the script."""
+        lane = self.lane_for(request)
+        keys = {name: part.key for name, part in lane.parts.items()}
+        # Any of them may have made a step: the one that would make it alone stands for all.
+        keys |= {"unet": min(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
+        keys |= {"schedule": self.schedule_keys[schedule_name(request.scheduler, request.denoising_steps)]}
+        return {
+            "darkroom": __version__,
+            "script": self.script,
+            "request": request.as_json(),
+            "revision": self.revision,
+            "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.scheduler,
+            "artefacts": keys,
+            "runtime": f"{self.request.engine} {self.runtime_version}",
+            "image": 1,
+            "seed": request.seed,
+            "slot": 0,
+            "prompt": request.prompts[0],
+        }
 
     def moved(self, place: Callable[[Path], Path]) -> "Plan":
         """The same with its folders elsewhere."""
@@ -222,7 +264,7 @@ class Service:
         try:
             return self._requests(fields, images)
         except AskedWrongly as error:
-            raise AskedWrongly(_in_fields(str(error))) from None
+            raise AskedWrongly(in_fields(str(error))) from None
 
     def _requests(self, fields: Mapping[str, Any], images: int) -> list[Request]:
         plan, limits = self.plan, self.plan.limits
@@ -238,83 +280,29 @@ class Service:
             raise AskedWrongly(f"steps {steps} is more than the {limits.steps} that are made here.")
         if not 1 <= images <= limits.images:
             raise AskedWrongly(f"num_images must be from 1 to {limits.images}, not {images}.")
-        guidance_scale = float(fields.get("guidance_scale", plan.request.guidance_scale))
-        negative = fields.get("negative_prompt")
-        if negative and guidance_scale <= 1:
-            raise AskedWrongly(
-                f"negative_prompt acts through guidance, which guidance_scale {guidance_scale} turns off."
-            )
-        if negative and plan.traits.embeds_guidance:
+        first = asked_for({"seed": draw_seed()} | fields, plan.request)
+        if first.negative_prompt and plan.traits.embeds_guidance:
             raise AskedWrongly("negative_prompt has nothing to act on: this model is told the guidance scale instead.")
-        seed = fields.get("seed")
-        same = ("height", "width", "scheduler", "negative_prompt")
-        first = replace(
-            plan.request,
-            prompts=(fields.get("prompt", ""),),
-            denoising_steps=steps,
-            guidance_scale=guidance_scale,
-            seed=draw_seed() if seed is None else seed,
-            batch_size=1,
-            batch_count=1,
-            **{name: fields[name] for name in same if name in fields},
-        )
         made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
         self.lane_of(first)
         self.table_of(first)
         return made
 
     def recipe(self, request: Request) -> dict[str, Any]:
-        """What a picture records of itself, as the scripts' pictures do."""
-        lane = next(lane for lane in self.plan.lanes if lane.guided == self.lane_of(request).guided)
-        keys = {name: part.key for name, part in lane.parts.items()}
-        keys |= {"unet": max(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
-        return {
-            "darkroom": __version__,
-            "script": self.plan.script,
-            "request": request.as_json(),
-            "revision": self.plan.revision,
-            "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.plan.scheduler,
-            "artefacts": {"schedule": self.plan.schedules_key, **keys},
-            "runtime": f"{self.plan.request.engine} {self.plan.runtime_version}",
-            "image": 1,
-            "seed": request.seed,
-            "slot": 0,
-            "prompt": request.prompts[0],
-        }
+        """See `Plan.recipe`."""
+        return self.plan.recipe(request)
 
     def table_of(self, request: Request) -> Table:
         """The request's schedule."""
         return self._bundle.table(request.scheduler, request.denoising_steps)
 
     def lane_of(self, request: Request) -> Lane:
-        """The engines for a request: of its size, and with guidance if it has any."""
-        plan, limits = self.plan, self.plan.limits
-        sized = [
-            (lane_plan, lane)
-            for lane_plan, lane in zip(plan.lanes, self._lanes, strict=True)
-            if lane_plan.size in (None, (request.height, request.width))
-        ]
-        if not sized:
-            sizes = ", ".join(dict.fromkeys(f"{lane.size[0]}x{lane.size[1]}" for lane in plan.lanes))
-            raise AskedWrongly(f"height and width {request.height}x{request.width} are not made here, but {sizes}.")
-        if sized[0][0].size is None:
-            for name in ("height", "width"):
-                pixels = getattr(request, name)
-                if pixels > limits.pixels or pixels % limits.multiple:
-                    raise AskedWrongly(
-                        f"{name} must be a multiple of {limits.multiple} up to {limits.pixels}, not {pixels}."
-                    )
-        guided = plan.traits.guided(request)
-        for lane_plan, lane in sorted(sized, key=lambda each: each[0].guided != guided):
-            if lane_plan.guided or not guided:
-                return lane
-        raise AskedWrongly(
-            f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
-        )
+        """The engines for a request: see `Plan.lane_for`."""
+        return self._lanes[self.plan.lanes.index(self.plan.lane_for(request))]
 
-    def _lane(self, lane: LanePlan, engines: dict[Path, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
-        parts = {name: engines[part.folder] for name, part in lane.parts.items()}
-        unets = {batch: engines[part.folder] for batch, part in lane.unets.items()}
+    def _lane(self, lane: LanePlan, engines: dict[str, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
+        parts = {name: engines[part.key] for name, part in lane.parts.items()}
+        unets = {batch: engines[part.key] for batch, part in lane.unets.items()}
         encoders = self._shared_encoders(text_encoders(tokenizers, parts))
         costs = {
             batch: milliseconds_of(unets[batch], part.job) for batch, part in lane.unets.items() if batch is not None
@@ -330,6 +318,30 @@ class Service:
         return encoders
 
 
+def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
+    """One image as `fields` ask for it, and where they say nothing, or None, as `default` does.
+
+    Raises `AskedWrongly`, naming the field, for what no picture could be made of.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name, value in fields.items():
+        _check_kind(name, value)
+    fields["prompts"] = (fields.pop("prompt", ""),)
+    if "steps" in fields:
+        fields["denoising_steps"] = fields.pop("steps")
+    if "guidance_scale" in fields:
+        fields["guidance_scale"] = _as_float(fields["guidance_scale"])
+    try:
+        asked = replace(default, batch_size=1, batch_count=1, **fields)
+    except AskedWrongly as error:
+        raise AskedWrongly(in_fields(str(error))) from None
+    if not asked.guided and fields.get("negative_prompt"):
+        raise AskedWrongly(
+            f"negative_prompt acts through guidance, which guidance_scale {asked.guidance_scale} turns off."
+        )
+    return asked if asked.guided else replace(asked, negative_prompt=None)
+
+
 def check_whole(plan: Plan) -> None:
     """Raises `Failed` for artefacts that are missing or damaged."""
     stores: dict[Path, Store] = {}
@@ -343,11 +355,12 @@ def check_whole(plan: Plan) -> None:
         store.fingerprints.remember()
 
 
-def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[Path, Engine]:
-    parts = {part.folder: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.unets.values())}
+def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[str, Engine]:
+    """The engines by their keys: those that run a model as it is are all of one folder."""
+    parts = {part.key: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.unets.values())}
     with ThreadPoolExecutor(len(parts) if runtime.compiles else 1) as pool:
-        loading = {folder: pool.submit(runtime.load, part.job, folder, threads) for folder, part in parts.items()}
-        return {folder: future.result() for folder, future in loading.items()}
+        loading = {key: pool.submit(runtime.load, part.job, part.folder, threads) for key, part in parts.items()}
+        return {key: future.result() for key, future in loading.items()}
 
 
 def milliseconds_of(engine: Engine, job: Job) -> float:
@@ -362,13 +375,20 @@ def milliseconds_of(engine: Engine, job: Job) -> float:
     return min(took[1:])
 
 
-def _in_fields(complaint: str) -> str:
+def in_fields(complaint: str) -> str:
     """A complaint about flags, which whoever sends a request has none of: it names the fields."""
     return re.sub(
         r"--([a-z]+(?:-[a-z]+)*)",
         lambda flag: flag[1].replace("denoising-steps", "steps").replace("-", "_"),
         complaint,
     )
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
 
 
 def _check_kind(name: str, value: Any) -> None:

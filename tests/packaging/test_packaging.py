@@ -18,6 +18,7 @@ SOURCES = sorted((ROOT / "demo").rglob("*.py"))
 PROVIDED_BY = {
     "PIL": "pillow",
     "cuda": "cuda-python",
+    "google": "protobuf",
     "onnx_graphsurgeon": "onnx-graphsurgeon",
     "tensorrt_rtx": "tensorrt-rtx",
 }

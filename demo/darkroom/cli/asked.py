@@ -43,6 +43,13 @@ FIXED_BY_RECIPE = (
 )
 """Flags that determine pixels, and so are refused beside --recipe."""
 
+BESIDE_PROMPTS = {
+    "recipe": "it is of one picture",
+    "batch_count": "rows say num_images",
+    "enable_refiner": "its pictures are made by one model",
+}
+"""Flags that are refused beside --prompts, and why."""
+
 PROVISIONAL_SIZE = 512
 Value = TypeVar("Value")
 
@@ -65,6 +72,24 @@ def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | 
         raise AskedWrongly(f"--recipe {flags.recipe} was made by {maker}: replay it with that script.")
     Request.from_json(recipe["request"])
     return recipe
+
+
+def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
+    """Raises `AskedWrongly` for flags that say who makes the pictures of a file, where there is none."""
+    for name in ("devices", "ray"):
+        if getattr(flags, name, None) is not None:
+            raise AskedWrongly(f"--{name} has nothing to act on without --prompts.")
+
+
+def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
+    """Raises `AskedWrongly` for flags that have nothing to act on, or something else, in a run of a whole file."""
+    if flags.prompt:
+        raise AskedWrongly("a prompt cannot be given beside --prompts, which names a file of them.")
+    for name, reason in BESIDE_PROMPTS.items():
+        if getattr(flags, name, None) is not None:
+            raise AskedWrongly(f"--{name.replace('_', '-')} cannot be given beside --prompts: {reason}.")
+    if flags.num_warmup_runs:
+        raise AskedWrongly("--num-warmup-runs cannot be given beside --prompts: engines are warmed up when loaded.")
 
 
 def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:

@@ -13,6 +13,8 @@ from darkroom.schedule import SCHEDULERS
 
 DEFAULT_STRENGTH, DEFAULT_REFINER_STRENGTH = 0.8, 0.3
 DEFAULT_OPSET = 17
+SLOTS = 4
+"""Images that are made at a time of a file of prompts."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +40,7 @@ class Parser(argparse.ArgumentParser):
 def parser_of(script: Script) -> Parser:
     """Every flag of a script. A default of None means: what the model or the machine suggests."""
     versions = list(script.versions)
+    for_a_file = "" if script.from_image else f", with --prompts {SLOTS}"
     size = "the input image's own" if script.from_image else "the model's own"
     parser = Parser(
         prog=script.program,
@@ -66,9 +69,20 @@ def parser_of(script: Script) -> Parser:
     picture.add_argument("--seed", type=int, metavar="S", help="image k gets the seed S+k; default: drawn and printed")
     picture.add_argument("--clip-skip", type=int, metavar="N", help="leave out the last N layers of the text encoder")
     picture.add_argument(
-        "--batch-size", type=int, metavar="B", help="images that go through the engines together; default 1"
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help=f"images that go through the engines together; default 1{for_a_file}",
     )
     picture.add_argument("--batch-count", type=int, metavar="C", help="batches for each prompt; default 1")
+    if not script.from_image:
+        picture.add_argument(
+            "--prompts",
+            metavar="FILE",
+            help="a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of "
+            "negative_prompt, seed, steps, guidance_scale, scheduler, height, width, num_images; the same command goes "
+            "on where it was stopped",
+        )
     picture.add_argument("--recipe", metavar="PNG", help="remake the picture in this file, from the recipe it carries")
     if script.from_image:
         picture.add_argument("--input-image", metavar="FILE", help="the picture to start from")
@@ -155,6 +169,19 @@ def parser_of(script: Script) -> Parser:
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add_build_arguments(engine)
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
+    if not script.from_image:
+        engine.add_argument(
+            "--devices",
+            nargs="+",
+            action="extend",
+            metavar="DEVICE",
+            help="with --prompts: a process for each, cpu (several share the cores) or the number of a GPU",
+        )
+        engine.add_argument(
+            "--ray",
+            metavar="ADDRESS",
+            help="with --prompts: these processes as Ray actors, on the cluster at this address, auto or local",
+        )
     engine.add_argument(
         "--num-warmup-runs", type=int, default=0, metavar="N", help="untimed runs before the timed one; default 0"
     )

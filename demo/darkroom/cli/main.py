@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,6 +24,7 @@ from darkroom.cli.asked import (
     asked_vae,
     asked_version,
     refuse_build_flags,
+    refuse_flags_for_prompts,
     with_few_steps,
 )
 from darkroom.cli.console import Console
@@ -51,6 +52,12 @@ def run(script: Script, arguments: list[str] | None = None) -> int:
 
 def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
+    if getattr(flags, "prompts", None) is not None:
+        from darkroom.cli.prompts import make_all  # not above: a run of its own kind, which others need nothing of
+
+        make_all(script, flags, console)
+        return
+    refuse_flags_for_prompts(flags)
     recipe = asked_recipe(flags, script)
     settings = Settings.from_flags(flags)
     version, second = asked_version(flags, recipe, script), asked_refiner(flags, recipe, script)
@@ -63,42 +70,16 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
         asked_request(flags, version, image, second, None, engine)
-    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
-    refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
-    if settings.threads and not runtime.threaded:
-        raise AskedWrongly(f"--threads has nothing to act on with --engine {runtime.name}.")
-    if recipe is None and not runtime.compiles:
-        refuse_build_flags(flags, runtime.name)
-    stores: dict[Path, Store] = {}
-
-    def preparer(version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
-        graphs, engines = (stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir))
-        folder = open_model(version, config, settings, graphs, console)
-        if vae is not None:
-            folder = with_vae(folder, _open_vae(vae, settings, console), graphs)
-        return Preparer(
-            open_checkpoint(folder, engines.fingerprints, script.families),
-            runtime,
-            graphs,
-            engines,
-            name=version.name,
-            threads=settings.threads,
-            batches=settings.dynamic_batches,
-            pixels=settings.dynamic_sizes,
-            verbose=flags.verbose,
-            job=console.job,
-            detail=console.detail,
-        )
-
-    base = preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
-    refiner = preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
+    runtime = asked_runtime(flags, recipe, engine, settings, console)
+    models = Models(script, settings, runtime, vae, console)
+    base = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
+    refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     base.loras, choices = asked_loras(
         flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console
     )
     if recipe is None:
         request = asked_request(flags, version, image, second, base.checkpoint, runtime.name, choices)
-        if version.embedded and not (flags.version or flags.model):
-            console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
+        say_what_ships(version, flags, script, console)
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
@@ -138,6 +119,60 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     else:
         for picture in made:
             console.result(picture["path"])
+
+
+@dataclass(frozen=True)
+class Models:
+    """Opens models, each with the VAE that goes into all, for one runtime."""
+
+    script: Script
+    settings: Settings
+    runtime: Runtime
+    vae: str | None
+    console: Console
+    stores: dict[Path, Store] = field(default_factory=dict)
+
+    def preparer(self, version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
+        """What compiles a model; it is fetched where it is not there, and checked."""
+        settings, console = self.settings, self.console
+        graphs, engines = (
+            self.stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir)
+        )
+        folder = open_model(version, config, settings, graphs, console)
+        if self.vae is not None:
+            folder = with_vae(folder, _open_vae(self.vae, settings, console), graphs)
+        return Preparer(
+            open_checkpoint(folder, engines.fingerprints, self.script.families),
+            self.runtime,
+            graphs,
+            engines,
+            name=version.name,
+            threads=settings.threads,
+            batches=settings.dynamic_batches,
+            pixels=settings.dynamic_sizes,
+            verbose=console.verbose,
+            job=console.job,
+            detail=console.detail,
+        )
+
+
+def asked_runtime(
+    flags: argparse.Namespace, recipe: dict[str, Any] | None, engine: str, settings: Settings, console: Console
+) -> Runtime:
+    """The runtime that is meant. Refuses flags that it has no use for."""
+    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
+    refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
+    if settings.threads and not runtime.threaded:
+        raise AskedWrongly(f"--threads has nothing to act on with --engine {runtime.name}.")
+    if recipe is None and not runtime.compiles:
+        refuse_build_flags(flags, runtime.name)
+    return runtime
+
+
+def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
+    """Whoever names no model gets a small one, and is told so."""
+    if version.embedded and not (flags.version or flags.model):
+        console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
 
 
 def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Preparer, refiner: Preparer | None) -> None:

@@ -23,7 +23,7 @@ class Bundle:
 
     def table(self, scheduler: str | None, steps: int) -> Table:
         """Raises `AskedWrongly` for a schedule that cannot be made, or is not here."""
-        name = _name(scheduler, steps)
+        name = schedule_name(scheduler, steps)
         if name in self._refused:
             raise AskedWrongly(self._refused[name])
         if name not in self._read:
@@ -41,7 +41,7 @@ def save(folder: Path, tables: dict[tuple[str | None, int], Table | str]) -> Non
     """Writes tables, and in a text's place why there is none, by scheduler and steps."""
     arrays, refused = {}, {}
     for (scheduler, steps), table in tables.items():
-        name = _name(scheduler, steps)
+        name = schedule_name(scheduler, steps)
         if isinstance(table, str):
             refused[name] = table
         else:
@@ -51,5 +51,6 @@ def save(folder: Path, tables: dict[tuple[str | None, int], Table | str]) -> Non
     (folder / REFUSED).write_text(json.dumps(refused, indent=1), encoding="utf-8")
 
 
-def _name(scheduler: str | None, steps: int) -> str:
+def schedule_name(scheduler: str | None, steps: int) -> str:
+    """What a table is called in a bundle."""
     return f"{scheduler or 'own'}/{steps}"

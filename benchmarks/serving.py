@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""A batch that requests join between steps, against a window of whole requests: same engines, same slots, same run.
+
+    python benchmarks/serving.py [--version emoji] [--slots 8] [--clients 8] [--requests 32] [--rounds 5]
+
+The window batcher is what Triton's `dynamic_batching` makes of requests: it takes those that wait, up to the slots, and
+runs them together until the longest ends; then they are decoded together, and it takes the next. Arrivals are Poisson,
+near what the engines can do, by as many clients as there are, each with one request at a time. Both kinds take turns,
+the median of the rounds counts.
+"""
+
+import argparse
+import itertools
+import json
+import queue
+import random
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
+
+import numpy as np
+
+from darkroom.assembly import assemble
+from darkroom.batching import Made
+from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.cli.console import Console
+from darkroom.cli.prebuild import versions
+from darkroom.cli.settings import Folders, home, stores_of
+from darkroom.engines import find_runtime
+from darkroom.noise import NoiseStream, initial_latents
+from darkroom.pictures import to_bytes
+from darkroom.planning import planned
+from darkroom.prepare import Preparer
+from darkroom.request import Request
+from darkroom.schedule.table import Trajectory
+from darkroom.service import Limits, Service
+from darkroom.timing import StageClock
+
+PROMPTS = ("a red apple", "a cat", "a rocket, noto style", "a slice of pizza, blue background")
+
+
+class WindowBatcher:
+    """Whole requests at a time."""
+
+    def __init__(self, service: Service, slots: int) -> None:
+        self._service, self._slots = service, slots
+        self._waiting: queue.Queue = queue.Queue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, requests: list[Request]) -> list[Future]:
+        futures = [Future() for _ in requests]
+        for request, future in zip(requests, futures, strict=True):
+            self._waiting.put((request, future))
+        return futures
+
+    def _run(self) -> None:
+        while True:
+            window = [self._waiting.get()]
+            while len(window) < self._slots:
+                try:
+                    window.append(self._waiting.get_nowait())
+                except queue.Empty:
+                    break
+            self._make(window)
+
+    def _make(self, window: list[tuple[Request, Future]]) -> None:
+        lane = self._service.lane_of(window[0][0])
+        images = []
+        for request, _ in window:
+            table = self._service.table_of(request)
+            engine = next(iter(lane.unets.values()))
+            pipeline = assemble(lane.traits, lane.encoders, engine, lane.vae, table, request, guided=lane.guided)
+            conditions = pipeline.condition(request.prompts)
+            noise = initial_latents([NoiseStream(request.seed)], pipeline.latent_shape)
+            images.append((pipeline, conditions, table, Trajectory(table, noise)))
+        parts, rest = [], iter(images)
+        for size in lane.parts(len(images)):
+            part = list(itertools.islice(rest, size))
+            padded = part + part[:1] * (size - len(part))
+            names = padded[0][1]
+            stacked = {name: np.concatenate([conditions[name] for _, conditions, *_ in padded]) for name in names}
+            parts.append((size, part, padded, stacked))
+        for call in range(max(len(table) for *_, table, _ in images)):
+            for size, part, padded, stacked in parts:
+                calls = [min(call, len(table) - 1) for *_, table, _ in padded]
+                latents = np.concatenate([each[3].network_input(at) for each, at in zip(padded, calls, strict=True)])
+                times = np.array([each[2].timesteps[at] for each, at in zip(padded, calls, strict=True)], np.float32)
+                output = lane.unets[size](stacked | {"latents": latents, "timestep": times})["output"]
+                for row, (_, _, table, trajectory) in enumerate(part):
+                    if call < len(table):
+                        trajectory.advance(call, output[row : row + 1].copy(), None)
+        for (_, future), (pipeline, _, _, trajectory) in zip(window, images, strict=True):
+            (picture,) = pipeline.decode(trajectory.sample)
+            future.set_result(Made(to_bytes(picture, "the picture"), StageClock()))
+
+
+def load(batcher: object, service: Service, steps: list[int], gaps: list[float], clients: int) -> dict[str, float]:
+    """Clients that each send one request at a time, not before it is due. Returns images a second and latencies."""
+    due = list(itertools.accumulate(gaps))
+    numbers, lock = iter(range(len(steps))), threading.Lock()
+    latencies: list[float] = []
+    start = time.perf_counter()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            wait = due[number] - (time.perf_counter() - start)
+            if wait > 0:
+                time.sleep(wait)
+            fields = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number, "steps": steps[number]}
+            (future,) = batcher.submit(service.requests(fields))
+            future.result()
+            with lock:
+                latencies.append(time.perf_counter() - start - due[number])
+
+    threads = [threading.Thread(target=work) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - start
+    ordered = sorted(latencies)
+    return {
+        "images_per_second": len(steps) / seconds,
+        "p50": statistics.median(ordered),
+        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", default="emoji")
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    flags = parser.parse_args()
+
+    version = versions()[flags.version]
+    console = Console()
+    graphs, engines = stores_of(Folders(onnx_dir=home() / "onnx", engine_dir=home() / "engines",
+                                        framework_model_dir=None, hf_token=None), console)  # fmt: skip
+    preparer = Preparer(
+        open_checkpoint(Path(version.source), engines.fingerprints, (SD, SDXL)),
+        find_runtime("openvino"),
+        graphs,
+        engines,
+        name=version.name,
+    )
+    request = Request(
+        model=version.name, prompts=("a",), negative_prompt=None, batch_size=1, batch_count=1, height=version.size,
+        width=version.size, denoising_steps=20, guidance_scale=version.guidance_scale, clip_skip=0, scheduler=None,
+        seed=0, engine="openvino", precision="fp32", build="static-batch", onnx_opset=17,
+    )  # fmt: skip
+    batches = sorted({*(2**power for power in range(flags.slots.bit_length())), flags.slots} - {0})
+    batches = [batch for batch in batches if batch <= flags.slots]
+    schedules = [(None, steps) for steps in range(1, 31)]
+    guided = (preparer.traits.guided(request),)
+    plan = planned(preparer, request, "demo_txt2img.py", [(request.height, request.width)], batches, guided, schedules,
+                   Limits())  # fmt: skip
+    service = Service(plan)
+    joining, window = service.batcher(flags.slots, 10**6), WindowBatcher(service, flags.slots)
+    chance = random.Random(0)
+    works = {
+        "steps from 4 to 30": [chance.randint(4, 30) for _ in range(flags.requests)],
+        "all alike, 17 steps": [17] * flags.requests,
+    }
+    for name, steps in works.items():
+        # Near saturation: requests come as fast as they are done when nobody has to wait for them.
+        rate = load(joining, service, steps, [0.0] * len(steps), flags.clients)["images_per_second"]
+        found: dict[str, list[dict[str, float]]] = {"joining": [], "window": []}
+        for turn in range(flags.rounds):
+            chance = random.Random(turn)
+            gaps = [chance.expovariate(rate) for _ in steps]
+            for kind, batcher in (("joining", joining), ("window", window)):
+                found[kind].append(load(batcher, service, steps, gaps, flags.clients))
+        medians = {
+            kind: {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
+            for kind, rounds in found.items()
+        }
+        print(json.dumps({"work": name, "arrivals_per_second": round(rate, 3), "rounds": flags.rounds, **medians}))
+    joining.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The mode of --prompts: what its flags and rows ask for, and the engines that it takes."""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from darkroom.catalog import Script, Version
+from darkroom.checkpoint import Checkpoint
+from darkroom.cli.asked import (
+    asked_engine,
+    asked_refiner,
+    asked_request,
+    asked_vae,
+    asked_version,
+    refuse_flags_beside_prompts,
+    with_few_steps,
+)
+from darkroom.cli.console import Console
+from darkroom.cli.flags import SLOTS
+from darkroom.cli.loras import asked_loras, check_lora_flags
+from darkroom.cli.main import Models, asked_runtime, say_what_ships
+from darkroom.cli.prompts_run import Run, alone
+from darkroom.cli.settings import Settings, make_folder
+from darkroom.engines.runtime import Runtime
+from darkroom.errors import AskedWrongly
+from darkroom.journal import ROWS, Past
+from darkroom.planning import batches_for, compiled_schedules, planned
+from darkroom.prepare import Preparer
+from darkroom.prompts import Asked, Prompts
+from darkroom.request import LoraChoice, Request, draw_seed
+from darkroom.schedule.bundle import Bundle
+from darkroom.service import Limits, Plan, in_fields
+from darkroom.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
+
+
+def make_all(script: Script, flags: argparse.Namespace, console: Console) -> None:
+    """Runs a script with --prompts. What can be refused is refused before a model is fetched or an engine built."""
+    refuse_flags_beside_prompts(flags)
+    settings = Settings.from_flags(flags)
+    prompts = _asked_prompts(flags)
+    slots = SLOTS if flags.batch_size is None else flags.batch_size
+    if slots < 1:
+        raise AskedWrongly(f"--batch-size must be 1 or more, not {slots}.")
+    version = asked_version(flags, None, script)
+    asked_refiner(flags, None, script)
+    if script.few_steps:
+        version = with_few_steps(version, flags, script)
+    vae = asked_vae(flags, None)
+    check_lora_flags(flags)
+    engine = asked_engine(flags)
+    for _ in prompts.rows(_default(flags, version, None, engine)):
+        pass
+    runtime = asked_runtime(flags, None, engine, settings, console)
+    _check_devices(flags, runtime)
+    if flags.dynamic_batches is None:
+        settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
+
+    models = Models(script, settings, runtime, vae, console)
+    preparer = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
+    family, fingerprints = preparer.checkpoint.family, preparer.engines.fingerprints
+    preparer.loras, choices = asked_loras(flags, None, settings, family, fingerprints, console)
+    default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
+    say_what_ships(version, flags, script, console)
+    plan = _plan(prompts, default, slots, preparer, script)
+
+    folder = make_folder(settings.output_dir / prompts.path.stem)
+    with alone(folder):
+        past = Past(folder / ROWS)
+        seed = flags.seed
+        if seed is None:
+            seed = draw_seed() if past.seed is None else past.seed
+            console.say(f"seed: {seed}")
+        orders = Orders(plan, slots, folder, script.pipeline, settings.threads)
+        with contextlib.closing(Run(prompts, replace(default, seed=seed), orders, past, console)) as run:
+            if run.missing:
+                with _cluster(flags):
+                    run.make(_starts(flags, runtime, orders))
+            run.report()
+
+
+def _asked_prompts(flags: argparse.Namespace) -> Prompts:
+    if flags.prompts == "-":
+        raise AskedWrongly("--prompts -: name a file, which the pictures' folder is named after.")
+    path = Path(flags.prompts)
+    if not path.stem.strip("."):
+        raise AskedWrongly(f"--prompts {flags.prompts!r}: no folder can be named after this file.")
+    return Prompts(path)
+
+
+def _default(
+    flags: argparse.Namespace,
+    version: Version,
+    checkpoint: Checkpoint | None,
+    engine: str,
+    loras: tuple[LoraChoice, ...] = (),
+) -> Request:
+    """What rows leave unsaid. Its seed is a stand-in where none is asked for."""
+    of_one_image = {"prompt": ["a picture"], "batch_size": 1, "batch_count": 1, "seed": flags.seed or 0}
+    return asked_request(
+        argparse.Namespace(**vars(flags) | of_one_image), version, None, None, checkpoint, engine, loras
+    )
+
+
+def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
+    if flags.ray is not None:
+        from darkroom.ray_workers import check_installed
+
+        check_installed()
+    for device in flags.devices or ():
+        if device == CPU:
+            if not runtime.threaded:
+                raise AskedWrongly(f"--devices {CPU} cannot run --engine {runtime.name}: name its GPUs by number.")
+        elif not (device.isascii() and device.isdigit()):
+            raise AskedWrongly(f"--devices {device!r} is neither {CPU} nor the number of a GPU.")
+        elif runtime.threaded:
+            raise AskedWrongly(f"--devices {device} has nothing to act on with --engine {runtime.name}, on the CPU.")
+        elif flags.ray is not None:
+            raise AskedWrongly(f"--devices {device} cannot be given beside --ray, which hands out GPUs itself.")
+        else:
+            visible_gpu(int(device))
+
+
+def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:
+    """Engines and schedules for what the rows ask for, and no more. What cannot be made is refused with its line."""
+    preparer.check(default)
+    sizes: dict[bool, dict[tuple[int, int], Asked]] = {}
+    schedules: dict[tuple[str | None, int], Asked] = {}
+    for asked in prompts.rows(default):
+        request = asked.request
+        size = (request.height, request.width)
+        sizes.setdefault(preparer.traits.guided(request), {}).setdefault(size, asked)
+        schedules.setdefault((request.scheduler, request.denoising_steps), asked)
+        if request.negative_prompt and preparer.traits.embeds_guidance:
+            raise AskedWrongly(
+                f"{prompts.place(asked.line)}: negative_prompt has nothing to act on: this model is told the guidance "
+                f"scale instead."
+            )
+    for of_guidance in sizes.values():
+        for (height, width), asked in of_guidance.items():
+            with _at(prompts.place(asked.line)):
+                preparer.check(replace(default, height=height, width=width))
+    bundle = Bundle(compiled_schedules(preparer, schedules))
+    for schedule, asked in schedules.items():
+        with _at(prompts.place(asked.line)):
+            bundle.table(*schedule)
+    batches = [None] if default.build != "static-batch" else batches_for(preparer, slots)
+    if None in batches:
+        preparer.check(replace(default, batch_size=slots, build="dynamic-batch"))
+    limits = Limits(pixels=max(side for of_guidance in sizes.values() for size in of_guidance for side in size))
+    plans = [
+        planned(preparer, default, script.program, list(sizes[guided]), batches, (guided,), schedules, limits)
+        for guided in sizes
+    ]
+    return replace(plans[0], lanes=tuple(lane for plan in plans for lane in plan.lanes))
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Says where what is refused was asked for, in the names of fields."""
+    try:
+        yield
+    except AskedWrongly as error:
+        raise AskedWrongly(f"{place}: {in_fields(str(error))}") from None
+
+
+def _cluster(flags: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Connected to Ray's, if it is to be used."""
+    if flags.ray is None:
+        return contextlib.nullcontext()
+    from darkroom.ray_workers import cluster
+
+    return cluster(flags.ray)
+
+
+def _starts(flags: argparse.Namespace, runtime: Runtime, orders: Orders) -> list[Callable[[Tell], Worker]]:
+    """What starts the workers that are asked for."""
+    if flags.ray is not None:
+        from darkroom.ray_workers import actors
+
+        return actors(len(flags.devices or ()), not runtime.threaded, orders)
+    if flags.devices is not None:
+        return on_devices(flags.devices, orders)
+    return [partial(Here, orders)]
