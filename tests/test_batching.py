@@ -312,25 +312,24 @@ def until(true: Callable[[], bool]) -> None:
 def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(1, 2))
     here.unets[1].gate.clear()
-    (long,) = here.submit(1, steps=200)
+    (long,) = here.submit(1, steps=3000)
     until(lambda: here.batcher.counts().occupied == 1)
     (short,) = here.submit(2, steps=3)
-    here.unets[2].gate.clear()
+    until(lambda: here.batcher._waiting[0].ready)
     here.unets[1].gate.set()
-    until(lambda: len(here.unets[1].calls) >= 1)
     here.unets[2].gate.set()
     short.result(WAIT)
     assert not long.done()
     assert {1, 2} in here.turns and len(here.unets[2].calls) == 3
     long.result(WAIT)
-    assert here.batcher.counts().steps == 203
+    assert here.batcher.counts().steps == 3003
 
 
 def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.unets[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
-    until(lambda: here.batcher.counts().occupied >= 1 and all(image.ready for image in here.batcher._waiting[:2]))
+    until(lambda: here.batcher.counts().occupied >= 1 and here.batcher._waiting[0].ready)
     here.unets[2].gate.set()
     for future in futures:
         future.result(WAIT)
@@ -344,13 +343,15 @@ def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Pl
     here.unets[1].gate.clear()
     many = here.submit(1, 2, 3, 4, 5, 6, steps=3)
     (single,) = here.submit(9, steps=3)
+    order: list[str] = []
+    for future in (single, *many):
+        future.add_done_callback(lambda done: order.append("single" if done is single else "one of many"))
     until(lambda: here.batcher.counts().occupied >= 1)
     here.unets[2].gate.set()
     here.unets[1].gate.set()
-    single.result(WAIT)
-    assert sum(future.done() for future in many) <= 3
-    for future in many:
+    for future in (single, *many):
         future.result(WAIT)
+    assert order.index("single") <= 3
 
 
 def test_a_full_queue_is_said_and_takes_all_of_a_request_or_nothing(place: Callable[..., Place]) -> None:

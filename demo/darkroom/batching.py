@@ -243,6 +243,7 @@ class StepBatcher:
             if self._closing:
                 return
             joined = self._admit()
+            self._encode_ahead()
         if joined:
             self._on_join(len({image.group for image in self._running}), len(self._running))
         self._turn()
