@@ -38,7 +38,7 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
     target = _target(repository, folder)
     wanted = WEIGHTS if weights else ()
     patterns = _patterns(wanted)
-    instead = "the folder of a model instead" if weights else "a folder that is like it with --config"
+    instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
     with _explained(repository, instead):
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)

@@ -50,12 +50,7 @@ class Prompts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.suffix == ".json":
-            raise AskedWrongly(f"--prompts {path}: JSON is read line by line, from a file that ends in {JSON_LINES}.")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise AskedWrongly(f"--prompts {path} cannot be read: {error.strerror}.") from None
+        content = read(path, "--prompts")
         self.digest = hashlib.sha256(content).hexdigest()
         self._lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
         self._firsts, self._places = array("Q"), array("Q")
@@ -104,21 +99,36 @@ class Prompts:
 
     def _rows(self) -> Iterator[Row]:
         first = 0
-        for number, line in enumerate(self._lines, start=1):
-            try:
-                text = line.decode("utf-8").strip()
-                if not text:
-                    continue
-                fields = _fields(text) if self.path.suffix == JSON_LINES else {"prompt": text}
-                images = fields.pop(NUM_IMAGES, 1)
-                if not isinstance(images, int) or isinstance(images, bool) or images < 1:
-                    raise AskedWrongly(f"{NUM_IMAGES} must be a whole number from 1 up, not {images!r}.")
-            except UnicodeDecodeError:
-                raise AskedWrongly(f"{self.place(number)}: this line is not UTF-8 text.") from None
-            except AskedWrongly as error:
-                raise AskedWrongly(f"{self.place(number)}: {error}") from None
+        for number, fields in said_in(self.path, self._lines):
+            images = fields.pop(NUM_IMAGES, 1)
+            if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+                where = self.place(number)
+                raise AskedWrongly(f"{where}: {NUM_IMAGES} must be a whole number from 1 up, not {images!r}.")
             yield Row(number, first, images, fields)
             first += images
+
+
+def read(path: Path, flag: str) -> bytes:
+    """What is in a file of prompts. Raises `AskedWrongly` for one that cannot be read."""
+    if path.suffix == ".json":
+        raise AskedWrongly(f"{flag} {path}: JSON is read line by line, from a file that ends in {JSON_LINES}.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AskedWrongly(f"{flag} {path} cannot be read: {error.strerror}.") from None
+
+
+def said_in(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines that say something, by their numbers, and the fields that each sets. Raises `AskedWrongly`, with the
+    file and line, for what cannot be understood."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            if text := line.decode("utf-8").strip():
+                yield number, _fields(text) if path.suffix == JSON_LINES else {"prompt": text}
+        except UnicodeDecodeError:
+            raise AskedWrongly(f"{path}:{number}: this line is not UTF-8 text.") from None
+        except AskedWrongly as error:
+            raise AskedWrongly(f"{path}:{number}: {error}") from None
 
 
 def _fields(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.flags import Parser
-from darkroom.cli.settings import home, make_folder
+from darkroom.cli.settings import make_folder, output_folder
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.schedule import SCHEDULERS
 from darkroom.triton.album import Album
@@ -139,12 +139,13 @@ def asked_load(flags: argparse.Namespace) -> Load:
 
 
 async def _send(address: Address, load: Load, flags: argparse.Namespace, console: Console) -> Tally:
+    output = output_folder(flags.output_dir) if flags.save_image else None
     async with connected(address) as server:
         model = await server.model(flags.model)
         _check_inputs(model, load, flags)
         album = None
-        if flags.save_image:
-            album = Album(make_folder(Path(flags.output_dir) if flags.output_dir else home() / "output"), model.name)
+        if output is not None:
+            album = Album(make_folder(output), model.name)
         with console.job(f"asking {model.name} at {address}", load.total) as progress:
 
             def tell(index: int, tally: Tally) -> None:

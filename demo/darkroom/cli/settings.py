@@ -52,7 +52,7 @@ class Settings(Folders):
             raise AskedWrongly(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
         return cls(
             **vars(artefact_folders(flags)),
-            output_dir=_writable(_folder(flags.output_dir, "output")),
+            output_dir=output_folder(flags.output_dir),
             threads=flags.threads,
             num_warmup_runs=flags.num_warmup_runs,
             onnx_refiner_dir=_folder(getattr(flags, "onnx_refiner_dir", None) or flags.onnx_dir, "onnx"),
@@ -109,8 +109,9 @@ def _folder(asked: str | None, name: str) -> Path:
     return Path(asked) if asked else home() / name
 
 
-def _writable(folder: Path) -> Path:
-    """Checks that pictures can be written to `folder`, without leaving anything there."""
+def output_folder(asked: str | None) -> Path:
+    """Where pictures go. Raises `AskedWrongly` where they could not be written; leaves nothing there."""
+    folder = _folder(asked, "output")
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not os.path.isdir(standing):
         raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")

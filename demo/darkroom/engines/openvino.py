@@ -99,6 +99,8 @@ class OpenVino(Runtime):
         }
         if threads:
             settings[properties.inference_num_threads] = threads
+            # Or else the threads of every process are tied to the first cores, where they wait for each other.
+            settings[hint.enable_cpu_pinning] = False
         return settings
 
 

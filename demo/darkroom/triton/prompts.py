@@ -1,6 +1,5 @@
 """Prompts as they are sent to a server: what is asked with each, checked before anything is sent."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.noise import SEED_LIMIT
+from darkroom.prompts import BYTE_ORDER_MARK, read, said_in
 from darkroom.request import PIXEL_MULTIPLE
 from darkroom.schedule import SCHEDULERS
 
@@ -105,10 +105,7 @@ def read_prompts(path: Path, defaults: dict[str, Any]) -> tuple[Prompt, ...]:
 
     Raises `AskedWrongly` with the file and line for what cannot be sent.
     """
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise AskedWrongly(f"--prompts-file {path} cannot be read: {error.strerror}.") from None
+    lines = read(path, "--prompts-file").removeprefix(BYTE_ORDER_MARK).split(b"\n")
     prompts = tuple(_prompts_of(path, lines, defaults))
     if not prompts:
         raise AskedWrongly(f"--prompts-file {path} holds no prompt.")
@@ -116,29 +113,8 @@ def read_prompts(path: Path, defaults: dict[str, Any]) -> tuple[Prompt, ...]:
 
 
 def _prompts_of(path: Path, lines: list[bytes], defaults: dict[str, Any]) -> Iterator[Prompt]:
-    for number, line in enumerate(lines, start=1):
+    for number, fields in said_in(path, lines):
         place = f"{path}:{number}"
-        try:
-            text = line.decode().strip()
-        except UnicodeDecodeError:
-            raise AskedWrongly(f"{place}: this line is not UTF-8 text.") from None
-        if text:
-            asked = _json_object(text, place) if path.suffix == ".jsonl" else {"prompt": text}
-            yield make_prompt(defaults | asked, lambda name, place=place: f"{place}: {name}", place)
-
-
-def _json_object(text: str, place: str) -> dict[str, Any]:
-    """The fields of a line that are set."""
-    try:
-        asked = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AskedWrongly(f"{place}: this line is no JSON ({error}).") from None
-    if not isinstance(asked, dict):
-        raise AskedWrongly(f'{place}: this line is no JSON object, as {{"prompt": "a red apple"}} is.')
-    for name in asked:
-        if name not in DATATYPES:
-            near = near_matches(name, list(DATATYPES))
-            raise AskedWrongly(f"{place}: {name!r} is not a field.{near} Known: {', '.join(DATATYPES)}.")
-    if asked.get("prompt") is None:
-        raise AskedWrongly(f"{place}: there is no prompt.")
-    return {name: value for name, value in asked.items() if value is not None}
+        if "prompt" not in fields:
+            raise AskedWrongly(f"{place}: there is no prompt.")
+        yield make_prompt(defaults | fields, lambda name, place=place: f"{place}: {name}", place)
