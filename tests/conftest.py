@@ -1,6 +1,7 @@
 """Fixtures: a tiny model, diffusers over it, and folders that tests share or have to themselves."""
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 
 from tests.support import Diffusers, Studio, write_tiny_model, write_tiny_xl_model
+
+# What a shell starts in the background ignores Ctrl-C, and so do its children; tests interrupt theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_a_script_takes_its_own_model_and_says_which_is_the_real_one(script: str
         PROMPTS[0], f"--version={MODELS[script]}", "--denoising-steps=1", "--seed=1", *studio.folders()
     )
     assert named.out.splitlines()[-1] == ended.out.splitlines()[-1]
-    assert SCRIPTS[script].real not in named.out
+    assert "--version" not in named.out
 
 
 ASKED: dict[str, dict[str, Any]] = {
