@@ -236,7 +236,7 @@ def _build(flags: argparse.Namespace) -> None:
         text = changed_text(config, slots, instances, changes)
     with console.job("writing the model repository"):
         version_folder = write_version(folder, contents)
-        if config is None or changes or instances or config.max_batch_size != slots or flags.max_batch_size is not None:
+        if config is None or changes or instances or flags.max_batch_size is not None:
             write_text(file, text)
         if flags.ensemble:
             texts = ensemble_texts(flags.model, slots, flags.upscale or 1, flags.encode or FORMATS[0])
