@@ -40,22 +40,19 @@ def planned(
     """
     preparer.check(request)
     free = request.build == "dynamic-shape"
-    lanes, first = [], None
+    lanes = []
     for height, width in sizes[:1] if free else sizes:
         for with_guidance in guided:
             scale = max(request.guidance_scale, 2.0) if with_guidance else 1.0
             one = replace(request, height=height, width=width, guidance_scale=scale, **ONE_IMAGE)
             if free:
-                one = replace(one, build="dynamic-shape")
-            unets, compiled = {}, None
+                one = replace(one, build=request.build)
+            unets = {}
             for batch in [None] if free else batches:
                 more = {"build": "dynamic-batch"} if batch is None else {"batch_size": batch}
                 asked = one if free else replace(one, **more)
-                stages = {name for name in preparer.stages_for(asked, from_image=False) if name == "unet"}
-                unets[batch] = _part(preparer.compile(asked, stages), "unet")
-            rest = preparer.stages_for(one, from_image=False) - {"unet"}
-            compiled = preparer.compile(one, rest)
-            first = first or compiled
+                unets[batch] = _part(preparer.compile(asked, {"unet"}), "unet")
+            compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {"unet"})
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
     folder = compiled_schedules(preparer, schedules)
