@@ -469,6 +469,20 @@ def test_images_are_parted_as_costs_least(costs: dict[int, float], images: int, 
     assert lane.parts(images) == expected
 
 
+@pytest.mark.parametrize(
+    "costs,slots,expected",
+    [
+        ({}, 8, 8),
+        ({1: 10, 2: 11, 4: 12, 8: 13}, 8, 8),
+        ({1: 10, 2: 11, 4: 12, 8: 13}, 6, 6),
+        ({1: 22, 2: 43, 4: 75, 8: 146}, 8, 4),
+        ({1: 20, 2: 39, 4: 78, 8: 155}, 8, 1),
+    ],
+)
+def test_images_share_calls_only_where_that_gains(costs: dict[int, float], slots: int, expected: int) -> None:
+    assert Lane(TRAITS, True, (), dict.fromkeys((1, 2, 4, 8)), None, costs).worthwhile(slots) == expected
+
+
 def test_an_engine_for_any_batch_takes_all() -> None:
     assert Lane(TRAITS, True, (), {None: None}, None).parts(7) == [7]
 

@@ -35,6 +35,8 @@ SAME_AS_ALONE = 50.0
 VISIBLE = 30.0
 WAIT = 60.0
 STEPS = 6
+BACK_OFF = 0.2
+"""Seconds that a client waits when the server is full or starting again, before it asks for something else."""
 SECONDS_BETWEEN_REPORTS = 0.2
 """As darkroom.triton.model has it, which can be imported inside Triton alone."""
 
@@ -415,6 +417,8 @@ def storm(served: Served, clients: int, requests: int, disturb: dict[int, Callab
         picture = None if result is None else result.as_numpy("generated_image")
         with lock:
             became.append((fields, picture, error))
+        if "UNAVAILABLE" in str(error):
+            time.sleep(BACK_OFF)
         return True
 
     def work() -> None:
@@ -449,6 +453,7 @@ def check_storm(became: list[tuple], reference: Reference) -> int:
                 "connect",
                 "reset",
                 "not ready",
+                "not healthy",
                 "eof",
             )
             assert any(word in text for word in (*known, "unavailable", "no available versions")), text
