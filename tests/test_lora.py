@@ -109,6 +109,22 @@ def test_sdxl_with_both_text_encoders(xl_studio, tiny_xl_model, tmp_path):
         assert psnr(drawn.pictures[0], expected) >= 45, layout
 
 
+def test_the_refiner_goes_on_from_what_a_lora_made(xl_studio, tiny_xl_model, tiny_refiner, tmp_path):
+    path = write_lora(tmp_path / "xl.safetensors", tiny_xl_model, parts=("unet", "text_encoder", "text_encoder_2"))
+    from diffusers import DiffusionPipeline
+
+    base, refiner = Diffusers(tiny_xl_model).pipeline, DiffusionPipeline.from_pretrained(tiny_refiner)
+    vars(base.text_encoder).pop("text_model", None)
+    base.load_lora_weights(str(path))
+    asked = {"num_inference_steps": 6, "guidance_scale": 5.0, "generator": torch.Generator("cpu").manual_seed(5)}
+    latents = base(PROMPT, output_type="latent", **asked).images
+    expected = np.array(refiner(PROMPT, image=latents, strength=0.5, **asked).images[0])
+    refined = {"enable_refiner": True, "refiner_model": tiny_refiner, "denoising_steps": 6, "image_strength": 0.5}
+    drawn = xl_studio.draw(PROMPT, lora_path=path, **refined)
+    assert psnr(drawn.pictures[0], expected) >= 45
+    assert psnr(xl_studio.draw(PROMPT, **refined).pictures[0], expected) < 30
+
+
 def test_engines_are_kept_apart_by_file_weight_and_scale_and_shared_otherwise(studio, tiny_model, files, tmp_path):
     def artefacts(**asked):
         drawn = studio.draw(PROMPT, **asked)

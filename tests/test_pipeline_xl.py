@@ -1,5 +1,6 @@
 """Pictures of SDXL against diffusers' own pipeline, and the tutorials' command lines."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,16 @@ def test_each_script_refuses_the_other_family(studio: Studio, xl_studio: Studio)
     assert ended.code == 2 and "StableDiffusionXLPipeline" in ended.err
     ended = xl_studio.here(PROMPT, "--model", str(studio.model), *xl_studio.folders())
     assert ended.code == 2 and "StableDiffusionPipeline" in ended.err
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_make_the_picture_of_the_whole_files(
+    variant: str | None, xl_studio: Studio, diffusers_tiny_xl: Diffusers, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sharded"
+    diffusers_tiny_xl.pipeline.save_pretrained(folder, variant=variant, max_shard_size="200KB")
+    for network in ("unet", "text_encoder_2", "vae"):
+        names = [path.name for path in (folder / network).glob("*.safetensors")]
+        assert len(names) > 1 and all("fp16" in name for name in names) == bool(variant)
+    (picture,) = replace(xl_studio, model=folder).draw(PROMPT, guidance_scale=7.5).pictures
+    assert psnr(picture, diffusers_tiny_xl.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS

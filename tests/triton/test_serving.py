@@ -36,7 +36,7 @@ VISIBLE = 30.0
 WAIT = 60.0
 STEPS = 6
 BACK_OFF = 0.2
-"""Seconds that a client waits when the server is full or starting again, before it asks for something else."""
+"""Seconds that a client waits when the server is full or starting again, before it asks again."""
 SECONDS_BETWEEN_REPORTS = 0.2
 """As darkroom.triton.model has it, which can be imported inside Triton alone."""
 
@@ -386,23 +386,34 @@ def random_request(chance: random.Random) -> dict[str, Any]:
     return fields
 
 
+PASSING = (
+    "unavailable",
+    "queue is full",
+    "unknown model",
+    "no available versions",
+    "not ready",
+    "not healthy",
+    "connect",
+    "socket closed",
+    "reset",
+    "eof",
+)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether it is about the server's state, and not about what was asked."""
+    return any(word in str(error).lower() for word in PASSING)
+
+
 def storm(served: Served, clients: int, requests: int, disturb: dict[int, Callable[[], None]]) -> list[tuple]:
     """Random requests, valid and not, some cancelled; `disturb` happens when so many are sent. Returns what became of
     each: its fields, the picture or None, and the error or None."""
     chance, lock, sent = random.Random(11), threading.Lock(), iter(range(requests))
     became: list[tuple] = []
 
-    def one(client: Any) -> bool:
-        with lock:
-            number = next(sent, None)
-            if number is None:
-                return False
-            fields = random_request(chance) if chance.random() < 0.85 else dict(chance.choice(list(WRONG.values()))[0])
-            cancelled = chance.random() < 0.05
+    def ask(client: Any, fields: dict[str, Any], cancelled: bool) -> tuple[np.ndarray | None, Exception | None]:
         ended: queue.Queue[Any] = queue.Queue()
         try:
-            if number in disturb:
-                disturb[number]()
             call = client.async_infer(
                 "tiny", inputs("grpc", **fields), callback=lambda result, error: ended.put((result, error))
             )
@@ -411,14 +422,27 @@ def storm(served: Served, clients: int, requests: int, disturb: dict[int, Callab
                 call.cancel()
             result, error = ended.get(timeout=WAIT)
         except queue.Empty:
-            result, error = None, None  # an answer was lost
+            return None, None  # an answer was lost
         except Exception as failure:
-            result, error = None, failure
-        picture = None if result is None else result.as_numpy("generated_image")
+            return None, failure
+        return (None if result is None else result.as_numpy("generated_image")), error
+
+    def one(client: Any) -> bool:
+        with lock:
+            number = next(sent, None)
+            if number is None:
+                return False
+            fields = random_request(chance) if chance.random() < 0.85 else dict(chance.choice(list(WRONG.values()))[0])
+            cancelled = chance.random() < 0.05
+        if number in disturb:
+            disturb[number]()
+        patience = time.monotonic() + WAIT
+        picture, error = ask(client, fields, cancelled)
+        while error is not None and may_pass(error) and time.monotonic() < patience:
+            time.sleep(BACK_OFF)
+            picture, error = ask(client, fields, cancelled)
         with lock:
             became.append((fields, picture, error))
-        if "UNAVAILABLE" in str(error):
-            time.sleep(BACK_OFF)
         return True
 
     def work() -> None:
@@ -444,19 +468,7 @@ def check_storm(became: list[tuple], reference: Reference) -> int:
             pictures += 1
             assert psnr(picture[0], reference(fields)) >= SAME_AS_ALONE, fields
         elif fields not in [fields for fields, _ in WRONG.values()]:
-            text = str(error).lower()
-            known = (
-                "cancel",
-                "queue is full",
-                "unknown model",
-                "socket closed",
-                "connect",
-                "reset",
-                "not ready",
-                "not healthy",
-                "eof",
-            )
-            assert any(word in text for word in (*known, "unavailable", "no available versions")), text
+            assert "cancel" in str(error).lower() or may_pass(error), error
     return pictures
 
 
@@ -489,13 +501,13 @@ def test_under_load_and_faults_no_picture_is_wrong_and_no_answer_lost(
     assert len(became) == requests
     reference = Reference(studio)
     made = check_storm(became, reference)
-    assert made > requests / 4
+    assert made > 0.7 * requests
     until(
         lambda: any("the process of tiny has died" in each for each in served.told) and served.server.is_ready("tiny")
     )
     assert sum("tiny: 4 slots" in line for line in served.log) == 3  # started, loaded again, and started again
-    after = [(fields, picture, error) for fields, picture, error in storm(served, clients, requests // 2, {})]
-    assert check_storm(after, reference) > requests / 4
+    after = storm(served, clients, requests // 2, {})
+    assert check_storm(after, reference) > 0.7 * requests / 2
     assert served.metric("darkroom_requests_in_flight") == served.metric("darkroom_queue_images") == 0
     assert resident(served.stub()) < before + 100 * 2**20
 

@@ -61,17 +61,20 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             self.metrics.took(1)
+            refused = threading.Event()  # with one of its images; then the others are made for nobody
             try:
                 rows = self._rows(request)
                 seconds = request.timeout() / 1e6 or None
-                futures = self.batcher.submit(rows, seconds, lambda sender=sender: not sender.is_cancelled())
+                wanted = partial(_is_wanted, sender, refused)
+                futures = self.batcher.submit(rows, seconds, wanted)
             except DarkroomError as error:
                 self._refuse(sender, error)
                 continue
             except Exception as error:  # of this request alone
                 self._refuse(sender, Failed(f"{type(error).__name__}: {error}"))
                 continue
-            all_of(futures, partial(self._answer, sender, rows, set(request.requested_output_names())))
+            names = set(request.requested_output_names())
+            all_of(futures, partial(self._answer, sender, rows, names, refused))
 
     def finalize(self) -> None:
         self.batcher.close()
@@ -93,8 +96,16 @@ class TritonPythonModel:
             raise AskedWrongly("the pictures of one request are of one height and width: they come as one array.")
         return rows
 
-    def _answer(self, sender: Any, rows: list[Request], wanted: set[str], made: list[Made] | BaseException) -> None:
+    def _answer(
+        self,
+        sender: Any,
+        rows: list[Request],
+        wanted: set[str],
+        refused: threading.Event,
+        made: list[Made] | BaseException,
+    ) -> None:
         if isinstance(made, BaseException):
+            refused.set()
             self._refuse(sender, made)
             return
         times = [
@@ -196,6 +207,10 @@ class Metrics:
                 else:
                     self._counters[name].increment(value - self._told[name])
             self._told = numbers
+
+
+def _is_wanted(sender: Any, refused: threading.Event) -> bool:
+    return not refused.is_set() and not sender.is_cancelled()
 
 
 def _values(request: Any, name: str) -> list[Any] | None:

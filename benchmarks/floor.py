@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Where the time of a stage goes, and the least it could take on this machine.
+
+python benchmarks/floor.py [--model FOLDER] [--size 128] [--batch-size 1 4] [--stages unet vae]
+
+The floor of a stage is its floating-point operations over the rate at which this machine multiplies large float32
+matrices. Operations are counted by torch while its module runs; those of the text's keys and values are left out of
+the UNet's, because the engine computes them once a picture. The profile is OpenVINO's own: the share of a call that
+each kind of operation takes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+
+from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.engines import find_runtime  # noqa: E402
+from darkroom.engines.openvino import BEFOREHAND, BLOB, DEVICE  # noqa: E402
+from darkroom.engines.runtime import Job  # noqa: E402
+from darkroom.export.graph import export_stage  # noqa: E402
+from darkroom.export.modules import example_inputs, load_module  # noqa: E402
+from darkroom.fingerprints import Fingerprints  # noqa: E402
+from darkroom.stages import stages  # noqa: E402
+from darkroom.stages.contract import Profile  # noqa: E402
+
+EMOJI = ROOT / "demo" / "darkroom" / "models" / "emoji"
+OPSET = 17
+MATRICES = (1024, 2048, 4096)
+ONCE_A_PICTURE = ("attn2.to_k", "attn2.to_v")
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A stage at one batch size. `calls` are milliseconds, `operations` floating-point operations of a call."""
+
+    stage: str
+    batch_size: int
+    operations: int
+    calls: list[float]
+    torch_calls: list[float]
+    profile: dict[str, float]
+
+    def line(self, peak: float) -> str:
+        """A row of the report; `peak` in operations a second."""
+        ours, theirs = statistics.median(self.calls), statistics.median(self.torch_calls)
+        least = 1000 * self.operations / peak
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in list(self.profile.items())[:5])
+        return (
+            f"| {self.stage} | {self.batch_size} | {self.operations / GIGA:.2f} | {least:.1f} ms | {ours:.1f} ms "
+            f"| {least / ours:.0%} | {theirs:.1f} ms | {theirs / least:.1f} | {shares} |"
+        )
+
+
+HEADER = """\
+| stage | batch | GFLOP a call | floor | OpenVINO | of the peak | torch, channels last | torch / floor | profile |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
+
+
+def times(repeat: int, work: Callable[..., Any], *arguments: Any) -> list[float]:
+    """Milliseconds of each call after two that are not counted."""
+    work(*arguments), work(*arguments)
+    found = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work(*arguments)
+        found.append(1000 * (time.perf_counter() - start))
+    return found
+
+
+def peak(repeat: int) -> float:
+    """Operations a second of the fastest product of two float32 matrices, the median of its calls."""
+    rates = []
+    for size in MATRICES:
+        pair = torch.randn(size, size), torch.randn(size, size)
+        for calls in (times(repeat, torch.mm, *pair), times(repeat, np.matmul, *(each.numpy() for each in pair))):
+            rates.append(2000 * size**3 / statistics.median(calls))
+    return max(rates)
+
+
+def operations(module: torch.nn.Module, inputs: list[torch.Tensor]) -> int:
+    """What the module's convolutions and matrix products take, without what the engine computes once a picture."""
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    by_module = counter.get_flop_counts()
+    once = sum(
+        sum(counts.values()) for name, counts in by_module.items() if name.endswith(ONCE_A_PICTURE)
+    )  # a module's operations stand under its own name alone once
+    return counter.get_total_flops() - once
+
+
+def profile(folder: Path, inputs: dict[str, np.ndarray], repeat: int) -> dict[str, float]:
+    """The share of a call that each kind of operation takes, the largest first."""
+    core = openvino.Core()
+    settings = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"}
+
+    def load(name: str) -> openvino.InferRequest:
+        blob = openvino.Tensor(np.fromfile(folder / name, np.uint8))
+        return core.import_model(blob, DEVICE, settings).create_infer_request()
+
+    def taken(request: openvino.InferRequest, values: dict[str, Any]) -> dict[str, Any]:
+        names = {name for port in request.model_inputs for name in port.get_names()}
+        return {name: value for name, value in values.items() if name in names}
+
+    if (folder / BEFOREHAND).exists():
+        beforehand = load(BEFOREHAND)
+        kept = beforehand.infer(taken(beforehand, inputs))
+        inputs = inputs | {port.get_any_name(): value for port, value in kept.items()}
+    request = load(BLOB)
+    spent: Counter[str] = Counter()
+    for _ in range(repeat):
+        request.infer(taken(request, inputs))
+        for node in request.profiling_info:
+            spent[node.node_type] += node.real_time.total_seconds()
+    total = spent.total()
+    return {kind: seconds / total for kind, seconds in spent.most_common() if seconds}
+
+
+def measure(checkpoint: Checkpoint, name: str, size: int, batch: int, repeat: int, work: Path) -> Floor:
+    """One stage at one batch size: exported, built and called, beside torch's module. `work` is its folder."""
+    stage = stages(checkpoint, True, 0)[name]
+    job = Job(stage, Profile(batch, size, size, checkpoint.vae_factor), "fp32")
+    work.mkdir(parents=True)
+    if not (graph := work.parent / f"{name}-onnx" / "model.onnx").exists():
+        graph.parent.mkdir()
+        export_stage(checkpoint.folder, stage, "fp32", OPSET, None, checkpoint.vae_factor, graph.parent)
+    runtime = find_runtime("openvino")
+    runtime.build(job, graph, work, lambda *_: True)
+    tensors = example_inputs(stage, job.profile.sizes(), 7)
+    inputs = {key: value.numpy() for key, value in tensors.items()}
+    engine = runtime.load(job, work, None)
+    calls = times(repeat, engine, inputs)
+    del engine
+    shares = profile(work, inputs, 5)
+    module = load_module(stage, checkpoint.folder).to(memory_format=torch.channels_last)
+    count = operations(module, list(tensors.values()))
+    with torch.inference_mode():
+        theirs = times(repeat, module, *tensors.values())
+    return Floor(name, batch, count, calls, theirs, shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=EMOJI, help="a folder in the diffusers layout")
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--stages", nargs="+", default=["unet", "vae"])
+    parser.add_argument("--repeat", type=int, default=15, help="calls that are counted, at least five")
+    parser.add_argument("--output", type=Path, help="also write the results here, as JSON")
+    flags = parser.parse_args()
+    highest = peak(max(5, flags.repeat))
+    print(f"{torch.get_num_threads()} threads, {highest / GIGA:.0f} GFLOP/s\n\n{HEADER}", flush=True)
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = open_checkpoint(flags.model, Fingerprints(Path(temporary, "fingerprints.json")), (SD, SDXL))
+        for name in flags.stages:
+            for batch in flags.batch_size:
+                work = Path(temporary, f"{name}-{batch}")
+                found.append(measure(checkpoint, name, flags.size, batch, max(5, flags.repeat), work))
+                print(found[-1].line(highest), flush=True)
+    if flags.output:
+        lines = {"peak": highest, "floors": [asdict(each) for each in found]}
+        flags.output.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
