@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -472,6 +473,11 @@ def check_storm(became: list[tuple], reference: Reference) -> int:
     return pictures
 
 
+def change(config: Path) -> None:
+    """A queue that is longer by one: Triton loads no model again that has not changed."""
+    config.write_text(re.sub(r'"(2\d)"', lambda found: f'"{int(found[1]) + 1}"', config.read_text()))
+
+
 def resident(pid: int) -> int:
     """Bytes."""
     words = Path(f"/proc/{pid}/status").read_text().split()
@@ -487,7 +493,7 @@ def test_under_load_and_faults_no_picture_is_wrong_and_no_answer_lost(
     config = served.repository / "tiny" / "config.pbtxt"
 
     def load_again() -> None:
-        config.write_text(config.read_text().replace('"24"', '"25"'))  # without a change Triton does nothing
+        change(config)
         served.server.call("/v2/repository/models/tiny/load", {})
 
     reload = threading.Thread(target=load_again)
@@ -510,6 +516,37 @@ def test_under_load_and_faults_no_picture_is_wrong_and_no_answer_lost(
     assert check_storm(after, reference) > 0.7 * requests / 2
     assert served.metric("darkroom_requests_in_flight") == served.metric("darkroom_queue_images") == 0
     assert resident(served.stub()) < before + 100 * 2**20
+
+
+def test_a_model_in_use_can_be_loaded_again_and_again(served: Served, studio: Studio) -> None:
+    config, told, process = served.repository / "tiny" / "config.pbtxt", len(served.told), served.server.process
+    over, became = threading.Event(), []
+
+    def work() -> None:
+        while not over.is_set():
+            became.extend(storm(served, 8, 16, {}))
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        for _ in range(4):
+            loaded = len(served.log)
+            change(config)
+            served.server.call("/v2/repository/models/tiny/load", {})
+            until(lambda: any("successfully unloaded 'tiny' version" in line for line in served.log[loaded:]))  # noqa: B023
+    finally:
+        over.set()
+        working.join()
+    assert check_storm(became, Reference(studio)) > 0
+    assert served.server.process is process and served.told[told:] == []
+
+
+def test_a_server_that_crashed_is_started_again(served: Served) -> None:
+    told = len(served.told)
+    served.server.process.send_signal(signal.SIGSEGV)
+    until(lambda: served.told[told:] and served.server.is_ready("tiny"))
+    assert "started again" in served.told[told]
+    assert served.ask(prompt="a red apple")["generated_image"].shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -150,19 +150,20 @@ class Metrics:
     """
 
     def __init__(self, model: str, version: str) -> None:
-        labels = {"model": model, "version": version}
+        # By process: or else, while a model is loaded again, the old one and the new would have the same metrics, which
+        # Triton frees with the first of them. And whoever watches the server learns which process has died.
+        labels = {"model": model, "version": version, "process": str(os.getpid())}
         self._families = []  # a metric must not outlive its family
 
-        def metric(name: str, description: str, kind: Any, **more: str) -> Any:
+        def metric(name: str, description: str, kind: Any) -> Any:
             self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
-            return self._families[-1].Metric(labels=labels | more)
+            return self._families[-1].Metric(labels=labels)
 
         gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
         self._gauges = {
             "waiting": metric("darkroom_queue_images", "Images that wait for a slot", gauge),
             "occupied": metric("darkroom_slots_occupied", "Images in slots", gauge),
-            # By process: whoever watches the server learns from it that a process did not end as it should.
-            "in_flight": metric(IN_FLIGHT, "Requests taken and not answered", gauge, process=str(os.getpid())),
+            "in_flight": metric(IN_FLIGHT, "Requests taken and not answered", gauge),
         }
         self._counters = {
             "steps": metric("darkroom_steps_total", "Denoising steps made, of all images", counter),

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from darkroom.child import PR_SET_PDEATHSIG
 from darkroom.errors import AskedWrongly, Failed
@@ -34,6 +34,12 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 STARTS, STARTS_SECONDS = 5, 300
 """How often a server is started again within so many seconds, before it is given up."""
+
+CRASHES = {
+    f"Signal ({number:d}) received."
+    for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+}
+"""What a server prints when it has crashed: some then hang for ever instead of ending."""
 
 IN_FLIGHT = "darkroom_requests_in_flight"
 """The metric of requests that a model has taken and not answered."""
@@ -109,6 +115,7 @@ class Triton:
         self.process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}
         self._complaint = ""
+        self._crashed = False
         self._starts: list[float] = []
 
     def __enter__(self) -> "Triton":
@@ -130,17 +137,20 @@ class Triton:
             )
         except OSError as error:
             raise Failed(f"{self._line[0]} cannot be started: {error.strerror}.") from None
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._crashed = False
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
 
     def __exit__(self, *_: Any) -> None:
         self.stop(SECONDS_TO_STOP + 10)
 
-    def _read(self) -> None:
+    def _read(self, printed: IO[bytes]) -> None:
         """Passes on what the server prints, and keeps why it ends if it does."""
-        for line in io.TextIOWrapper(self.process.stdout, errors="replace"):
+        for line in io.TextIOWrapper(printed, errors="replace"):
             if line.startswith("error: "):
                 self._complaint = line.removeprefix("error: ").strip()
+            if line.strip() in CRASHES:
+                self._crashed = True
             self._log(line.rstrip("\n"))
 
     def wait_until_ready(self, seconds: float) -> None:
@@ -173,6 +183,9 @@ class Triton:
         """
         if (code := self.process.poll()) is not None:
             self._start_again(f"the server has died, with {code}", seconds)
+            return
+        if self._crashed:
+            self._start_again("the server has crashed", seconds)
             return
         running = self._running_stubs()
         gone = {pid: model for pid, model in self._stubs.items() if pid not in running}
