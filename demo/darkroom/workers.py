@@ -55,7 +55,7 @@ class Task:
 @dataclass(frozen=True)
 class Orders:
     """What a worker is told: where pictures go, what begins their names, and which `share` of the cores is its own, of
-    how many. `threads` is None for as many as there are cores."""
+    how many. `threads` is None for as many as there are cores; `device` is OpenVINO's, where it is not the plan's."""
 
     plan: Plan
     slots: int
@@ -63,6 +63,7 @@ class Orders:
     pipeline: str
     threads: int | None = None
     share: tuple[int, int] = (0, 1)
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ class Maker:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._batcher = Service(orders.plan, orders.threads).batcher(orders.slots, HELD_PER_SLOT * orders.slots)
+        plan = orders.plan  # whose recipes name the device that was asked for, whichever of its kind this is
+        if orders.device is not None:
+            plan = replace(plan, options=replace(plan.options, device=orders.device))
+        self._batcher = Service(plan, orders.threads).batcher(orders.slots, HELD_PER_SLOT * orders.slots)
 
     def make(self, task: Task, tell: Tell) -> None:
         """Begins an image; `tell` hears what became of it, in another thread."""
@@ -232,12 +236,16 @@ def _work(connection: "Connection", parent: int, orders: Orders, variables: dict
 
 
 def on_devices(devices: Sequence[str], orders: Orders) -> list[Callable[[Tell], Worker]]:
-    """What starts a process for each device: "cpu", or the number of an NVIDIA GPU. CPUs share the cores."""
+    """What starts a process for each device: "cpu", or the number of a GPU: OpenVINO's, where the plan is for those,
+    or NVIDIA's. CPUs share the cores."""
     starts: list[Callable[[Tell], Worker]] = []
     for number, device in enumerate(devices, start=1):
         if device == CPU:
             share = (devices[: number - 1].count(CPU), devices.count(CPU))
             starts.append(partial(Process, f"worker {number} ({CPU})", replace(orders, share=share), {}))
+        elif orders.plan.options.device is not None:
+            own = replace(orders, device=f"GPU.{device}")
+            starts.append(partial(Process, f"worker {number} (GPU {device})", own, {}))
         else:
             variables = {VISIBLE_GPUS: visible_gpu(int(device))}
             starts.append(partial(Process, f"worker {number} (GPU {device})", orders, variables))

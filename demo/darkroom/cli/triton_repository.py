@@ -10,7 +10,7 @@ from darkroom.checkpoint import open_checkpoint
 from darkroom.cli.asked import unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
@@ -96,6 +96,7 @@ def parser() -> Parser:
         "--schedulers", nargs="+", metavar="NAME", help=f"that can be asked for; default: all, {', '.join(SCHEDULERS)}"
     )
     engines.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or {', '.join(RUNTIME_PACKAGES)}")
+    add_place_arguments(engines)
     engines.add_argument("--precision", default=PRECISIONS[0], metavar="NAME", help=", ".join(PRECISIONS))
     engines.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
     add_tensorrt_arguments(flags)

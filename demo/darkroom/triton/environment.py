@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from darkroom.engines import distribution_of
 from darkroom.environments import ensure
 from darkroom.errors import AskedWrongly, Failed
 
@@ -23,8 +24,9 @@ WHEEL = "nvidia-pytriton==0.7.0"
 
 NUMPY = "numpy>=1.26,<2"
 PACKAGE = Path(__file__).resolve().parents[1]
+ONNXRUNTIME = "onnxruntime"
 RUNTIME_PACKAGES = {
-    "onnxruntime": ("onnxruntime",),
+    ONNXRUNTIME: (ONNXRUNTIME,),
     "tensorrt": ("tensorrt_rtx", "cuda-python"),
     "openvino": (),
 }
@@ -72,8 +74,15 @@ def requirements(runtimes: tuple[str, ...] = ("openvino",)) -> tuple[str, ...]:
         if runtime not in RUNTIME_PACKAGES:
             raise AskedWrongly(f"--engine {runtime} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
         names += RUNTIME_PACKAGES[runtime]
-    wanted = [f"{name}=={metadata.version(name)}" for name in dict.fromkeys(names) if name.lower() != "numpy"]
+    wanted = [_as_here(name) for name in dict.fromkeys(names) if name.lower() != "numpy"]
     return (WHEEL, NUMPY, *wanted)
+
+
+def _as_here(name: str) -> str:
+    """A package in the version that is here. ONNX Runtime's builds are packages of one import: the one that is here."""
+    if name == ONNXRUNTIME:
+        name = distribution_of(name)
+    return f"{name}=={metadata.version(name)}"
 
 
 def _install_requires() -> list[str]:
