@@ -55,7 +55,7 @@ class Task:
 @dataclass(frozen=True)
 class Orders:
     """What a worker is told: where pictures go, what begins their names, and which `share` of the cores is its own, of
-    how many. `threads` is None for as many as there are cores; `device` is OpenVINO's, where it is not the plan's."""
+    how many. `threads` is None for as many as there are cores; `device` is OpenVINO's, None with other engines."""
 
     plan: Plan
     slots: int
@@ -236,14 +236,14 @@ def _work(connection: "Connection", parent: int, orders: Orders, variables: dict
 
 
 def on_devices(devices: Sequence[str], orders: Orders) -> list[Callable[[Tell], Worker]]:
-    """What starts a process for each device: "cpu", or the number of a GPU: OpenVINO's, where the plan is for those,
-    or NVIDIA's. CPUs share the cores."""
+    """What starts a process for each device: "cpu", or the number of a GPU: OpenVINO's, where the orders are for its
+    devices, or NVIDIA's. CPUs share the cores."""
     starts: list[Callable[[Tell], Worker]] = []
     for number, device in enumerate(devices, start=1):
         if device == CPU:
             share = (devices[: number - 1].count(CPU), devices.count(CPU))
             starts.append(partial(Process, f"worker {number} ({CPU})", replace(orders, share=share), {}))
-        elif orders.plan.options.device is not None:
+        elif orders.device is not None:
             own = replace(orders, device=f"GPU.{device}")
             starts.append(partial(Process, f"worker {number} (GPU {device})", own, {}))
         else:

@@ -16,6 +16,7 @@ from darkroom.engines import find_runtime
 from darkroom.engines.openvino_devices import members
 from darkroom.engines.runtime import Options
 from darkroom.errors import AskedWrongly
+from darkroom.pictures import read_recipe
 from darkroom.stages.contract import Profile
 from darkroom.workers import Orders, Process, on_devices
 from tests.support import Diffusers, Studio, one_line, psnr
@@ -88,6 +89,16 @@ class TestForReal:
         assert np.array_equal(drawn.pictures[0], again.pictures[0])
         ended = studio.here("--recipe", str(drawn.paths[0]), "--device=CPU", *studio.folders())
         assert ended.code == 2 and "--device cannot be given beside --recipe" in ended.err
+
+    def test_file_of_prompts_is_made_there_and_gone_on_with(self, studio: Studio, tmp_path: Path) -> None:
+        (tmp_path / "two.txt").write_text("red apple\nblue cat\n")
+        arguments = [f"--prompts={tmp_path / 'two.txt'}", f"--model={studio.model}", "--seed=5", "--denoising-steps=3"]
+        for device, there in (("AUTO:CPU", 0), ("AUTO:CPU", 2), ("CPU", 0)):
+            ended = studio.here(*arguments, f"--device={device}", "--json", *studio.folders())
+            assert ended.code == 0, ended.err
+            told = json.loads(ended.out)
+            assert told["counts"]["there_already"] == there and told["counts"]["missing"] == 0
+            assert read_recipe(Path(told["images"][0]["path"]))["device"] == device
 
     @pytest.mark.parametrize(
         ("device", "said"),
@@ -178,7 +189,7 @@ class TestOnAGpu:
             _check_devices(flags, runtime("NPU"))
         started: list[tuple[str, Orders, dict[str, str]]] = []
         monkeypatch.setattr(Process, "__init__", lambda self, *arguments: started.append(arguments[:3]))
-        orders = Orders(SimpleNamespace(options=Options(device="GPU")), 1, tmp_path, "txt2img")
+        orders = Orders(None, 1, tmp_path, "txt2img", device="GPU")
         for start in on_devices(["0", "1"], orders):
             start(print)
         assert [(name, each.device, variables) for name, each, variables in started] == [

@@ -74,7 +74,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         if seed is None:
             seed = draw_seed() if past.seed is None else past.seed
             console.say(f"seed: {seed}")
-        orders = Orders(plan, slots, folder, script.pipeline, settings.threads)
+        orders = Orders(plan, slots, folder, script.pipeline, settings.threads, device=plan.options.device)
         with contextlib.closing(Run(prompts, replace(default, seed=seed), orders, past, console)) as run:
             if run.missing:
                 with _cluster(flags):

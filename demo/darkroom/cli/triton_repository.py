@@ -15,7 +15,7 @@ from darkroom.cli.main import open_model
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.engines import automatic, find_runtime
-from darkroom.engines.runtime import PRECISIONS
+from darkroom.engines.runtime import ON_NVIDIA, PRECISIONS, asked_as
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.planning import batches_for, every_schedule, planned
 from darkroom.prepare import BATCHES, Preparer
@@ -180,6 +180,8 @@ def _build(flags: argparse.Namespace) -> None:
     runtime = find_runtime(engine, options_of(flags))
     if engine not in RUNTIME_PACKAGES:
         raise AskedWrongly(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
+    if flags.gpus and engine != "tensorrt" and runtime.options.provider not in ON_NVIDIA:
+        raise AskedWrongly(f"--gpus are NVIDIA's, and have nothing to act on with {asked_as(runtime)}.")
     places = artefact_folders(flags)
     graphs, engines = stores_of(places, console)
     request = _request(flags, version, parameters, engine, 512)  # what is wrong is said before a model is fetched

@@ -5,18 +5,22 @@ provider optimises it when it is loaded: what it would write is for its own mach
 TensorRT builds, it keeps beside the graph.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
+from darkroom.engines import distribution_of
 from darkroom.engines.cpu import processor
 from darkroom.engines.cuda import capability, device_name, missing, runtime_api
 from darkroom.engines.onnxruntime_providers import (
     CACHE,
     CPU,
     CUDA,
+    DIRECTML,
     HALVES,
+    PACKAGE,
     PACKAGES,
     TENSORRT,
     available,
@@ -81,8 +85,9 @@ class OnnxRuntime(Runtime):
     def places(self) -> list[Place]:
         here = available()
         there = [_place(name) for name in here]
-        absent = (name for name in PACKAGES if name not in here)
-        return there + [Place("--provider", name, "", "this build has it not", install(name)) for name in absent]
+        absent = (name for name in PACKAGES if name not in here and (name != DIRECTML or sys.platform == "win32"))
+        reason = f"{distribution_of(PACKAGE)} does not have it"
+        return there + [Place("--provider", name, "", reason, install(name)) for name in absent]
 
     def check(self, profile: Profile) -> None:
         if FREE not in profile.sizes().values():

@@ -1,7 +1,7 @@
 """ONNX Runtime's execution providers: which are here, what brings another, and what each is told.
 
-`cpu` and all that stand behind host memory are fed from there; `cuda` and `tensorrt` from the GPU's. Nothing but the
-CPU's and OpenVINO's has been run: no NVIDIA GPU was at hand.
+Those on NVIDIA's GPUs are fed from the GPU's memory, all others from the host's. Only the CPU's, and OpenVINO's on the
+CPU, have been run: nothing else was at hand.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import onnxruntime
 from darkroom.engines import distribution_of
 from darkroom.errors import AskedWrongly, near_matches
 
-CPU, CUDA, TENSORRT, OPENVINO = "cpu", "cuda", "tensorrt", "openvino"
+CPU, CUDA, TENSORRT, OPENVINO, DIRECTML = "cpu", "cuda", "tensorrt", "openvino", "dml"
 ELSEWHERE = "azure"
 """It sends what it is given to a service, and runs no network here."""
 
@@ -26,12 +26,12 @@ PACKAGES = {
     CUDA: "onnxruntime-gpu[cuda,cudnn]",
     TENSORRT: "onnxruntime-gpu[cuda,cudnn]",
     OPENVINO: "onnxruntime-openvino",
-    "dml": "onnxruntime-directml",
+    DIRECTML: "onnxruntime-directml",
 }
 """Builds of ONNX Runtime on the package index, by what they have; all are imported under one name, so only one of them
 can be installed."""
 
-HALVES = (CUDA, TENSORRT, "dml")
+HALVES = (CUDA, TENSORRT, DIRECTML)
 """Providers with kernels for float16."""
 
 CACHE = "tensorrt"
