@@ -183,7 +183,8 @@ class Process(Worker):
         self.process = context.Process(target=_work, args=(theirs, os.getpid(), orders, variables), daemon=True)
         self.process.start()
         theirs.close()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def give(self, task: Task) -> None:
         self._send(task)
@@ -193,6 +194,7 @@ class Process(Worker):
         self.process.join(SECONDS_TO_END)
         self.process.kill()
         self.process.join()
+        self._listener.join()  # what it had finished is told before anybody asks what was
 
     def _send(self, task: Task | None) -> None:
         try:
