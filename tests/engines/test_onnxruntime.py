@@ -209,7 +209,20 @@ class TestLoopOnTheDevice:
     def test_is_captured_where_that_is_asked(self, studio: Studio, cuda: list) -> None:
         studio.draw(PROMPT, engine="onnxruntime", provider="cuda", use_cuda_graph=True)
         captured = [providers[0][1]["enable_cuda_graph"] for providers in cuda]
-        assert sorted(captured) == [0, 1, 1, 1]  # all but the schedule's step, whose buffers change places
+        assert sorted(captured) == [0, 0, 0, 1]  # the UNet, not the schedule's step, whose buffers change places
+
+    def test_has_nothing_to_capture_that_the_cpu_would_compute(self, studio: Studio, cuda: list, tmp_path) -> None:
+        """At fixed sizes no arithmetic on shapes is left, which CUDA has no kernels for."""
+        studio.draw(PROMPT, engine="onnxruntime", provider="cuda", use_cuda_graph=True)
+        (folder,) = studio.engines.glob("unet-*-b1-*-onnxruntime-cuda-fp32-*")
+        options = onnxruntime.SessionOptions()
+        for symbol, size in Profile(1, 64, 64).sizes().items():
+            options.add_free_dimension_override_by_name(symbol, size)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        onnxruntime.InferenceSession(str(folder / "engine.onnx"), options, providers=["CPUExecutionProvider"])
+        operators = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+        assert "Conv" in operators and not operators & {"Shape", "Size", "NonZero", "If", "Loop", "ConstantOfShape"}
 
     def test_is_not_captured_with_free_sizes(self, studio: Studio, cuda: list) -> None:
         arguments = ["--engine=onnxruntime", "--provider=cuda", "--use-cuda-graph", "--build-dynamic-batch"]

@@ -147,7 +147,9 @@ class OnnxRuntime(Runtime):
         options = _options(job, threads)
         if self._provider == CPU:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers = stack(self._provider, job.precision, source, self.options.use_cuda_graph)
+        # Captured is what is called at every step: a text encoder may have nodes that only the CPU computes.
+        captured = self.options.use_cuda_graph and job.stage.name == "unet"
+        providers = stack(self._provider, job.precision, source, captured)
         return self._open(source / GRAPH, options, providers, job.stage.half_weights)
 
     def _open(
@@ -179,7 +181,15 @@ class OnnxRuntime(Runtime):
 
 def _unusable(provider: str, cuda_api: Any) -> str | None:
     """Why a provider on NVIDIA's GPUs cannot run here; None where it can."""
-    return missing(cuda_api) or missing_library(provider)
+    if reason := missing(cuda_api):
+        return reason
+    lacks, command = missing_library(provider), _brings_libraries(provider)
+    return f"{lacks} ({command})" if lacks and command else lacks
+
+
+def _brings_libraries(provider: str) -> str | None:
+    """The command that brings what a provider's library lacks. TensorRT's own come from elsewhere."""
+    return install(provider) if provider == CUDA else None
 
 
 def _place(provider: str) -> Place:
@@ -193,7 +203,7 @@ def _place(provider: str) -> Place:
         return Place("--provider", provider, "", reason)
     name = device_name(cuda_api)
     if reason := missing_library(provider):
-        return Place("--provider", provider, name, reason, install(provider))
+        return Place("--provider", provider, name, reason, _brings_libraries(provider))
     return Place("--provider", provider, name)
 
 

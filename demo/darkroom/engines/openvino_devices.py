@@ -75,6 +75,8 @@ def places(core: Any) -> list[Place]:
 
 def _found(core: Any, name: str, asked: str) -> str:
     """The name of a device that is here."""
+    if name == CPU:  # asking for all loads every device's library
+        return name
     here = core.available_devices
     # One GPU alone is called GPU, the first of several GPU.0; both names do for either.
     if name in here or f"{name}.0" in here or (name.endswith(".0") and name[:-2] in here):
