@@ -305,6 +305,10 @@ class TestProviders:
         assert tensorrt["trt_cuda_graph_enable"] == tensorrt["trt_engine_cache_enable"] == 1
         assert Path(tensorrt["trt_engine_cache_path"]).parent == tmp_path
 
+    def test_on_the_cpu_are_told_how_many_threads(self, tmp_path: Path) -> None:
+        ((_, options), _) = onnxruntime_providers.stack("openvino", "fp32", tmp_path, threads=3)
+        assert options == {"device_type": "CPU", "precision": "FP32", "num_of_threads": "3"}
+
     def test_are_threads_of_the_cpu_alone(self, cuda: list, studio: Studio) -> None:
         arguments = ["--engine=onnxruntime", "--provider=cuda", "--threads=1"]
         ended = studio.here(PROMPT, f"--model={studio.model}", *arguments, *studio.folders())

@@ -185,6 +185,9 @@ class TestOnAGpu:
         for devices, said in ((["2"], "Iris Xe"), (["7"], "finds no GPU.7"), (["cpu"], "name its GPUs by number")):
             with pytest.raises(AskedWrongly, match=said):
                 _check_devices(SimpleNamespace(ray=None, devices=devices), runtime("GPU"))
+        monkeypatch.setattr("darkroom.ray_workers.check_installed", lambda: None)
+        with pytest.raises(AskedWrongly, match="--ray hands out cores and NVIDIA GPUs"):
+            _check_devices(SimpleNamespace(ray="auto", devices=None), runtime("GPU"))
         with pytest.raises(AskedWrongly, match="--device is NPU"):
             _check_devices(flags, runtime("NPU"))
         started: list[tuple[str, Orders, dict[str, str]]] = []

@@ -110,8 +110,9 @@ def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
         from darkroom.ray_workers import check_installed
 
         check_installed()
-        if (asked := runtime.options.device) not in (None, CPU.upper()):
-            raise AskedWrongly(f"--device {asked} cannot be given beside --ray, which hands out cores and NVIDIA GPUs.")
+        options = runtime.options
+        if not runtime.threaded and (options.device is not None or options.provider not in (None, *ON_NVIDIA)):
+            raise AskedWrongly(f"--ray hands out cores and NVIDIA GPUs, which {asked_as(runtime)} has no use for.")
     for device in flags.devices or ():
         if device == CPU:
             if not runtime.threaded:

@@ -20,6 +20,7 @@ from darkroom.engines.onnxruntime_providers import (
     CUDA,
     DIRECTML,
     HALVES,
+    ON_CPU,
     PACKAGE,
     PACKAGES,
     TENSORRT,
@@ -58,7 +59,7 @@ class OnnxRuntime(Runtime):
         self.options = options
         self._provider = CPU if options.provider is None else options.provider
         check_available(self._provider)
-        self.threaded = self._provider == CPU
+        self.threaded = self._provider in ON_CPU
         self._cuda_api = runtime_api() if self._provider in ON_NVIDIA else None
         if options.use_cuda_graph and self._cuda_api is None:
             raise AskedWrongly(
@@ -132,7 +133,7 @@ class OnnxRuntime(Runtime):
             return HostEngine(session, job)
         if job.stage.name != "unet":
             return DeviceEngine(session, job, MEMORY)
-        providers = stack(CUDA, "fp32", source, cuda_graph=False)  # its buffers change places at every step
+        providers = stack(CUDA, "fp32", source)  # never captured: its buffers change places at every step
         return DeviceUnet(session, job, MEMORY, self._open(source / STEP, _options(job, None), providers))
 
     def _optimise(self, job: Job, graph: Path, folder: Path) -> None:
@@ -141,7 +142,7 @@ class OnnxRuntime(Runtime):
         # Weights beside the graph at any size: protobuf ends at 2 GiB, and a separate file is mapped, not copied.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", GRAPH_DATA)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        self._open(graph, options, stack(CPU, job.precision, folder, False), job.stage.half_weights)
+        self._open(graph, options, stack(CPU, job.precision, folder), job.stage.half_weights)
 
     def _session(self, job: Job, source: Path, threads: int | None) -> onnxruntime.InferenceSession:
         options = _options(job, threads)
@@ -149,7 +150,7 @@ class OnnxRuntime(Runtime):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Captured is what is called at every step: a text encoder may have nodes that only the CPU computes.
         captured = self.options.use_cuda_graph and job.stage.name == "unet"
-        providers = stack(self._provider, job.precision, source, captured)
+        providers = stack(self._provider, job.precision, source, captured, threads)
         return self._open(source / GRAPH, options, providers, job.stage.half_weights)
 
     def _open(

@@ -31,6 +31,7 @@ PACKAGES = {
 """Builds of ONNX Runtime on the package index, by what they have; all are imported under one name, so only one of them
 can be installed."""
 
+ON_CPU = (CPU, OPENVINO)
 HALVES = (CUDA, TENSORRT, DIRECTML)
 """Providers with kernels for float16."""
 
@@ -90,7 +91,9 @@ def missing_library(provider: str) -> str | None:
     return None
 
 
-def stack(provider: str, precision: str, folder: Path, cuda_graph: bool) -> list[tuple[str, dict[str, Any]]]:
+def stack(
+    provider: str, precision: str, folder: Path, cuda_graph: bool = False, threads: int | None = None
+) -> list[tuple[str, dict[str, Any]]]:
     """The providers of a session, in order of precedence, with their options. `folder` is the engine's.
 
     What a provider has no kernel for goes to the next.
@@ -115,6 +118,8 @@ def stack(provider: str, precision: str, folder: Path, cuda_graph: bool) -> list
     )
     # Without a word it computes in whatever half precision the processor has.
     openvino = ("OpenVINOExecutionProvider", {"device_type": "CPU", "precision": "FP32"})
+    if threads:
+        openvino[1]["num_of_threads"] = str(threads)
     full = {short_name(name): name for name in onnxruntime.get_available_providers()}
     own = {CPU: [], CUDA: [cuda], TENSORRT: [tensorrt, cuda], OPENVINO: [openvino]}
     return [*own.get(provider, [(full.get(provider, ""), {})]), (full[CPU], {})]
