@@ -254,7 +254,11 @@ class TestProviders:
     def test_without_cuda_has_no_graphs(self) -> None:
         with pytest.raises(AskedWrongly, match=r"--use-cuda-graph.*--provider cuda"):
             find_runtime("onnxruntime", Options(use_cuda_graph=True))
-        assert not options_for("onnxruntime", Options(use_cuda_graph=True), ["tensorrt", "onnxruntime"]).use_cuda_graph
+
+    def test_without_cuda_has_no_graphs_where_another_engine_has(self) -> None:
+        asked = Options(use_cuda_graph=True)
+        assert not options_for("onnxruntime", asked, ["tensorrt", "onnxruntime"]).use_cuda_graph
+        assert options_for("onnxruntime", asked, ["openvino", "onnxruntime"]).use_cuda_graph, "it is refused"
 
     def test_that_does_not_come_up_is_not_taken_for_one_that_has(self, cuda: list, tmp_path: Path, monkeypatch) -> None:
         """ONNX Runtime goes on with the next one, and says so in its log alone."""

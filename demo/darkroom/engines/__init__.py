@@ -77,10 +77,12 @@ def has_cuda_graphs(name: str, options: Options) -> bool:
 
 def options_for(name: str, options: Options, among: list[str]) -> Options:
     """The options without those that this engine has no use for, but another one `among` those named has."""
-    of_use = {option for other in among if other in RUNTIMES for option in RUNTIMES[other].options}
-    unused = of_use - RUNTIMES[name].options if name in RUNTIMES else set()
-    if len(among) > 1 and name in RUNTIMES and not has_cuda_graphs(name, options):
-        unused |= {"use_cuda_graph"}
+    if name not in RUNTIMES:
+        return options
+    others = [other for other in among if other in RUNTIMES]
+    unused = {option for other in others for option in RUNTIMES[other].options} - RUNTIMES[name].options
+    if not has_cuda_graphs(name, options) and any(has_cuda_graphs(other, options) for other in others):
+        unused.add("use_cuda_graph")
     return replace(options, **{option: getattr(NOTHING_ASKED, option) for option in unused})
 
 
