@@ -93,6 +93,7 @@ class TestForReal:
     def test_file_of_prompts_is_made_there_and_gone_on_with(self, studio: Studio, tmp_path: Path) -> None:
         (tmp_path / "two.txt").write_text("red apple\nblue cat\n")
         arguments = [f"--prompts={tmp_path / 'two.txt'}", f"--model={studio.model}", "--seed=5", "--denoising-steps=3"]
+        arguments.append("--batch-size=1")
         for device, there in (("AUTO:CPU", 0), ("AUTO:CPU", 2), ("CPU", 0)):
             ended = studio.here(*arguments, f"--device={device}", "--json", *studio.folders())
             assert ended.code == 0, ended.err
