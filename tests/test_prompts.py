@@ -2,7 +2,9 @@
 
 import html.parser
 import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +27,14 @@ from darkroom.workers import (
     Kept,
     NotMade,
     Orders,
+    Process,
     Ready,
     Task,
     Tell,
     on_devices,
     on_its_share,
 )
+from tests.late_worker import PICTURES, finish_late
 
 DEFAULT = Request(
     model=None,
@@ -203,6 +207,23 @@ class TestJournal:
         (tmp_path / ROWS).write_bytes(content)
         assert Past(tmp_path / ROWS).seed is None
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="files cannot be bounded")
+    def test_a_disk_that_is_full_leaves_what_was_there(self, tmp_path: Path) -> None:
+        import resource
+
+        journal = Journal(tmp_path / ROWS, {"seed": 7}, [record(1)])
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / ROWS).stat().st_size + 20, old[1]))
+        try:
+            with pytest.raises(Failed, match=r"rows\.jsonl cannot be written"):
+                journal.add(record(2))
+            assert list(journal) == [record(1)] and 2 not in journal
+            journal.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        past = Past(tmp_path / ROWS)
+        assert past.record("1.png") == record(1) and past.record("2.png") is None
+
     def test_a_new_one_takes_the_place_of_the_old_when_it_is_whole(self, tmp_path: Path) -> None:
         Journal(tmp_path / ROWS, {"seed": 7}, [record(1)]).close()
         reading = Past(tmp_path / ROWS)
@@ -239,6 +260,8 @@ class TestFindingPictures:
         assert len(second.name) == len(first.name) + 1
         assert find(tmp_path, "txt2img", other) == second
         first.write_bytes(b"no picture")
+        assert find(tmp_path, "txt2img", other) == second
+        first.unlink()  # by whoever wants it made again
         assert find(tmp_path, "txt2img", other) == second
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
@@ -477,6 +500,18 @@ class TestCrew:
         team = Team(None)
         team.run(names(3))
         assert team.crew.occupancy() == 2.0
+
+    def test_what_a_stopped_process_had_finished_is_all_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[Any] = []
+
+        def tell(news: Any) -> None:
+            time.sleep(0.002)
+            told.append(news)
+
+        monkeypatch.setattr("darkroom.workers._work", finish_late)
+        process = Process("worker 1", Orders(None, 1, Path(), ""), {}, tell)
+        process.stop()
+        assert sum(isinstance(news, Kept) for news in told) == PICTURES
 
     def test_cpus_share_the_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each in a thread of its own here: what a thread keeps to is its own too."""

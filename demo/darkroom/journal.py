@@ -94,14 +94,16 @@ class Journal:
             with temporary.open("wb") as self._file:
                 self._write(head)
                 for record in records:
-                    self._add(record)
+                    self._offsets[record.image] = self._file.tell()
+                    self._write(asdict(record))
                 self._sync()
             temporary.replace(path)
             self._file = path.open("ab")
             self._reader = path.open("rb")
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take it will not take now: it has been said
+            self._file.close()
         self._reader.close()
 
     def __len__(self) -> int:
@@ -121,12 +123,10 @@ class Journal:
 
     def add(self, record: Record) -> None:
         with self._writing():
-            self._add(record)
+            offset = self._file.tell()
+            self._write(asdict(record))
             self._sync()
-
-    def _add(self, record: Record) -> None:
-        self._offsets[record.image] = self._file.tell()
-        self._write(asdict(record))
+        self._offsets[record.image] = offset  # not before: a full disk may have taken half of it
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")

@@ -25,6 +25,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 JPEG_QUALITY = 92
 NAME_CHARACTERS = 10
 HASH_DIGITS, ALL_DIGITS = 4, 64
+GAPS = 3
+"""Names that nobody has, after which a longer one is not looked for: whoever had one may have been removed since."""
+
 PER_IMAGE = ("image", "seed", "slot")
 """What in a recipe differs between the pictures of one run, and so stays out of the hash in their names."""
 
@@ -72,10 +75,13 @@ def names(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Iterator[Path]
 
 def find(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path | None:
     """The picture that `save` wrote for this recipe, if it is there and whole."""
+    gaps = 0
     for path in names(folder, pipeline, recipe):
         if not path.exists():
-            return None
-        if _recipe_or_none(path) == recipe:
+            gaps += 1
+            if gaps == GAPS:
+                return None
+        elif _recipe_or_none(path) == recipe:
             with contextlib.suppress(*UNREADABLE), Image.open(path) as image:
                 image.verify()  # every byte is under a checksum
                 return path

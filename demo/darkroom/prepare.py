@@ -16,7 +16,7 @@ import numpy as np
 from darkroom.assembly import Traits, assemble, text_encoders
 from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
 from darkroom.child import peak_memory, run_in_child
-from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime, asked_as
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.lora import Lora
@@ -348,7 +348,8 @@ class Preparer:
         if self.runtime.compiles:
             facts["graph"] = self._graph_key(job, request).facts
         sizes = job.profile.label(job.stage.spatial)
-        return Key(f"{job.stage.name}-{self.name}-{sizes}-{self.runtime.name}-{job.precision}", facts)
+        by = "-".join([self.runtime.name, *self.runtime.options.place().values()])
+        return Key(f"{job.stage.name}-{self.name}-{sizes}-{by}-{job.precision}", facts)
 
     def _shape(self, profile: Profile, tensor: Tensor) -> list[Any]:
         """A shape as a key has it: with its bounds where it has any."""
@@ -370,7 +371,7 @@ class Preparer:
             def build(folder: Path) -> dict[str, Any]:
                 arguments = (self.runtime.name, self.runtime.options, job, graph, folder)
                 made = run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
-                return made | self._origin(job)
+                return made | self._origin(job) | {"options": self.runtime.options.place()}
 
             self.made.append(self.engines.make(key, build))
         return self.made[-1]
@@ -404,7 +405,7 @@ def check_precision(runtime: Runtime, precision: str) -> None:
     offered = runtime.precisions()
     if precision not in offered:
         raise AskedWrongly(
-            f"--precision {precision} cannot be computed by --engine {runtime.name} on this machine; "
+            f"--precision {precision} cannot be computed by {asked_as(runtime)} on this machine; "
             f"it offers {' and '.join(offered)}."
         )
 

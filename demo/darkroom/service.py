@@ -20,7 +20,7 @@ from darkroom import __version__
 from darkroom.assembly import Traits, text_encoders
 from darkroom.batching import Counts, Lane, StepBatcher
 from darkroom.engines import find_runtime
-from darkroom.engines.runtime import Engine, Job, Options, Runtime
+from darkroom.engines.runtime import Engine, Job, Options, Runtime, asked_as
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.pipeline import TextEncoder
@@ -150,7 +150,7 @@ class Plan:
             "seed": request.seed,
             "slot": 0,
             "prompt": request.prompts[0],
-        }
+        } | self.options.place()
 
     def moved(self, place: Callable[[Path], Path]) -> "Plan":
         """The same with its folders elsewhere."""
@@ -232,7 +232,7 @@ class Service:
         if reason := runtime.unusable():
             raise Failed(f"the engines cannot be run here: {reason}.")
         if threads is not None and not runtime.threaded:
-            raise AskedWrongly(f"threads have nothing to act on with the engine {runtime.name}.")
+            raise AskedWrongly(f"threads have nothing to act on with {asked_as(runtime)}.")
         if runtime.compiles and runtime.version() != plan.runtime_version:
             raise Failed(
                 f"the engines were built by {runtime.name} {plan.runtime_version}, and {runtime.version()} is here: "

@@ -55,7 +55,7 @@ class Task:
 @dataclass(frozen=True)
 class Orders:
     """What a worker is told: where pictures go, what begins their names, and which `share` of the cores is its own, of
-    how many. `threads` is None for as many as there are cores."""
+    how many. `threads` is None for as many as there are cores; `device` is OpenVINO's, None with other engines."""
 
     plan: Plan
     slots: int
@@ -63,6 +63,7 @@ class Orders:
     pipeline: str
     threads: int | None = None
     share: tuple[int, int] = (0, 1)
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ class Maker:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._batcher = Service(orders.plan, orders.threads).batcher(orders.slots, HELD_PER_SLOT * orders.slots)
+        plan = orders.plan  # whose recipes name the device that was asked for, whichever of its kind this is
+        if orders.device is not None:
+            plan = replace(plan, options=replace(plan.options, device=orders.device))
+        self._batcher = Service(plan, orders.threads).batcher(orders.slots, HELD_PER_SLOT * orders.slots)
 
     def make(self, task: Task, tell: Tell) -> None:
         """Begins an image; `tell` hears what became of it, in another thread."""
@@ -179,7 +183,8 @@ class Process(Worker):
         self.process = context.Process(target=_work, args=(theirs, os.getpid(), orders, variables), daemon=True)
         self.process.start()
         theirs.close()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def give(self, task: Task) -> None:
         self._send(task)
@@ -189,6 +194,7 @@ class Process(Worker):
         self.process.join(SECONDS_TO_END)
         self.process.kill()
         self.process.join()
+        self._listener.join()  # what it had finished is told before anybody asks what was
 
     def _send(self, task: Task | None) -> None:
         try:
@@ -232,12 +238,16 @@ def _work(connection: "Connection", parent: int, orders: Orders, variables: dict
 
 
 def on_devices(devices: Sequence[str], orders: Orders) -> list[Callable[[Tell], Worker]]:
-    """What starts a process for each device: "cpu", or the number of an NVIDIA GPU. CPUs share the cores."""
+    """What starts a process for each device: "cpu", or the number of a GPU: OpenVINO's, where the orders are for its
+    devices, or NVIDIA's. CPUs share the cores."""
     starts: list[Callable[[Tell], Worker]] = []
     for number, device in enumerate(devices, start=1):
         if device == CPU:
             share = (devices[: number - 1].count(CPU), devices.count(CPU))
             starts.append(partial(Process, f"worker {number} ({CPU})", replace(orders, share=share), {}))
+        elif orders.device is not None:
+            own = replace(orders, device=f"GPU.{device}")
+            starts.append(partial(Process, f"worker {number} (GPU {device})", own, {}))
         else:
             variables = {VISIBLE_GPUS: visible_gpu(int(device))}
             starts.append(partial(Process, f"worker {number} (GPU {device})", orders, variables))

@@ -187,6 +187,15 @@ class TestRun:
         assert first["settings"]["weights"] != second["settings"]["weights"]
         assert first["stages"] != second["stages"]
 
+    def test_the_place_is_in_the_line_and_in_the_name(self, studio: Studio) -> None:
+        asked = dict(denoising_steps=1, cold_starts=0, provider="CPUExecutionProvider")
+        ended = bench(studio, "--engine", "openvino", "onnxruntime", **asked)
+        assert ended.code == 0, ended.err
+        openvino, onnxruntime = lines(studio)
+        assert (openvino["contender"], onnxruntime["contender"]) == ("openvino fp32", "onnxruntime (cpu) fp32")
+        assert openvino["settings"]["options"] is None
+        assert json.loads(onnxruntime["settings"]["options"]) == {"provider": "cpu"}
+
     def test_cold_starts_streams_and_overlap(self, studio: Studio) -> None:
         asked = dict(denoising_steps=1, cold_starts=1, engine="onnxruntime")
         ended = bench(studio, "--streams", "1", "2", "--async", **asked)

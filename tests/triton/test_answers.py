@@ -46,6 +46,10 @@ GOOD = {
         ("used_seed", np.array([[1]], np.uint64), "1 of used_seed"),
         ("recipe", np.array([[b"{}"], [b"[]"]], np.object_), "recipe"),
         ("stage_times", np.array([[b"{}"], [b'{"UNet": "long"}']], np.object_), "no numbers"),
+        ("stage_times", np.array([[1.5], [2.5]], np.float32), "float32 for stage_times"),
+        ("recipe", np.array([[1], [2]], np.uint64), "uint64 for recipe"),
+        ("used_seed", np.array([[b"one"], [b"two"]], np.object_), "object for used_seed"),
+        ("used_seed", np.array([[np.nan], [1]], np.float32), "float32 for used_seed"),
     ],
 )
 def test_answer_that_does_not_fit_is_no_answer(changed: str, value: np.ndarray | None, said: str) -> None:
@@ -53,6 +57,11 @@ def test_answer_that_does_not_fit_is_no_answer(changed: str, value: np.ndarray |
     with pytest.raises(NoAnswer) as refused:
         read_images([Prompt("a"), Prompt("b")], GOOD | {changed: value})
     assert said in str(refused.value)
+
+
+def test_file_that_is_no_file_is_no_answer() -> None:
+    with pytest.raises(NoAnswer, match="float32 for encoded_image"):
+        read_images([Prompt("a")], {"encoded_image": np.zeros((1, 1), np.float32)})
 
 
 def test_number_of_images_must_fit_that_of_prompts() -> None:
@@ -70,6 +79,18 @@ def test_file_is_named_by_what_it_is(tmp_path: Path) -> None:
     assert album.keep(Image("a", PIXELS, None, None, None, {})) == tmp_path / "model-2.png"
     with pytest.raises(NoAnswer, match="no PNG or JPEG"):
         album.keep(Image("a", None, b"GIF89a", None, None, {}))
+
+
+def test_two_who_keep_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has looked which number is free before the other has taken it."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    one, other = Album(tmp_path, "model"), Album(tmp_path, "model")
+    paths = [
+        album.keep(Image("a", PIXELS // divisor, None, None, None, {})) for album, divisor in ((one, 1), (other, 2))
+    ]
+    assert [path.name for path in paths] == ["model-1.png", "model-2.png"]
+    for path, divisor in zip(paths, (1, 2), strict=True):
+        assert np.array_equal(np.array(Pillow.open(path)), PIXELS // divisor)
 
 
 REQUEST = {"model": "toy", "precision": "fp32", "denoising_steps": 3, "scheduler": None, "guidance_scale": 7.5}

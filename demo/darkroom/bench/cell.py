@@ -49,7 +49,8 @@ class Cell:
 
     @property
     def contender(self) -> str:
-        return f"{self.engine} {self.precision}"
+        place = "".join(f" ({place})" for place in self.options.place().values())
+        return f"{self.engine}{place} {self.precision}"
 
     @property
     def name(self) -> str:

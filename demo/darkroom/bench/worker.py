@@ -19,6 +19,7 @@ from darkroom.bench.machine import usable_cores  # noqa: E402
 from darkroom.checkpoint import SD, SDXL, open_checkpoint  # noqa: E402
 from darkroom.child import peak_memory  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
+from darkroom.engines.runtime import ON_NVIDIA  # noqa: E402
 from darkroom.engines.store import Store  # noqa: E402
 from darkroom.errors import DarkroomError  # noqa: E402
 from darkroom.pipeline import Pipeline  # noqa: E402
@@ -129,14 +130,14 @@ def main() -> int:
     except DarkroomError as error:
         say({"error": str(error)})
         return error.exit_code
-    say({"peak_bytes": peak_memory(), "peak_device_bytes": device_memory(cell.engine)})
+    say({"peak_bytes": peak_memory(), "peak_device_bytes": device_memory(cell)})
     return 0
 
 
-def device_memory(engine: str) -> int | None:
-    """Bytes of the GPU's memory: with TensorRT those taken at the end, by whomever; with torch the most that this
-    process took. None without CUDA."""
-    if engine == "tensorrt":
+def device_memory(cell: Cell) -> int | None:
+    """Bytes of the GPU's memory: with torch the most that this process took; with others those taken at the end, by
+    whomever. None without CUDA."""
+    if cell.engine == "tensorrt" or cell.options.provider in ON_NVIDIA:
         from darkroom.engines.cuda import memory_taken
 
         return memory_taken()

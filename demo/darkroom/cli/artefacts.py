@@ -13,7 +13,7 @@ from typing import Any
 from darkroom.cli.console import Console
 from darkroom.engines import find_runtime
 from darkroom.engines.manifest import Damaged, read_manifest
-from darkroom.engines.runtime import Runtime
+from darkroom.engines.runtime import Options, Runtime
 from darkroom.engines.store import Store, last_use
 from darkroom.errors import AskedWrongly, DarkroomError
 
@@ -57,18 +57,18 @@ class Row:
 
 
 class Runtimes:
-    """Runtimes by name, or why there is none; each is looked for once."""
+    """Runtimes by name and options, or why there is none; each is looked for once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Runtime | str] = {}
+        self._known: dict[tuple[str, Options], Runtime | str] = {}
 
-    def get(self, name: str) -> Runtime | str:
-        if name not in self._known:
+    def get(self, name: str, options: Options) -> Runtime | str:
+        if (name, options) not in self._known:
             try:
-                self._known[name] = find_runtime(name)
+                self._known[name, options] = find_runtime(name, options)
             except DarkroomError as error:
-                self._known[name] = str(error)
-        return self._known[name]
+                self._known[name, options] = str(error)
+        return self._known[name, options]
 
 
 def rows_of(stores: Iterable[Store], runtimes: Runtimes, names: list[str] | None = None) -> list[Row]:
@@ -110,7 +110,7 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
         age_seconds=time.time() - at,
         unused_seconds=time.time() - max(at, last_use(folder)),
         made=made,
-        unusable=f"it is damaged: {damage}" if damage else _unusable(key, runtimes) if engine else None,
+        unusable=f"it is damaged: {damage}" if damage else _unusable(key, facts, runtimes) if engine else None,
         damaged=damage is not None,
         runtime=key.get("runtime"),
         version=key.get("version"),
@@ -218,9 +218,9 @@ def _damaged(folder: Path, store: Store, why: str) -> Row:
     )
 
 
-def _unusable(key: dict[str, Any], runtimes: Runtimes) -> str | None:
+def _unusable(key: dict[str, Any], made: dict[str, Any], runtimes: Runtimes) -> str | None:
     """Why an engine cannot be used on this machine as it is; None where it can."""
-    runtime = runtimes.get(str(key.get("runtime")))
+    runtime = runtimes.get(str(key.get("runtime")), Options(**made.get("options", {})))
     if isinstance(runtime, str):
         return runtime.rstrip(".")
     if key["version"] != runtime.version():

@@ -31,6 +31,8 @@ FIXED_BY_RECIPE = (
     "batch_count",
     "version",
     "engine",
+    "provider",
+    "device",
     "torch_inference",
     "precision",
     "build",

@@ -12,6 +12,7 @@ from darkroom.cli.artefacts import readable_size, table
 from darkroom.cli.console import Console
 from darkroom.cli.settings import home
 from darkroom.engines import NVIDIA_DEVICES, RUNTIMES, automatic, find_runtime
+from darkroom.engines.runtime import Place
 from darkroom.errors import DarkroomError
 
 BUILD_ELSEWHERE = "python demo/build_engines.py build --engine {name} builds here for a machine that has one"
@@ -19,7 +20,8 @@ BUILD_ELSEWHERE = "python demo/build_engines.py build --engine {name} builds her
 
 @dataclass(frozen=True)
 class Finding:
-    """A runtime on this machine: whether it makes pictures here, in what precisions, or why not and what helps."""
+    """A runtime on this machine: whether it makes pictures here, in what precisions and at which places, or why not
+    and what helps."""
 
     engine: str
     usable: bool
@@ -29,6 +31,7 @@ class Finding:
     why_not: str | None
     command: str | None
     chosen: bool
+    places: tuple[Place, ...] = ()
 
 
 def add_doctor_command(commands: Any) -> argparse.ArgumentParser:
@@ -49,6 +52,7 @@ def _finding(name: str, chosen: bool) -> Finding:
     try:
         runtime = find_runtime(name)
         version, device, precisions = runtime.version(), runtime.device(), runtime.precisions()
+        places = tuple(runtime.places())
     except DarkroomError as error:
         return Finding(name, False, None, None, (), str(error).rstrip("."), listed.remedy(str(error)), False)
     except Exception as error:  # an install that is broken in whatever way is a finding, not the end of the list
@@ -57,7 +61,7 @@ def _finding(name: str, chosen: bool) -> Finding:
     if reason := runtime.unusable():
         command = BUILD_ELSEWHERE.format(name=name)
         return Finding(name, False, version, device, precisions, reason.split("; ")[-1], command, False)
-    return Finding(name, True, version, device, precisions, None, None, chosen)
+    return Finding(name, True, version, device, precisions, None, None, chosen, places)
 
 
 def _doctor(flags: argparse.Namespace) -> None:
@@ -84,3 +88,9 @@ def _doctor(flags: argparse.Namespace) -> None:
     for each in found:
         if not each.usable:
             console.say(f"\n{each.engine}: {each.why_not}.\n    {each.command}")
+        if each.places:
+            console.say(f"\n{each.engine}, by {each.places[0].flag}:")
+        for place in each.places:
+            console.say(f"    {place.name}: {f'no, {place.why_not}' if place.why_not else place.about or 'yes'}")
+            if place.command:
+                console.say(f"        {place.command}")

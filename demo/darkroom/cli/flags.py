@@ -168,6 +168,7 @@ def parser_of(script: Script) -> Parser:
     )
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add_build_arguments(engine)
+    add_place_arguments(engine)
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
     if not script.from_image:
         engine.add_argument(
@@ -222,6 +223,22 @@ def add_build_arguments(engine: argparse._ArgumentGroup, several: bool = False, 
         engine.add_argument(
             "--onnx-opset", type=int, metavar="N", help=f"{OPSETS[0]} to {OPSETS[-1]}; default {DEFAULT_OPSET}"
         )
+
+
+def add_place_arguments(engine: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Where a runtime runs networks: see `darkroom.engines.runtime.PLACES`."""
+    engine.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="ONNX Runtime's execution provider: cpu (default), cuda, tensorrt, openvino, dml, coreml or another that "
+        "it has; implies --engine onnxruntime",
+    )
+    engine.add_argument(
+        "--device",
+        metavar="NAME",
+        help="OpenVINO's device: CPU (default), GPU, GPU.1, NPU, AUTO:GPU,CPU, HETERO:GPU,CPU; implies --engine "
+        "openvino",
+    )
 
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,8 +32,8 @@ from darkroom.cli.ending import ended
 from darkroom.cli.flags import parser_of
 from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Folders, Settings, make_folder
-from darkroom.engines import RUNTIMES, automatic, find_runtime
-from darkroom.engines.runtime import Options, Runtime
+from darkroom.engines import automatic, find_runtime, has_cuda_graphs
+from darkroom.engines.runtime import PLACES, Options, Runtime, asked_as
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
 from darkroom.hub import fetch, fetch_vae, repository_of
@@ -160,10 +160,13 @@ def asked_runtime(
     flags: argparse.Namespace, recipe: dict[str, Any] | None, engine: str, settings: Settings, console: Console
 ) -> Runtime:
     """The runtime that is meant. Refuses flags that it has no use for."""
-    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, settings.options, console)
+    options = settings.options
+    if recipe:
+        options = replace(options, **{name: recipe[name] for name in PLACES if isinstance(recipe.get(name), str)})
+    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
-        raise AskedWrongly(f"--threads has nothing to act on with --engine {runtime.name}.")
+        raise AskedWrongly(f"--threads has nothing to act on with {asked_as(runtime)}.")
     if recipe is None and not runtime.compiles:
         refuse_build_flags(flags, runtime.name)
     return runtime
@@ -199,7 +202,7 @@ def _prepare(
         "scheduler": prepared.scheduler,
         "artefacts": prepared.artefacts,
         "runtime": f"{base.runtime.name} {prepared.runtime_version}",
-    }
+    } | base.runtime.options.place()
     if refiner is not None and refining_compiled is not None:
         refining = refiner.load(refining_compiled, request.refining())
         prepared.pipeline.refiner = refining.pipeline
@@ -223,7 +226,7 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
     if engine == "auto":
         engine = automatic(options)
-        if options.use_cuda_graph and "use_cuda_graph" not in RUNTIMES[engine].options:
+        if options.use_cuda_graph and not has_cuda_graphs(engine, options):
             console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
             options = replace(options, use_cuda_graph=False)
     return find_runtime(engine, options)

@@ -15,7 +15,7 @@ from darkroom.cli.carry import add_carry_commands
 from darkroom.cli.console import Console
 from darkroom.cli.doctor import add_doctor_command
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.upkeep import add_upkeep_commands
@@ -69,6 +69,7 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--model", nargs="+", metavar="PATH_OR_REPO", help="model folders or hub repositories")
     build.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
+    add_place_arguments(build)
     build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
     build.add_argument("--batch-size", nargs="+", type=int, metavar="B", help="images a batch; default 1")
     build.add_argument(

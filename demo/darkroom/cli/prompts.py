@@ -24,7 +24,8 @@ from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.main import Models, asked_runtime, say_what_ships
 from darkroom.cli.prompts_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
-from darkroom.engines.runtime import Runtime
+from darkroom.engines import find_runtime
+from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
 from darkroom.errors import AskedWrongly
 from darkroom.journal import ROWS, Past
 from darkroom.planning import batches_for, compiled_schedules, planned
@@ -73,7 +74,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         if seed is None:
             seed = draw_seed() if past.seed is None else past.seed
             console.say(f"seed: {seed}")
-        orders = Orders(plan, slots, folder, script.pipeline, settings.threads)
+        orders = Orders(plan, slots, folder, script.pipeline, settings.threads, device=plan.options.device)
         with contextlib.closing(Run(prompts, replace(default, seed=seed), orders, past, console)) as run:
             if run.missing:
                 with _cluster(flags):
@@ -109,18 +110,34 @@ def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
         from darkroom.ray_workers import check_installed
 
         check_installed()
+        options = runtime.options
+        if not runtime.threaded and (options.device is not None or options.provider not in (None, *ON_NVIDIA)):
+            raise AskedWrongly(f"--ray hands out cores and NVIDIA GPUs, which {asked_as(runtime)} has no use for.")
     for device in flags.devices or ():
         if device == CPU:
             if not runtime.threaded:
-                raise AskedWrongly(f"--devices {CPU} cannot run --engine {runtime.name}: name its GPUs by number.")
+                raise AskedWrongly(f"--devices {CPU} cannot run {asked_as(runtime)}: name its GPUs by number.")
         elif not (device.isascii() and device.isdigit()):
             raise AskedWrongly(f"--devices {device!r} is neither {CPU} nor the number of a GPU.")
         elif runtime.threaded:
-            raise AskedWrongly(f"--devices {device} has nothing to act on with --engine {runtime.name}, on the CPU.")
+            raise AskedWrongly(f"--devices {device} has nothing to act on with {asked_as(runtime)}, on the CPU.")
         elif flags.ray is not None:
             raise AskedWrongly(f"--devices {device} cannot be given beside --ray, which hands out GPUs itself.")
-        else:
+        elif (asked := runtime.options.device) is not None:
+            _check_number(device, asked, runtime)
+        elif runtime.options.provider in (None, *ON_NVIDIA):
             visible_gpu(int(device))
+        else:
+            raise AskedWrongly(f"--devices {device} has nothing to act on with {asked_as(runtime)}.")
+
+
+def _check_number(number: str, device: str, runtime: Runtime) -> None:
+    """Raises `AskedWrongly` where OpenVINO's GPU of this number would not take the engines of `device`."""
+    if device.partition(".")[0] != "GPU":
+        raise AskedWrongly(f"--devices {number} is the number of a GPU, and --device is {device}.")
+    own = find_runtime(runtime.name, replace(runtime.options, device=f"GPU.{number}")).device()
+    if not runtime.runs(own):
+        raise AskedWrongly(f"--devices {number} is a {own}, and the engines are for {runtime.device()}.")
 
 
 def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:

@@ -80,10 +80,14 @@ def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
 
 
 def options_of(flags: argparse.Namespace) -> Options:
-    """What is asked of TensorRT alone."""
+    """What is asked of some engines alone."""
     asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
     if capabilities := asked.get("compute_capability"):
         asked["compute_capability"] = tuple(sorted(set(capabilities), key=lambda each: (len(each), each)))
+    if provider := asked.get("provider"):  # CUDA and CUDAExecutionProvider are one
+        asked["provider"] = provider.lower().removesuffix("executionprovider")
+    if device := asked.get("device"):
+        asked["device"] = device.upper()
     return Options(**asked)
 
 

@@ -10,12 +10,12 @@ from darkroom.checkpoint import open_checkpoint
 from darkroom.cli.asked import unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.engines import automatic, find_runtime
-from darkroom.engines.runtime import PRECISIONS
+from darkroom.engines.runtime import ON_NVIDIA, PRECISIONS, asked_as
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.planning import batches_for, every_schedule, planned
 from darkroom.prepare import BATCHES, Preparer
@@ -96,6 +96,7 @@ def parser() -> Parser:
         "--schedulers", nargs="+", metavar="NAME", help=f"that can be asked for; default: all, {', '.join(SCHEDULERS)}"
     )
     engines.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or {', '.join(RUNTIME_PACKAGES)}")
+    add_place_arguments(engines)
     engines.add_argument("--precision", default=PRECISIONS[0], metavar="NAME", help=", ".join(PRECISIONS))
     engines.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
     add_tensorrt_arguments(flags)
@@ -179,6 +180,8 @@ def _build(flags: argparse.Namespace) -> None:
     runtime = find_runtime(engine, options_of(flags))
     if engine not in RUNTIME_PACKAGES:
         raise AskedWrongly(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
+    if flags.gpus and engine != "tensorrt" and runtime.options.provider not in ON_NVIDIA:
+        raise AskedWrongly(f"--gpus are NVIDIA's, and have nothing to act on with {asked_as(runtime)}.")
     places = artefact_folders(flags)
     graphs, engines = stores_of(places, console)
     request = _request(flags, version, parameters, engine, 512)  # what is wrong is said before a model is fetched

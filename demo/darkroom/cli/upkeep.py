@@ -96,7 +96,7 @@ def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
     made, key = manifest["made"], manifest["key"]
     model = _model(made, key, store)
     try:
-        error = run_in_child(run_once, row.runtime, made["job"], folder, model)
+        error = run_in_child(run_once, row.runtime, made.get("options", {}), made["job"], folder, model)
     except (DarkroomError, RuntimeError) as failure:
         return Verdict(row.name, row.folder, False, f"it does not run: {str(failure).strip().splitlines()[-1]}")
     if error is None:

@@ -4,8 +4,9 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 
-from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
+from darkroom.engines.runtime import NOTHING_ASKED, PLACES, Options, Runtime
 from darkroom.errors import AskedWrongly, Failed, near_matches
 
 
@@ -29,12 +30,14 @@ class Listed:
 
 
 TORCH = frozenset({"torch_inference"})
-TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH
+ONNXRUNTIME = frozenset({"provider", "use_cuda_graph"})
+OPENVINO = frozenset({"device"})
+TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH - frozenset(PLACES)
 
 RUNTIMES = {
     "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),
-    "openvino": Listed("openvino", ("openvino",), "pip install openvino"),
-    "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime"),
+    "openvino": Listed("openvino", ("openvino",), "pip install openvino", OPENVINO),
+    "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime", ONNXRUNTIME),
     "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH),
     "torch-compile": Listed(
         "torch", ("torch",), "pip install torch==2.13.0", TORCH, tools={"compiler": "apt-get install g++"}
@@ -67,15 +70,26 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
     return importlib.import_module(f"darkroom.engines.{listed.module}").runtime(name, options)
 
 
+def has_cuda_graphs(name: str, options: Options) -> bool:
+    """Whether this engine, asked for with these options, has a use for --use-cuda-graph."""
+    return "use_cuda_graph" in RUNTIMES[name].options and (name != "onnxruntime" or options.provider is not None)
+
+
 def options_for(name: str, options: Options, among: list[str]) -> Options:
     """The options without those that this engine has no use for, but another one `among` those named has."""
-    of_use = {option for other in among if other in RUNTIMES for option in RUNTIMES[other].options}
-    unused = of_use - RUNTIMES[name].options if name in RUNTIMES else ()
+    if name not in RUNTIMES:
+        return options
+    others = [other for other in among if other in RUNTIMES]
+    unused = {option for other in others for option in RUNTIMES[other].options} - RUNTIMES[name].options
+    if not has_cuda_graphs(name, options) and any(has_cuda_graphs(other, options) for other in others):
+        unused.add("use_cuda_graph")
     return replace(options, **{option: getattr(NOTHING_ASKED, option) for option in unused})
 
 
 def automatic(options: Options = NOTHING_ASKED) -> str:
-    """The first runtime that is installed and has what it needs on this machine."""
+    """The one runtime that knows the place that is asked for, or the first that is installed and has what it needs."""
+    for place in options.place():
+        return next(name for name, listed in RUNTIMES.items() if place in listed.options)
     if any(os.path.exists(device) for device in NVIDIA_DEVICES) and _installed(RUNTIMES["tensorrt"]):
         try:
             if find_runtime("tensorrt", options).is_meant_for_this_gpu():
@@ -84,6 +98,14 @@ def automatic(options: Options = NOTHING_ASKED) -> str:
             pass
     others = (name for name, listed in RUNTIMES.items() if name != "tensorrt" and _installed(listed))
     return next(others, "openvino")
+
+
+@cache
+def distribution_of(module: str) -> str:
+    """What the package that a module came from is called on the package index: some have several builds there."""
+    import importlib.metadata  # not above: few runs ask
+
+    return next(iter(importlib.metadata.packages_distributions().get(module, ())), module)
 
 
 def _installed(listed: Listed) -> bool:

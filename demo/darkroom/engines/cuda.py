@@ -130,7 +130,7 @@ def runtime_api() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError:
-        raise Failed("running TensorRT engines needs the package cuda-python: pip install cuda-python") from None
+        raise Failed("running on an NVIDIA GPU needs the package cuda-python: pip install cuda-python") from None
     return runtime
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from darkroom.engines.runtime import PLACES
 from darkroom.fingerprints import Fingerprints, hash_json
 
 MANIFEST = "manifest.json"
@@ -82,6 +83,7 @@ def _is_shaped(manifest: dict[str, Any]) -> bool:
         and (key.get("kind") != "engine" or all(isinstance(key[name], str) for name in OF_AN_ENGINE))
         and all(isinstance(made.get(name, 0), int | float) for name in ("seconds", "at", "peak_bytes"))
         and all(isinstance(each.get("tensors", {}), dict) for each in networks.values())
+        and all(name in PLACES and isinstance(value, str) for name, value in made.get("options", {}).items())
     )
 
 

@@ -1,6 +1,8 @@
-"""OpenVINO on the CPU: graphs are compiled once and the compiled blob is kept, so that loading is all a run does.
+"""OpenVINO, on the CPU or the device that `--device` names: graphs are compiled once and the compiled blob is kept, so
+that loading is all a run does.
 
-Networks with half weights are kept as a model, and compiled when they are loaded: a blob would hold them in float32.
+Networks with half weights are kept as a model, and compiled when they are loaded: a blob would hold them in float32. So
+are those for devices that write no blobs, and for several at once.
 """
 
 import sys
@@ -9,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
-from darkroom.stages.contract import Stage
+from darkroom.engines.openvino_devices import CPU, NPU, computes_in, described, is_single, keeps_blobs, members, places
+from darkroom.engines.runtime import Engine, Job, Options, Place, Progress, Runtime
+from darkroom.errors import AskedWrongly
+from darkroom.stages.contract import FREE, Profile, Stage
 
 CONVERTER = "openvino.tools.ovc"
 """A third of the package's import, which takes it where it is there. It is not needed here: so it is not there."""
@@ -28,13 +31,10 @@ BLOB = "engine.blob"
 BEFOREHAND = "beforehand.blob"
 """What an engine computes once a picture: see `openvino_split`."""
 UNCOMPILED = ".xml"
-"""What a model is kept as in a blob's place, where its weights are kept in float16: compiled ones are float32."""
-
-DEVICE = "CPU"
+"""What a model is kept as in a blob's place: see above."""
 
 # Without a word OpenVINO computes in bfloat16 where the processor can: precision is always said.
 HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino.Type.f16}
-CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 
 
 class OpenVino(Runtime):
@@ -42,31 +42,48 @@ class OpenVino(Runtime):
     compiles = True
     revision = 2
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self._core = openvino.Core()
+        self._device = CPU if options.device is None else options.device
+        self._members = members(self._core, self._device)
+        self.threaded = self._device == CPU
 
     def version(self) -> str:
         return openvino.get_version()
 
     def device(self) -> str:
-        return f"{DEVICE}: {processor()}"
+        if is_single(self._device):
+            return described(self._core, self._device)
+        return f"{self._device}: {' and '.join(described(self._core, each) for each in self._members)}"
 
     def precisions(self) -> tuple[str, ...]:
-        offered = self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-        return tuple(precision for precision, capability in CAPABILITIES.items() if capability in offered)
+        return computes_in(self._core, self._members)
+
+    def places(self) -> list[Place]:
+        return places(self._core)
+
+    def check(self, profile: Profile) -> None:
+        if NPU in self._members and FREE in profile.sizes().values():
+            raise AskedWrongly(
+                f"--device {self._device} needs engines of one batch and size, because an NPU's shapes are fixed: take "
+                f"--build-static-batch."
+            )
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         model = self._core.read_model(graph)
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
-        from darkroom.engines.openvino_norms import keep_layouts
-        from darkroom.engines.openvino_split import split
+        if self._device == CPU:
+            from darkroom.engines.openvino_norms import keep_layouts
+            from darkroom.engines.openvino_split import split
 
-        if not job.stage.half_weights:  # it folds constants, and so would make them float32
-            keep_layouts(model)
-        if halves := split(model, set(job.stage.steady)):
-            self._compile(halves[0], job, folder / BEFOREHAND)
-            model = halves[1]
+            if not job.stage.half_weights:  # it folds constants, and so would make them float32
+                keep_layouts(model)
+            # Elsewhere what is kept would have to travel at every step.
+            if halves := split(model, set(job.stage.steady)):
+                self._compile(halves[0], job, folder / BEFOREHAND)
+                model = halves[1]
         self._compile(model, job, folder / BLOB)
         return {}
 
@@ -77,20 +94,24 @@ class OpenVino(Runtime):
         return _SplitEngine(engine, self._load(job, source / BEFOREHAND, threads), job.stage)
 
     def _compile(self, model: openvino.Model, job: Job, path: Path) -> None:
-        if job.stage.half_weights:
+        if self._uncompiled(job):
             openvino.save_model(model, path.with_suffix(UNCOMPILED), compress_to_fp16=False)
             return
-        compiled = self._core.compile_model(model, DEVICE, self._settings(job, None))
+        compiled = self._core.compile_model(model, self._device, self._settings(job, None))
         with path.open("wb") as file:
             file.write(compiled.export_model().getbuffer())
 
     def _load(self, job: Job, path: Path, threads: int | None) -> openvino.InferRequest:
-        if job.stage.half_weights:
+        if self._uncompiled(job):
             model = self._core.read_model(path.with_suffix(UNCOMPILED))
-            return self._core.compile_model(model, DEVICE, self._settings(job, threads)).create_infer_request()
+            return self._core.compile_model(model, self._device, self._settings(job, threads)).create_infer_request()
         # Mapped, not read: a large engine's weights are paged in as they are used.
         blob = openvino.Tensor(np.memmap(path, np.uint8, mode="r"))
-        return self._core.import_model(blob, DEVICE, self._settings(job, threads)).create_infer_request()
+        return self._core.import_model(blob, self._device, self._settings(job, threads)).create_infer_request()
+
+    def _uncompiled(self, job: Job) -> bool:
+        """Whether the model is kept as it is, and compiled when it is loaded."""
+        return job.stage.half_weights or not keeps_blobs(self._core, self._device)
 
     def _settings(self, job: Job, threads: int | None) -> dict[Any, Any]:
         settings: dict[Any, Any] = {
@@ -147,4 +168,4 @@ def _output_names(request: openvino.InferRequest, stage: Stage) -> list[str]:
 
 
 def runtime(_: str, options: Options) -> OpenVino:
-    return OpenVino()
+    return OpenVino(options)

@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from darkroom.engines.runtime import Job
+from darkroom.engines.runtime import Job, Options
 from darkroom.stages.contract import FREE, Stage
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 """Largest difference from torch in float32 that an engine may show, relative to the largest value."""
 
 
-def run_once(runtime: str, job: dict[str, Any], engine: Path, model: Path | None) -> float | None:
+def run_once(
+    runtime: str, options: dict[str, Any], job: dict[str, Any], engine: Path, model: Path | None
+) -> float | None:
     """Runs in a child. Largest difference from torch relative to the largest value, or infinity for a broken output.
 
-    `job` is the engine's, as JSON. None without a `model` to compare with; the outputs must be finite then, too.
+    `options` and `job` are the engine's, as its manifest has them. None without a `model` to compare with; the outputs
+    must be finite then, too.
     """
     import numpy as np
 
@@ -22,7 +25,8 @@ def run_once(runtime: str, job: dict[str, Any], engine: Path, model: Path | None
 
     its = Job.from_json(job)
     inputs = example_inputs(its.stage, _sizes(its), seed=2)
-    outputs = find_runtime(runtime).load(its, engine, None)({name: value.numpy() for name, value in inputs.items()})
+    loaded = find_runtime(runtime, Options(**options)).load(its, engine, None)
+    outputs = loaded({name: value.numpy() for name, value in inputs.items()})
     if not all(np.isfinite(output).all() for output in outputs.values()):
         return float("inf")
     if model is None:

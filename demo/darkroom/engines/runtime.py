@@ -23,7 +23,8 @@ class Options:
 
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
-    "eager" or a mode of torch.compile.
+    "eager" or a mode of torch.compile; `provider` is one of ONNX Runtime's, as "cuda", and `device` one of OpenVINO's,
+    as "GPU.1" or "AUTO:GPU,CPU".
     """
 
     use_cuda_graph: bool = False
@@ -36,14 +37,37 @@ class Options:
     build_all_tactics: bool = False
     ws: bool = False
     torch_inference: str | None = None
+    provider: str | None = None
+    device: str | None = None
 
     def asked(self) -> list[str]:
         """The names of what is asked for."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return [name for name, value in values.items() if value is not None and value is not False]
 
+    def place(self) -> dict[str, str]:
+        """What of them says where networks run: recipes and manifests have it too."""
+        return {name: value for name in PLACES if (value := getattr(self, name)) is not None}
+
+
+PLACES = ("provider", "device")
+"""The options that say where a runtime runs networks."""
+
+ON_NVIDIA = ("cuda", "tensorrt")
+"""The providers whose GPUs are CUDA's to choose."""
 
 NOTHING_ASKED = Options()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What `flag` can name here, and what that is; where it cannot be used, why not and what would change that."""
+
+    flag: str
+    name: str
+    about: str
+    why_not: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +159,10 @@ class Runtime(Protocol):
         """Whether engines that were built for `device` run on the one at hand."""
         return device == self.device()
 
+    def places(self) -> list[Place]:
+        """Where on this machine networks can be run, for runtimes that leave that to whoever asks."""
+        return []
+
     def unusable(self) -> str | None:
         """Why engines can be built but not run here; None where they can be."""
         return None
@@ -146,3 +174,10 @@ class Runtime(Protocol):
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         """Loads what `build` wrote into `source`; a runtime that does not compile takes the model folder."""
         ...
+
+
+def asked_as(runtime: Runtime) -> str:
+    """The flags that name a runtime, and where it runs networks."""
+    return " ".join(
+        [f"--engine {runtime.name}", *(f"--{name} {value}" for name, value in runtime.options.place().items())]
+    )

@@ -1,4 +1,4 @@
-"""ONNX graphs on their way to TensorRT: found to be whole, then tidied."""
+"""ONNX graphs on their way to TensorRT, or to a provider of ONNX Runtime: found to be whole, then tidied."""
 
 import os
 import shutil

@@ -22,7 +22,7 @@ from darkroom.engines.tensorrt_log import make_log
 from darkroom.errors import Failed
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import DRAWS, Profile, Stage, Tensor
-from darkroom.stages.step import NEXT, ROWS, step_stage
+from darkroom.stages.step import NEXT, start_of, step_stage
 
 ITEM = 4
 """Bytes: whatever goes in and out is float32 or int32."""
@@ -311,27 +311,12 @@ class TensorRtUnet(TensorRtEngine):
         given = {"latents": sample * table.input_scale[0], "timestep": np.full(len(sample), table.timesteps[0])}
         for tensor in unet.stage.inputs:
             unet.give(tensor.name, (given | conditions)[tensor.name])
-        drawn = np.stack(noises) if noises else np.zeros((1, *sample.shape), np.float32)
+        start = start_of(table, sample, noises)
+        drawn = start["noises"]
         if "noises" not in step.buffers or step.buffers["noises"].pinned.nbytes < drawn.nbytes:
             step.place(next(tensor for tensor in step.stage.inputs if tensor.name == "noises"), drawn.nbytes)
-        step.give("noises", drawn)
-        step.give("step", np.zeros(1, np.int32))
-        index = np.cumsum(table.noise_drawn) - 1
-        columns = {
-            "timesteps": table.timesteps,
-            "input_scale": table.input_scale,
-            "sample_weights": table.sample_weights,
-            "output_weights": table.output_weights,
-            "noise_weights": np.where(table.noise_drawn, table.noise_weights, 0),
-            "noise_index": np.clip(index, 0, None),
-        }
-        for name, column in columns.items():
-            padded = np.zeros((ROWS, *column.shape[1:]), np.float32)
-            padded[: len(column)] = column
-            step.give(name, padded)
-        window = np.zeros((step.buffers["samples"].tensor.shape[0], *sample.shape), np.float32)
-        window[0] = sample
-        step.give("samples", window)
-        step.shape_input("outputs", window.shape)
+        step.shape_input("outputs", start.pop("outputs").shape)
         self._session.cuda.clear(step.buffers["outputs"].address, step.buffers["outputs"].nbytes)
+        for name, value in start.items():
+            step.give(name, value)
         step.shape_input("output", sample.shape)

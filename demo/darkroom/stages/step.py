@@ -4,7 +4,9 @@ It reads the row of the table that a step index on the device points to, and mov
 serves every step, and a captured one may be replayed. The formula is that of `schedule.table`.
 """
 
-from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW
+import numpy as np
+
+from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table
 from darkroom.stages.contract import DRAWS, Stage, Tensor
 
 ROWS = 2048
@@ -39,3 +41,27 @@ def step_stage(latents: Tensor) -> Stage:
     made = (*state, latents, Tensor("timestep", (batch,)))
     outputs = tuple(Tensor(NEXT + each.name, each.shape, each.dtype) for each in made)
     return Stage("step", (*state, *table, *given), outputs, "")
+
+
+def start_of(table: Table, sample: np.ndarray, noises: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What the step is given before its first call, by the contract's names: all but the UNet's output.
+
+    sample: (B, C, h, w), the first one; noises: (B, C, h, w) each, those that the schedule draws, in its order.
+    """
+    columns = {
+        "timesteps": table.timesteps,
+        "input_scale": table.input_scale,
+        "sample_weights": table.sample_weights,
+        "output_weights": table.output_weights,
+        "noise_weights": np.where(table.noise_drawn, table.noise_weights, 0),
+        "noise_index": np.clip(np.cumsum(table.noise_drawn) - 1, 0, None),
+    }
+    given = {"step": np.zeros(1, np.int32)}
+    for name, column in columns.items():
+        given[name] = np.zeros((ROWS, *column.shape[1:]), np.int32 if name == "noise_index" else np.float32)
+        given[name][: len(column)] = column
+    given["samples"] = np.zeros((SAMPLE_WINDOW, *sample.shape), np.float32)
+    given["samples"][0] = sample
+    given["outputs"] = np.zeros((OUTPUT_WINDOW, *sample.shape), np.float32)
+    given["noises"] = np.stack(noises) if noises else np.zeros((1, *sample.shape), np.float32)
+    return given

@@ -49,18 +49,32 @@ class Album:
         raise NoAnswer(f"the server answered a recipe that cannot be kept ({why})")
 
     def _write(self, data: bytes, suffix: str) -> Path:
-        while any((self._folder / f"{self._model}-{self._number}{each}").exists() for each in SUFFIXES.values()):
-            self._number += 1
-        path = self._folder / f"{self._model}-{self._number}{suffix}"
-        temporary = self._folder / f".{path.name}.{os.getpid()}.tmp"
+        temporary = self._folder / f".{self._model}.{os.getpid()}.tmp"
         try:
             temporary.write_bytes(data)
-            temporary.replace(path)
+            path = self._taken(suffix)
+            try:
+                temporary.replace(path)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
         except OSError as error:
-            raise Failed(f"{path} cannot be written: {error.strerror or error}.") from None
+            raise Failed(f"{self._folder} cannot be written: {error.strerror or error}.") from None
         finally:
             temporary.unlink(missing_ok=True)
         return path
+
+    def _taken(self, suffix: str) -> Path:
+        """The path under the next number that is free: an empty file, so that nobody else who keeps takes it."""
+        while True:
+            path = self._folder / f"{self._model}-{self._number}{suffix}"
+            if not any(path.with_suffix(each).exists() for each in SUFFIXES.values()):
+                try:
+                    path.touch(exist_ok=False)
+                    return path
+                except FileExistsError:  # since
+                    pass
+            self._number += 1
 
 
 def _png(pixels: np.ndarray) -> bytes:

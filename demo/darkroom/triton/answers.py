@@ -41,6 +41,10 @@ def read_images(prompts: list[Prompt], outputs: dict[str, np.ndarray | None]) ->
     count = len(pictures)
     columns = {ENCODED: encoded, SEED: seeds, RECIPE: recipes, TIMES: times}
     for name, column in columns.items():
+        if column is not None and column.dtype.kind not in ("iu" if name == SEED else "O"):
+            raise NoAnswer(
+                f"the server answered {column.dtype} for {name}, not {'integers' if name == SEED else 'bytes'}"
+            )
         if column is not None and column.size != count:
             raise NoAnswer(f"the server answered {count} images with {column.size} of {name}")
     if not count or count % len(prompts):

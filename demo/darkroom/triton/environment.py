@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from darkroom.engines import distribution_of
 from darkroom.environments import ensure
 from darkroom.errors import AskedWrongly, Failed
 
@@ -23,8 +24,9 @@ WHEEL = "nvidia-pytriton==0.7.0"
 
 NUMPY = "numpy>=1.26,<2"
 PACKAGE = Path(__file__).resolve().parents[1]
+ONNXRUNTIME = "onnxruntime"
 RUNTIME_PACKAGES = {
-    "onnxruntime": ("onnxruntime",),
+    ONNXRUNTIME: (ONNXRUNTIME,),
     "tensorrt": ("tensorrt_rtx", "cuda-python"),
     "openvino": (),
 }
@@ -72,8 +74,24 @@ def requirements(runtimes: tuple[str, ...] = ("openvino",)) -> tuple[str, ...]:
         if runtime not in RUNTIME_PACKAGES:
             raise AskedWrongly(f"--engine {runtime} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
         names += RUNTIME_PACKAGES[runtime]
-    wanted = [f"{name}=={metadata.version(name)}" for name in dict.fromkeys(names) if name.lower() != "numpy"]
+    names = [each for name in names for each in ((name,) if name != ONNXRUNTIME else _onnxruntime())]
+    wanted = [f"{name}=={_version(name)}" for name in dict.fromkeys(names) if name.lower() != "numpy"]
     return (WHEEL, NUMPY, *wanted)
+
+
+def _onnxruntime() -> tuple[str, ...]:
+    """ONNX Runtime's builds are packages of one import: the one that is here, and what it needs for a GPU."""
+    build = distribution_of(ONNXRUNTIME)
+    return ("onnxruntime-gpu[cuda,cudnn]", "cuda-python") if build == "onnxruntime-gpu" else (build,)
+
+
+def _version(requirement: str) -> str:
+    """Of a package, as it is here. Raises `Failed` where it is not."""
+    name = requirement.partition("[")[0]
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        raise Failed(f"the server needs the package {name}, in the version that is here: pip install {name}") from None
 
 
 def _install_requires() -> list[str]:

@@ -1,0 +1,17 @@
+"""A worker's process that still has pictures to tell of when it is stopped. Light, for it is imported once more."""
+
+from typing import Any
+
+PICTURES = 100
+
+
+def finish_late(connection: Any, *_: Any) -> None:
+    """In place of `darkroom.workers._work`."""
+    from darkroom.batching import Counts
+    from darkroom.workers import Kept, Ready
+
+    connection.send(Ready())
+    while connection.recv() is not None:
+        pass
+    for number in range(PICTURES):
+        connection.send(Kept(number, f"{number}.png", {}, Counts(0, 0, 0, 0, 0)))
