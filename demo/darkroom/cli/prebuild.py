@@ -158,6 +158,12 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
     builds = flags.build or [BUILDS[0]]
     for runtime in runtimes:
         refuse_bounds(flags, builds, runtime)
+        for name in ("onnx_opset", "onnx_export_only"):
+            if getattr(flags, name) and not runtime.from_graph:
+                flag = f"--{name.replace('_', '-')}"
+                raise AskedWrongly(
+                    f"{flag} has nothing to act on with --engine {runtime.name}, which has no ONNX graphs."
+                )
     _refuse_unused(flags, builds)
     schedules = [
         (scheduler, steps) for scheduler in flags.scheduler or [None] for steps in flags.denoising_steps or [None]

@@ -211,7 +211,7 @@ def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
     if not preparer.runtime.compiles:
         return {"build_seconds": None, "engine_bytes": None}
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
-    graphs = [manifest["key"]["graph"] for manifest in manifests]
+    graphs = [manifest["key"].get("graph") for manifest in manifests]
     exported = [manifest["made"]["seconds"] for _, manifest in preparer.graphs.manifests() if manifest["key"] in graphs]
     return {
         "build_seconds": round(sum(exported) + sum(manifest["made"]["seconds"] for manifest in manifests), 3),
@@ -224,6 +224,7 @@ def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
     few = [script for script in SCRIPTS.values() if script.few_steps and cell.version in script.versions]
     program = (few or [TXT2IMG_XL if family == SDXL else TXT2IMG])[0].program
     command = [sys.executable, str(EMBEDDED.parents[1] / program), cell.prompt, f"--model={cell.folder}"]
+    runtime = find_runtime(cell.engine, cell.options)
     flags = {
         "engine": cell.engine,
         "precision": cell.precision,
@@ -235,18 +236,18 @@ def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
         "guidance-scale": cell.guidance_scale,
         "seed": cell.seed,
         "threads": cell.threads,
-        "onnx-opset": cell.onnx_opset if RUNTIMES[cell.engine].module != "torch" else None,
+        "onnx-opset": cell.onnx_opset if runtime.from_graph else None,
         "onnx-dir": place.onnx_dir,
         "engine-dir": place.engine_dir,
     }
     command += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    if RUNTIMES[cell.engine].module != "torch":
+    if runtime.compiles:
         command.append(f"--build-{cell.build}")
     for name, value in asdict(cell.options).items():
         if value is not None and value is not False:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
             command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    if find_runtime(cell.engine, cell.options).bounded and cell.build != BUILDS[0]:
+    if runtime.bounded and cell.build != BUILDS[0]:
         command += ["--dynamic-batches", *map(str, cell.batches)]
         if cell.pixels and cell.build == BUILDS[2]:
             command += ["--dynamic-sizes", *map(str, cell.pixels)]

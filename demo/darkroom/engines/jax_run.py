@@ -1,0 +1,145 @@
+"""The light half of the JAX engine: a stage's program, compiled for the devices at hand and kept; and run.
+
+A UNet's program is a network call with the schedule's step behind it. Samples and outputs stay on the devices from the
+first call to the last: the host only launches, a little ahead of them. A loop inside the program would save the
+launches, but there XLA's convolutions on a CPU took about five times as long.
+
+Over several devices the batch is divided, and each of them runs the same program on its share.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from jax import export
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from darkroom.engines.jax_step import Row, State, step_of
+from darkroom.engines.runtime import Engine, Job
+from darkroom.errors import Failed
+from darkroom.schedule.table import Table
+from darkroom.stages.contract import Stage
+
+PROGRAM = "network.stablehlo"
+"""What the heavy half leaves: the network for one device's share of a batch. It goes when it is compiled."""
+
+EXECUTABLE, WEIGHTS = "engine.xla", "weights.safetensors"
+
+IMAGES = "images"
+"""The axis of devices that a batch is divided over."""
+
+SAME, DIVIDED = PartitionSpec(), PartitionSpec(IMAGES)
+"""How arrays lie on the devices: all of it on each, or a share of the first axis, the images'."""
+
+AHEAD = 2
+"""Launches that the host may be ahead of the devices: enough for them never to wait for it."""
+
+Arrays = dict[str, Any]
+
+
+def compile_program(job: Job, folder: Path) -> None:
+    """Compiles what `jax_build` left in `folder`, and keeps that in its place."""
+    program = folder / PROGRAM
+    network = export.deserialize(bytearray(program.read_bytes()))
+    (weights, inputs), _ = jax.tree.unflatten(network.in_tree, network.in_avals)
+    mesh = _mesh(job.profile.batch // next(iter(inputs.values())).shape[0])
+    given: dict[str, np.ndarray] = {
+        tensor.name: np.empty(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs
+    }
+    run, takes, donated = network.call, (given,), ()
+    if job.stage.name == "unet":
+        latents = given.pop("latents")
+        row = Row.of_the_network(given.pop("timestep"))
+        run, takes, donated = step_of(network.call), (State.of(latents), row, latents, given), (1,)
+
+    def like(lies: PartitionSpec) -> Callable[[Any], jax.ShapeDtypeStruct]:
+        return lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=NamedSharding(mesh, lies))
+
+    shared = jax.shard_map(run, mesh=mesh, in_specs=(SAME, *[DIVIDED] * len(takes)), out_specs=DIVIDED, check_vma=False)
+    arguments = (jax.tree.map(like(SAME), weights), *jax.tree.map(like(DIVIDED), takes))
+    compiled = jax.jit(shared, donate_argnums=donated).lower(*arguments).compile()
+    kept = (mesh.size, *serialize_executable.serialize(compiled))
+    (folder / EXECUTABLE).write_bytes(pickle.dumps(kept))
+    program.unlink()
+
+
+def load_engine(job: Job, folder: Path) -> "JaxEngine":
+    """The engine in `folder`, its weights on the devices. Raises `Failed` where there are too few of those."""
+    count, *executable = pickle.loads((folder / EXECUTABLE).read_bytes())
+    if count > jax.device_count():
+        raise Failed(f"the engine in {folder} is for {count} devices, and here are {jax.device_count()}.")
+    mesh = _mesh(count)
+    compiled = serialize_executable.deserialize_and_load(*executable, execution_devices=list(mesh.devices.flat))
+    on_each = NamedSharding(mesh, SAME)
+    with safetensors.safe_open(folder / WEIGHTS, "numpy") as file:
+        # One by one: a large network is never there twice.
+        weights = {name: jax.device_put(file.get_tensor(name), on_each) for name in file.keys()}
+    kind = JaxUnet if job.stage.name == "unet" else JaxEngine
+    return kind(job.stage, compiled, weights, NamedSharding(mesh, DIVIDED))
+
+
+def _mesh(count: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:count]), (IMAGES,))
+
+
+class JaxEngine(Engine):
+    """A stage that is called with arrays."""
+
+    def __init__(self, stage: Stage, program: jax.stages.Compiled, weights: Arrays, divided: NamedSharding) -> None:
+        self._stage = stage
+        self._program = program
+        self._weights = weights
+        self._divided = divided
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        made = self._program(self._weights, self._placed({each.name: inputs[each.name] for each in self._stage.inputs}))
+        return {name: np.asarray(value) for name, value in made.items()}
+
+    def _placed(self, arrays: Any) -> Any:
+        """Arrays on the devices, each device with its share of the images."""
+        return jax.device_put(arrays, self._divided)
+
+
+class JaxUnet(JaxEngine):
+    """The UNet with the schedule's step, which denoise without coming back to the host."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        latents = inputs["latents"]
+        row = Row.of_the_network(inputs["timestep"])
+        _, sample = self._launch(self._start(latents), row, self._silence(latents), self._conditions(inputs))
+        return {"output": np.asarray(sample)}
+
+    def denoise(
+        self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
+    ) -> Iterator[np.ndarray | None]:
+        """See `Denoiser`."""
+        state, silence, told = self._start(sample), self._silence(sample), self._conditions(conditions)
+        drawn = iter(noises)
+        launched: deque[jax.Array] = deque()
+        for call in range(len(table)):
+            noise = self._placed(next(drawn)) if table.noise_drawn[call] else silence
+            state, made = self._launch(state, Row.of(table, call, len(sample)), noise, told)
+            launched.append(made)
+            if len(launched) > AHEAD:
+                launched.popleft().block_until_ready()
+            if call < len(table) - 1:
+                yield None
+        yield np.asarray(launched[-1])
+
+    def _launch(self, state: State, row: Row, noise: jax.Array, conditions: Arrays) -> tuple[State, jax.Array]:
+        return self._program(self._weights, state, self._placed(row), noise, conditions)
+
+    def _start(self, sample: np.ndarray) -> State:
+        return self._placed(State.of(sample))
+
+    def _silence(self, sample: np.ndarray) -> jax.Array:
+        return self._placed(np.zeros(sample.shape, np.float32))
+
+    def _conditions(self, inputs: dict[str, np.ndarray]) -> Arrays:
+        return self._placed({name: inputs[name] for name in self._stage.steady})
