@@ -12,6 +12,7 @@ import numpy as np
 from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
 from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
+from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import PRECISIONS, Runtime
 from darkroom.errors import AskedWrongly
 from darkroom.hub import REPOSITORY, repository_of
@@ -76,9 +77,11 @@ def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | 
 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
     """Raises `AskedWrongly` for flags that say who makes the pictures of a file, where there is none."""
-    for name in ("devices", "ray"):
-        if getattr(flags, name, None) is not None:
-            raise AskedWrongly(f"--{name} has nothing to act on without --prompts.")
+    if getattr(flags, "ray", None) is not None:
+        raise AskedWrongly("--ray has nothing to act on without --prompts.")
+    dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
+    if flags.devices is not None and flags.recipe is None and asked_engine(flags) not in dividing:
+        raise AskedWrongly(f"--devices has nothing to act on without --prompts or --engine {' or '.join(dividing)}.")
 
 
 def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:

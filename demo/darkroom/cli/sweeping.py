@@ -14,7 +14,7 @@ from darkroom.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, fi
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
-from darkroom.cli.flags import DEFAULT_OPSET, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_tensorrt_arguments
 from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
@@ -55,6 +55,7 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help=f"processes from the shell to a picture; 0 for none, default {RUNS_AT_LEAST}",
     )
     each.add_argument("--use-cuda-graph", action="store_true", help="on engines that have CUDA")
+    each.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
     each.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
     each.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
     add_tensorrt_arguments(command)
