@@ -166,6 +166,22 @@ def test_image_alone_equals_image_in_batch(
     assert psnr(together[0], together[1]) < VISIBLE
 
 
+@pytest.mark.parametrize("scheduler", ["EulerA", "PNDM"])
+def test_batch_divided_over_devices_equals_images_alone(
+    scheduler: str, studio: Studio, diffusers_tiny: Diffusers
+) -> None:
+    asked: dict[str, Any] = {"engine": "jax", "scheduler": scheduler}
+    together = studio.draw(PROMPT, batch_size=8, devices="all", **asked)
+    expected = diffusers_tiny.draw(*[PROMPT] * 8, scheduler=scheduler)
+    assert min(map(psnr, together.pictures, expected)) >= SAME_AS_DIFFUSERS
+    for image in (0, 7):
+        alone = studio.draw(PROMPT, seed=5 + image, **asked).pictures[0]
+        assert psnr(together.pictures[image], alone) >= SAME_AS_ALONE
+    assert psnr(together.pictures[0], together.pictures[1]) < VISIBLE
+    (again,) = studio.draw(recipe=together.paths[2], output_dir=studio.root / "again", devices=8).pictures
+    np.testing.assert_array_equal(again, together.pictures[2])
+
+
 def test_images_come_prompt_by_prompt_with_successive_seeds(studio: Studio, diffusers_tiny: Diffusers) -> None:
     prompts = ("a red apple", "the blue cat")
     drawn = studio.draw(*prompts, batch_size=3, batch_count=2, seed=70)

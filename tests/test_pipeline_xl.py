@@ -18,7 +18,7 @@ SCHEDULERS = ("DDIM", "DPM++Karras", "Euler", "EulerA", "Heun", "LCM", "TCD", "U
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("engine", RUNTIMES)
+@pytest.mark.parametrize("engine", [*RUNTIMES, "jax"])
 def test_every_scheduler_makes_the_picture_of_diffusers(
     engine: str, scheduler: str | None, xl_studio: Studio, diffusers_tiny_xl: Diffusers
 ) -> None:
@@ -90,6 +90,16 @@ def test_an_image_of_a_batch_equals_the_image_alone(engine: str, xl_studio: Stud
     for index, picture in enumerate(together):
         alone = xl_studio.draw(PROMPT, engine=engine, scheduler="EulerA", seed=40 + index).pictures[0]
         assert psnr(picture, alone) >= SAME_IN_A_BATCH
+
+
+def test_batch_divided_over_devices_equals_images_alone(xl_studio: Studio, diffusers_tiny_xl: Diffusers) -> None:
+    asked: dict[str, Any] = {"engine": "jax", "scheduler": "EulerA", "guidance_scale": 7.5}
+    together = xl_studio.draw(PROMPT, batch_size=8, devices=8, **asked).pictures
+    expected = diffusers_tiny_xl.draw(*[PROMPT] * 8, scheduler="EulerA")
+    assert min(map(psnr, together, expected)) >= SAME_AS_DIFFUSERS
+    for image in (0, 7):
+        alone = xl_studio.draw(PROMPT, seed=5 + image, **asked).pictures[0]
+        assert psnr(together[image], alone) >= SAME_IN_A_BATCH
 
 
 def test_the_turbo_script_takes_both_families_without_guidance(

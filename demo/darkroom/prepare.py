@@ -371,8 +371,7 @@ class Preparer:
             def build(folder: Path) -> dict[str, Any]:
                 arguments = (self.runtime.name, self.runtime.options, job, source, folder)
                 made = run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
-                self.runtime.finish(job, folder)
-                return made | self._origin(job)
+                return made | self.runtime.finish(job, folder) | self._origin(job)
 
             self.made.append(self.engines.make(key, build))
         return self.made[-1]

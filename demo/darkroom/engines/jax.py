@@ -80,10 +80,10 @@ class Jax(Runtime):
         devices = 1 if job.profile.batch % self._devices else self._devices
         return write_program(job, source, devices, folder, progress)
 
-    def finish(self, job: Job, folder: Path) -> None:
-        from darkroom.engines.jax_run import compile_program
+    def finish(self, job: Job, folder: Path) -> dict[str, Any]:
+        from darkroom.engines.jax_run import finish_engine
 
-        compile_program(job, folder)
+        return finish_engine(job, folder)
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         from darkroom.engines.jax_run import load_engine

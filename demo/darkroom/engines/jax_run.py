@@ -8,6 +8,7 @@ Over several devices the batch is divided, and each of them runs the same progra
 """
 
 import pickle
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,15 +20,21 @@ import safetensors
 from jax import export
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 
 from darkroom.engines.jax_step import Row, State, step_of
+from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Engine, Job
 from darkroom.errors import Failed
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import Stage
 
-PROGRAM = "network.stablehlo"
-"""What the heavy half leaves: the network for one device's share of a batch. It goes when it is compiled."""
+PROGRAM, EXPECTED = "network.stablehlo", "expected.safetensors"
+"""What the heavy half leaves: the network for one device's share of a batch, and what torch makes of an image. They go
+when the program is compiled."""
+
+GIVEN, MADE = "given.", "made."
+"""What begins the names of the network's inputs and outputs there."""
 
 EXECUTABLE, WEIGHTS = "engine.xla", "weights.safetensors"
 
@@ -43,10 +50,30 @@ AHEAD = 2
 Arrays = dict[str, Any]
 
 
-def compile_program(job: Job, folder: Path) -> None:
-    """Compiles what `jax_build` left in `folder`, and keeps that in its place."""
-    program = folder / PROGRAM
-    network = export.deserialize(bytearray(program.read_bytes()))
+def finish_engine(job: Job, folder: Path) -> dict[str, Any]:
+    """Compiles what `jax_build` left in `folder` and keeps that in its place, once it is held against torch.
+
+    Raises `Failed` when they disagree. Returns facts for the manifest: the error, and the seconds that XLA took.
+    """
+    start = time.perf_counter()
+    compiled, devices = _compiled(job, folder)
+    seconds = time.perf_counter() - start
+    kept = (devices, *serialize_executable.serialize(compiled))
+    (folder / EXECUTABLE).write_bytes(pickle.dumps(kept))
+    error = _error_against_torch(load_engine(job, folder), job, folder)
+    if not error <= TOLERANCES[job.precision]:
+        raise Failed(
+            f"the {job.stage.name} engine for JAX differs from torch by {error:.1e} (allowed: "
+            f"{TOLERANCES[job.precision]:.0e}): it was not kept. Try --precision fp32, or another --engine."
+        )
+    for name in (PROGRAM, EXPECTED):
+        (folder / name).unlink()
+    return {"error_against_torch": error, "compile_seconds": round(seconds, 3)}
+
+
+def _compiled(job: Job, folder: Path) -> tuple[jax.stages.Compiled, int]:
+    """The program in `folder` for the devices that make a batch, and how many those are."""
+    network = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     (weights, inputs), _ = jax.tree.unflatten(network.in_tree, network.in_avals)
     mesh = _mesh(job.profile.batch // next(iter(inputs.values())).shape[0])
     given: dict[str, np.ndarray] = {
@@ -61,12 +88,20 @@ def compile_program(job: Job, folder: Path) -> None:
     def like(lies: PartitionSpec) -> Callable[[Any], jax.ShapeDtypeStruct]:
         return lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=NamedSharding(mesh, lies))
 
+    # Each device on its own: left to itself, XLA would exchange images between them for guidance's doubled batch.
     shared = jax.shard_map(run, mesh=mesh, in_specs=(SAME, *[DIVIDED] * len(takes)), out_specs=DIVIDED, check_vma=False)
     arguments = (jax.tree.map(like(SAME), weights), *jax.tree.map(like(DIVIDED), takes))
-    compiled = jax.jit(shared, donate_argnums=donated).lower(*arguments).compile()
-    kept = (mesh.size, *serialize_executable.serialize(compiled))
-    (folder / EXECUTABLE).write_bytes(pickle.dumps(kept))
-    program.unlink()
+    return jax.jit(shared, donate_argnums=donated).lower(*arguments).compile(), mesh.size
+
+
+def _error_against_torch(engine: "JaxEngine", job: Job, folder: Path) -> float:
+    """Largest difference over a batch of the same image, relative to the largest value."""
+    known = load_file(folder / EXPECTED)
+    inputs = {name.removeprefix(GIVEN): value for name, value in known.items() if name.startswith(GIVEN)}
+    made = engine({name: np.repeat(value, job.profile.batch, axis=0) for name, value in inputs.items()})
+    expected = {name: known[MADE + name] for name in made}
+    errors = [np.abs(made[name] - value).max() / max(np.abs(value).max(), 1e-30) for name, value in expected.items()]
+    return float(np.max(errors))  # NaN if any is
 
 
 def load_engine(job: Job, folder: Path) -> "JaxEngine":

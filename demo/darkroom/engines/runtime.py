@@ -146,12 +146,14 @@ class Runtime(Protocol):
     def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         """Compiles an ONNX graph, or the model folder, into files in `folder`. Returns facts for the manifest.
 
-        It is called in a process of its own, which a device that belongs to the asking one is not to be had by.
+        It is called in a process of its own, where a device that belongs to the asking one is out of reach.
         """
         ...
 
-    def finish(self, job: Job, folder: Path) -> None:
-        """What is left to do to the files that `build` wrote, by the process that is about to run them."""
+    def finish(self, job: Job, folder: Path) -> dict[str, Any]:
+        """What is left to do to the files that `build` wrote, by the process that is about to run them. Returns more
+        facts for the manifest."""
+        return {}
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         """Loads what `build` wrote into `source`; a runtime that does not compile takes the model folder."""
