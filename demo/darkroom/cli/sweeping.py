@@ -208,13 +208,16 @@ def _cells_of(
 
 
 def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
-    """Seconds that the engines of a run took to build, graphs included, and their bytes; None where none are."""
+    """Seconds that the engines of a run took to build, graphs included, those of the compiler where it says them, and
+    their bytes; None where none are."""
     if not preparer.runtime.compiles:
         return {"build_seconds": None, "engine_bytes": None}
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
     graphs = [manifest["key"].get("graph") for manifest in manifests]
     exported = [manifest["made"]["seconds"] for _, manifest in preparer.graphs.manifests() if manifest["key"] in graphs]
+    compiled = [made for manifest in manifests if (made := manifest["made"].get("compile_seconds")) is not None]
     return {
+        "compile_seconds": round(sum(compiled), 3) if compiled else None,
         "build_seconds": round(sum(exported) + sum(manifest["made"]["seconds"] for manifest in manifests), 3),
         "engine_bytes": sum(file["size"] for manifest in manifests for file in manifest["files"].values()),
     }

@@ -37,13 +37,13 @@ class Jax(Runtime):
         for package in BESIDE_JAX:
             if importlib.util.find_spec(package) is None:
                 raise AskedWrongly(f"--engine jax needs the package {package}, too: {RUNTIMES[self.name].install}")
-        devices = options.devices
+        devices = options.devices or "1"
         if devices == ALL:  # settled here: a child that builds sees the CPU alone
             devices = str(jax.device_count())
-        if devices is not None and not (devices.isascii() and devices.isdigit() and int(devices)):
+        if not (devices.isascii() and devices.isdigit() and int(devices)):
             raise AskedWrongly(f"--devices {devices!r} is neither a number of devices nor {ALL}.")
-        self.options = replace(options, devices=devices)
-        self._devices = int(devices or 1)
+        self._devices = int(devices)
+        self.options = replace(options, devices=str(self._devices))
 
     def version(self) -> str:
         return f"{jax.__version__} with torchax {importlib.metadata.version('torchax')}"
