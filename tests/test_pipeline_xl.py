@@ -18,7 +18,7 @@ SCHEDULERS = ("DDIM", "DPM++Karras", "Euler", "EulerA", "Heun", "LCM", "TCD", "U
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("engine", [*RUNTIMES, "jax"])
+@pytest.mark.parametrize("engine", RUNTIMES)
 def test_every_scheduler_makes_the_picture_of_diffusers(
     engine: str, scheduler: str | None, xl_studio: Studio, diffusers_tiny_xl: Diffusers
 ) -> None:

@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
+from darkroom.checkpoint import SD, open_checkpoint
+from darkroom.cli.doctor import findings
 from darkroom.engines.jax import Jax
 from darkroom.engines.jax_run import EXECUTABLE, WEIGHTS
+from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Denoiser, Job, Options
 from darkroom.errors import Failed
+from darkroom.fingerprints import Fingerprints
+from darkroom.stages import stages
+from darkroom.stages.contract import Profile
 from tests.support import Diffusers, Studio, listing, one_line, psnr
 
 PROMPT = "a red apple on the house"
@@ -68,11 +75,17 @@ def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, m
     assert not list(empty_studio.engines.glob("clip-*"))
 
 
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 25.0), ("fp16", 40.0)])
-def test_lower_precisions_stay_near(precision: str, least: float, studio: Studio, diffusers_tiny: Diffusers) -> None:
-    drawn = studio.draw(PROMPT, engine="jax", precision=precision, guidance_scale=1.0)
-    (expected,) = diffusers_tiny.draw(PROMPT, guidance_scale=1.0)
-    assert least <= psnr(drawn.pictures[0], expected) < float("inf")
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_network_computes_in_the_precision_that_is_asked(
+    precision: str, kept: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_model, Fingerprints(tmp_path / "none"), (SD,))
+    job = Job(stages(checkpoint, False, 0)["unet"], Profile(1, 64, 64), precision)
+    runtime = Jax(Options())
+    runtime.build(job, tiny_model, tmp_path, lambda *_: True)
+    error = runtime.finish(job, tmp_path)["error_against_torch"]
+    assert 1e-4 < error < TOLERANCES[precision]
+    assert {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()} == {kept}
 
 
 def test_a_picture_to_start_from_is_encoded_by_one_device(studio: Studio, diffusers_tiny: Diffusers) -> None:
@@ -118,3 +131,10 @@ def test_devices_divide_no_file_of_prompts(empty_studio: Studio) -> None:
         f"--prompts={empty_studio.root / 'prompts.txt'}", "--engine=jax", "--devices=2", *empty_studio.folders()
     )
     assert ended.code == 2 and one_line(ended.err) and "--devices cannot be given beside --prompts" in ended.err
+
+
+def test_doctor_says_what_is_missing_beside_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.engines.jax.BESIDE_JAX", ("no_such_package",))
+    (found,) = (each for each in findings() if each.engine == "jax")
+    assert not found.usable and "no_such_package" in found.why_not
+    assert found.command.startswith("pip install jax==")
