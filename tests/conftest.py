@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two at a time, on all cores each, would be in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Eight devices for JAX on one CPU; and what it compiles is to be there soon rather than fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 import pytest
 

@@ -50,7 +50,7 @@ def turbo(studio: Studio, lcm_model: Path) -> Studio:
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch", "jax"])
 def test_guidance_is_told_to_the_network(engine: str, steps: int, turbo: Studio, diffusers_lcm: Diffusers) -> None:
     made = []
     for scale in (1.0, 8.5):

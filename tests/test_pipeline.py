@@ -12,6 +12,8 @@ from tests.support import Diffusers, Studio, changed_copy, edit_json, psnr
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RUNTIMES = ["openvino", "onnxruntime", "torch"]
+EVERY_RUNTIME = [*RUNTIMES, "jax"]
+"""JAX compiles for fixed sizes alone, and for longer than the others: where a size is not the point, it is there."""
 PROMPT = "a red apple, noto style"
 
 SAME_AS_DIFFUSERS = 45.0
@@ -23,7 +25,7 @@ VISIBLE = 30.0
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
-@pytest.mark.parametrize("engine", RUNTIMES)
+@pytest.mark.parametrize("engine", EVERY_RUNTIME)
 def test_picture_equals_diffusers(
     engine: str, scheduler: str | None, studio: Studio, diffusers_tiny: Diffusers
 ) -> None:
@@ -162,6 +164,22 @@ def test_image_alone_equals_image_in_batch(
         (expected,) = diffusers_tiny.draw(PROMPT, scheduler=scheduler, seed=40 + index)
         assert psnr(picture, expected) >= SAME_AS_DIFFUSERS
     assert psnr(together[0], together[1]) < VISIBLE
+
+
+@pytest.mark.parametrize("scheduler", ["EulerA", "PNDM"])
+def test_batch_divided_over_devices_equals_images_alone(
+    scheduler: str, studio: Studio, diffusers_tiny: Diffusers
+) -> None:
+    asked: dict[str, Any] = {"engine": "jax", "scheduler": scheduler}
+    together = studio.draw(PROMPT, batch_size=8, devices="all", **asked)
+    expected = diffusers_tiny.draw(*[PROMPT] * 8, scheduler=scheduler)
+    assert min(map(psnr, together.pictures, expected)) >= SAME_AS_DIFFUSERS
+    for image in (0, 7):
+        alone = studio.draw(PROMPT, seed=5 + image, **asked).pictures[0]
+        assert psnr(together.pictures[image], alone) >= SAME_AS_ALONE
+    assert psnr(together.pictures[0], together.pictures[1]) < VISIBLE
+    (again,) = studio.draw(recipe=together.paths[2], output_dir=studio.root / "again", devices=8).pictures
+    np.testing.assert_array_equal(again, together.pictures[2])
 
 
 def test_images_come_prompt_by_prompt_with_successive_seeds(studio: Studio, diffusers_tiny: Diffusers) -> None:

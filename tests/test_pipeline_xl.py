@@ -93,6 +93,16 @@ def test_an_image_of_a_batch_equals_the_image_alone(engine: str, xl_studio: Stud
         assert psnr(picture, alone) >= SAME_IN_A_BATCH
 
 
+def test_batch_divided_over_devices_equals_images_alone(xl_studio: Studio, diffusers_tiny_xl: Diffusers) -> None:
+    asked: dict[str, Any] = {"engine": "jax", "scheduler": "EulerA", "guidance_scale": 7.5}
+    together = xl_studio.draw(PROMPT, batch_size=8, devices=8, **asked).pictures
+    expected = diffusers_tiny_xl.draw(*[PROMPT] * 8, scheduler="EulerA")
+    assert min(map(psnr, together, expected)) >= SAME_AS_DIFFUSERS
+    for image in (0, 7):
+        alone = xl_studio.draw(PROMPT, seed=5 + image, **asked).pictures[0]
+        assert psnr(together[image], alone) >= SAME_IN_A_BATCH
+
+
 def test_the_turbo_script_takes_both_families_without_guidance(
     studio: Studio, xl_studio: Studio, diffusers_tiny: Diffusers, diffusers_tiny_xl: Diffusers
 ) -> None:

@@ -90,12 +90,13 @@ def _schedule_key(preparer: Preparer, request: Request, scheduler: str | None, s
 def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
     """The batches that UNets are built for where up to `slots` images are made together: 1, 2, 4 ... and all.
 
-    A large model's weights are not loaded once for each: one UNet takes any batch, as those that run as they are do.
+    A large model's weights are not loaded once for each: one UNet takes any batch, as those that run as they are do, or
+    all of it where none can.
     """
     if not preparer.runtime.compiles:
         return [None]
     if preparer.checkpoint.weights("unet") > LARGE_TO_SERVE:
-        return [None] if slots > 1 else [1]
+        return [None] if slots > 1 and preparer.runtime.free_sizes else [slots]
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
 
 

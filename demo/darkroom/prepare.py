@@ -136,7 +136,8 @@ class Preparer:
         for job in self._jobs(request, stages).values():
             graph, engine = self._graph_key(job, request), self._engine_key(job, request)
             planned[engine.label] = self.engines.find(engine) or self.engines.find_for(engine, self.runtime.runs)
-            if planned[engine.label] is None:  # an engine that is there needs its graph no more
+            # An engine that is there needs its graph no more.
+            if planned[engine.label] is None and self.runtime.from_graph:
                 planned[graph.label] = self.graphs.find(graph)
         return planned
 
@@ -345,7 +346,7 @@ class Preparer:
             "device": self.runtime.device(),
         }
         facts |= _facts_of_weights(job.stage) | self.runtime.facts()
-        if self.runtime.compiles:
+        if self.runtime.from_graph:
             facts["graph"] = self._graph_key(job, request).facts
         sizes = job.profile.label(job.stage.spatial)
         by = "-".join([self.runtime.name, *self.runtime.options.place().values()])
@@ -364,13 +365,14 @@ class Preparer:
             return self.checkpoint.folder
         if folder := self.engines.find(key) or self.engines.find_for(key, self.runtime.runs):
             return folder
-        graph = self._graph(job, request)
+        source = self._graph(job, request) if self.runtime.from_graph else self.checkpoint.folder
         sizes = job.profile.label(job.stage.spatial)
         with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes})") as line:
 
             def build(folder: Path) -> dict[str, Any]:
-                arguments = (self.runtime.name, self.runtime.options, job, graph, folder)
+                arguments = (self.runtime.name, self.runtime.options, job, source, folder)
                 made = run_in_child(build_engine, *arguments, verbose=self.verbose, progress=line.phase)
+                made |= self.runtime.finish(job, folder)
                 return made | self._origin(job) | {"options": self.runtime.options.place()}
 
             self.made.append(self.engines.make(key, build))
@@ -428,10 +430,10 @@ def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: 
 
 
 def build_engine(
-    runtime: str, options: Options, job: Job, graph: Path, folder: Path, progress: Progress
+    runtime: str, options: Options, job: Job, source: Path, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Runs in a child: its memory goes back when it is done."""
     from darkroom.engines import find_runtime
 
-    made = find_runtime(runtime, options).build(job, graph, folder, progress)
+    made = find_runtime(runtime, options).build(job, source, folder, progress)
     return made | {"peak_bytes": peak_memory()}

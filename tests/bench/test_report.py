@@ -341,3 +341,18 @@ def test_numbers_are_short_and_say_their_unit() -> None:
 )
 def test_processors_are_called_what_people_call_them(long: str, short: str) -> None:
     assert processor_name(long) == short
+
+
+def test_devices_are_compared_by_what_each_makes_and_costs(read_lines) -> None:
+    four = line("jax bf16", 8000.0, batch_size=16, devices=4, price_per_hour=4.8, images_per_unit=1500.0)
+    four |= {"compile_seconds": 31.5, "first_run_ms": 9000.0}
+    rows = read_lines(OPENVINO, four, line("jax bf16", 2000.0, batch_size=1, devices=1))
+    page = markdown(sections(rows), {}, [])
+    # 16 images in 8 s on 4 devices: 4 images each, 0.5 images/s each.
+    assert "| jax bf16 | batch 16, 4 devices | 4 | 4 | 8.00 | 0.500 | 1500 |" in page
+    assert "| jax bf16 | batch 1, 1 device | 1 | 1 | 2.00 | 0.500 |  |" in page
+    assert "| openvino fp32 | batch 1, 1 device | 1 | 1 | 0.400 | 2.50 |  |" in page
+    assert "| 31.5 | 9000 |" in page
+    assert "By device" not in markdown(sections(read_lines(OPENVINO, TORCH)), {}, [])
+    shown = text(rows, None)
+    assert "batch 16, 4" in shown and max(map(len, shown.splitlines())) <= 80

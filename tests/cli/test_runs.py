@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 PROMPT = "a red apple"
 TOKEN = "hf_VerySecretToken0123456789"
-HEAVY = ("torch", "diffusers", "transformers", "onnx")
+HEAVY = ("torch", "torchax", "diffusers", "transformers", "onnx")
 
 COMPILED_MODULES = """
 import json, os, runpy, sys
@@ -41,7 +41,7 @@ def built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
 class TestTheWholeProcess:
     """The script as the shell runs it, with nothing built and then with everything."""
 
-    @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+    @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "jax"])
     def test_prompt_becomes_a_picture_and_again_without_torch(self, engine: str, built: Studio) -> None:
         arguments = [PROMPT, *run_flags(built, "--engine", engine)]
         first = built.shell(*arguments)

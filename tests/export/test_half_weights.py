@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from diffusers import DiffusionPipeline  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from tests.support import Diffusers, Studio, psnr  # noqa: E402
 
@@ -31,7 +32,7 @@ def size_of(folder):
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix not in (".json", ".xml"))
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch", "jax"])
 def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_model, expected, tmp_path):
     studio = Studio(tmp_path, half_model, script="demo_txt2img_xl.py")
     with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
@@ -39,7 +40,11 @@ def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_mode
         again = studio.draw(PROMPT, engine=engine)
     assert psnr(drawn.pictures[0], expected) >= 60
     assert again.children == [] and psnr(again.pictures[0], drawn.pictures[0]) == float("inf")
-    if engine == "torch":
+    if engine == "jax":
+        (folder,) = studio.engines.glob("unet-*")
+        weights = load_file(folder / "weights.safetensors").values()
+        assert all(weight.dtype == (torch.float16 if weight.numel() >= 500 else torch.float32) for weight in weights)
+    if engine in ("torch", "jax"):
         return
     whole = Studio(tmp_path / "whole", half_model, script="demo_txt2img_xl.py")
     whole.root.mkdir()

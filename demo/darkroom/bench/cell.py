@@ -67,11 +67,12 @@ class Cell:
         hidden = ("folder", "options", "asynchronous", "batches", "pixels")
         said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         options = {name: value for name, value in asdict(self.options).items() if value not in (None, False)}
-        cuda_graph = options.pop("use_cuda_graph", False)
+        cuda_graph, devices = options.pop("use_cuda_graph", False), int(options.pop("devices", 1))
         if find_runtime(self.engine, self.options).bounded:
             options |= {"dynamic_batches": self.batches, "dynamic_sizes": self.pixels}
         more = json.dumps(options, sort_keys=True) if options else None
-        return said | {"use_cuda_graph": cuda_graph, "async": self.asynchronous, "options": more}
+        said |= {"use_cuda_graph": cuda_graph, "devices": devices}
+        return said | {"async": self.asynchronous, "options": more}
 
     def work(self) -> tuple[Any, ...]:
         """What must be the same for cells that take turns."""

@@ -8,7 +8,7 @@ from typing import Any
 from darkroom import __version__
 from darkroom.engines.cpu import processor
 
-PACKAGES = ("numpy", "torch", "diffusers", "transformers", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
+PACKAGES = ("numpy", "torch", "diffusers", "transformers", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "jax")
 
 
 def machine() -> dict[str, Any]:

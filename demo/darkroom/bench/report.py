@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bench.files import write_whole
+from darkroom.bench.per_device import per_device
 from darkroom.bench.results import FORMAT, JSON_NAMES, PIPELINE, Row, read
 from darkroom.bench.sections import Entry, Section, sections
 from darkroom.bench.words import less, number, size, times
@@ -138,16 +139,17 @@ def markdown(parts: list[Section], charts: dict[str, list[str]], best: list[str]
     for part in parts:
         blocks += [f"## {_plain(part.version)}", _plain(_heading(part))]
         if part.entries:
-            blocks.append(_table(part))
+            blocks.append(_table([_cells(entry, part) for entry in part.entries]))
+        if devices := per_device(part):
+            blocks += ["By device:", _table(devices)]
         if part.failed:
             blocks.append("\n".join(["Failed:", "", *(f"- {_plain(line)}" for line in _failures(part))]))
         blocks += [f"![{name.removesuffix('.png')}]({name})" for name in charts.get(part.version, ())]
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(part: Section) -> str:
+def _table(rows: list[dict[str, str]]) -> str:
     """The columns for which there is anything to say."""
-    rows = [_cells(entry, part) for entry in part.entries]
     columns = [
         name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)
     ]
@@ -175,6 +177,8 @@ def _cells(entry: Entry, part: Section) -> dict[str, str]:
         "cold start, s": _maybe(row.cold_start and row.cold_start.median, number),
         "load, s": _maybe(row.load_seconds, number),
         "build, s": _maybe(row.build_seconds, number),
+        "compile, s": _maybe(row.compile_seconds, number),
+        "first call, ms": _maybe(row.first_run_ms, number),
         "host memory": _maybe(row.peak_host_bytes, size) + saved,
         "device memory": _maybe(row.peak_device_bytes, size),
         "engines": _maybe(row.engine_bytes, size),
@@ -214,10 +218,26 @@ def text(rows: list[Row], baseline: str | None) -> str:
                 console.print()
                 console.print(Text(group.label))
             console.print(table)
+        if devices := per_device(part):
+            console.print()
+            console.print(_by_device(devices))
         for line in _failures(part):
             console.print(Text(f"failed: {line}"))
         console.print()
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
+
+
+def _by_device(rows: list[dict[str, str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("contender", "group") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in columns))
+    return table
 
 
 def _bar(share: float, width: int) -> str:

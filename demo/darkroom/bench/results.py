@@ -32,8 +32,8 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that was asked for, in the words of the flags. `scheduler` None is the model's own; `options` are
-    those that only some engines have, in JSON."""
+    """Everything that was asked for, in the words of the flags. `scheduler` None is the model's own; `devices`
+    divide each batch among them; `options` are those that only some engines have, in JSON."""
 
     version: str
     engine: str | None
@@ -56,6 +56,7 @@ class Settings:
     onnx_opset: int | None = None
     weights: str | None = None
     cold_starts: int | None = None
+    devices: int = 1
     options: str | None = None
 
 
@@ -93,7 +94,8 @@ class Row:
     """One cell: a contender, the settings it ran with, and what was measured, or the `error` that it ended with.
 
     `stages` is in milliseconds a batch; `cold_start`, from the start of a process to its first PNG, and
-    `build_seconds` and `load_seconds` are in seconds; `psnr` is in dB against PyTorch float32; `images_per_unit` is
+    `build_seconds`, of which `compile_seconds` are the compiler's where it says so, and `load_seconds` are in seconds;
+    `first_run_ms` is the first batch's; `psnr` is in dB against PyTorch float32; `images_per_unit` is
     for each unit of the money that `price_per_hour` is in.
     """
 
@@ -106,7 +108,9 @@ class Row:
     images_per_second: float | None = None
     cold_start: Sample | None = None
     build_seconds: float | None = None
+    compile_seconds: float | None = None
     load_seconds: float | None = None
+    first_run_ms: float | None = None
     peak_host_bytes: int | None = None
     peak_device_bytes: int | None = None
     engine_bytes: int | None = None

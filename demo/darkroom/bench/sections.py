@@ -33,7 +33,7 @@ UNSAID = ("prompt", "seed", "weights", "processor", "cores", "gpu")
 MADE = ("engine", "precision", "build")
 """What makes a contender, and stands in its name where the label alone leaves it open."""
 
-HOW = {"streams": 1, "threads": None, "use_cuda_graph": False, "asynchronous": False}
+HOW = {"streams": 1, "threads": None, "use_cuda_graph": False, "asynchronous": False, "devices": 1}
 """Ways to run, and what goes without saying. One in which contenders differ, but no contender from itself, is part of
 their names."""
 

@@ -35,6 +35,8 @@ def words(field: str, value: Any) -> str:
             return "the model's guidance" if value is None else f"guidance {value:g}"
         case "streams", _:
             return counted(value, "stream")
+        case "devices", _:
+            return counted(value, "device")
         case "threads", _:
             return "all threads" if value is None else counted(value, "thread")
         case "use_cuda_graph", _:

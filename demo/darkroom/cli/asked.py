@@ -12,7 +12,8 @@ import numpy as np
 from darkroom.catalog import Script, Version, find_version
 from darkroom.checkpoint import Checkpoint
 from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
-from darkroom.engines.runtime import PRECISIONS
+from darkroom.engines import RUNTIMES
+from darkroom.engines.runtime import PRECISIONS, Runtime
 from darkroom.errors import AskedWrongly
 from darkroom.hub import REPOSITORY, repository_of
 from darkroom.other_vae import check_vae
@@ -78,9 +79,11 @@ def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | 
 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
     """Raises `AskedWrongly` for flags that say who makes the pictures of a file, where there is none."""
-    for name in ("devices", "ray"):
-        if getattr(flags, name, None) is not None:
-            raise AskedWrongly(f"--{name} has nothing to act on without --prompts.")
+    if getattr(flags, "ray", None) is not None:
+        raise AskedWrongly("--ray has nothing to act on without --prompts.")
+    dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
+    if flags.devices is not None and flags.recipe is None and asked_engine(flags) not in dividing:
+        raise AskedWrongly(f"--devices has nothing to act on without --prompts or --engine {' or '.join(dividing)}.")
 
 
 def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
@@ -252,11 +255,13 @@ def asked_engine(flags: argparse.Namespace) -> str:
     return implied
 
 
-def refuse_build_flags(flags: argparse.Namespace, engine: str) -> None:
-    """Raises `AskedWrongly` for flags about building, on an engine that builds nothing."""
-    for flag, value in ((f"--build-{flags.build}", flags.build), ("--onnx-opset", flags.onnx_opset)):
+def refuse_build_flags(flags: argparse.Namespace, runtime: Runtime) -> None:
+    """Raises `AskedWrongly` for flags about building, on an engine that builds nothing, or not from ONNX graphs."""
+    about: dict[str, Any] = {} if runtime.compiles else {f"--build-{flags.build}": flags.build}
+    for flag, value in (about if runtime.from_graph else about | {"--onnx-opset": flags.onnx_opset}).items():
         if value is not None:
-            raise AskedWrongly(f"{flag} has nothing to act on with --engine {engine}, which runs the model as it is.")
+            how = "is built from the model as it is" if runtime.compiles else "runs the model as it is"
+            raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, which {how}.")
 
 
 def _or(value: Value | None, default: Value) -> Value:

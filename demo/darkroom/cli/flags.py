@@ -13,6 +13,10 @@ from darkroom.schedule import SCHEDULERS
 
 DEFAULT_STRENGTH, DEFAULT_REFINER_STRENGTH = 0.8, 0.3
 DEFAULT_OPSET = 17
+SHARES = "how many devices divide each batch among them, or all"
+WORKERS = "a process for each, cpu (several share the cores) or the number of a GPU"
+"""What `--devices` means."""
+
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
@@ -170,14 +174,11 @@ def parser_of(script: Script) -> Parser:
     add_build_arguments(engine)
     add_place_arguments(engine)
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: what the runtime takes")
+    workers = "" if script.from_image else f"; with --prompts: {WORKERS}"
+    engine.add_argument(
+        "--devices", nargs="+", action="extend", metavar="DEVICE", help=f"with --engine jax: {SHARES}{workers}"
+    )
     if not script.from_image:
-        engine.add_argument(
-            "--devices",
-            nargs="+",
-            action="extend",
-            metavar="DEVICE",
-            help="with --prompts: a process for each, cpu (several share the cores) or the number of a GPU",
-        )
         engine.add_argument(
             "--ray",
             metavar="ADDRESS",

@@ -167,8 +167,8 @@ def asked_runtime(
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
         raise AskedWrongly(f"--threads has nothing to act on with {asked_as(runtime)}.")
-    if recipe is None and not runtime.compiles:
-        refuse_build_flags(flags, runtime.name)
+    if recipe is None:
+        refuse_build_flags(flags, runtime)
     return runtime
 
 

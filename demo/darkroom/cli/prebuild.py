@@ -15,7 +15,14 @@ from darkroom.cli.carry import add_carry_commands
 from darkroom.cli.console import Console
 from darkroom.cli.doctor import add_doctor_command
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_build_arguments, add_place_arguments, add_tensorrt_arguments
+from darkroom.cli.flags import (
+    DEFAULT_OPSET,
+    SHARES,
+    Parser,
+    add_build_arguments,
+    add_place_arguments,
+    add_tensorrt_arguments,
+)
 from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.upkeep import add_upkeep_commands
@@ -90,6 +97,7 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     build.add_argument("--framework-model-dir", metavar="DIR", help="download models here")
     build.add_argument("--onnx-export-only", action="store_true", help="export the graphs and stop there")
     build.add_argument("--dry-run", action="store_true", help="say what is there and what would be made")
+    build.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
     add_build_arguments(build.add_argument_group("what engines leave free; several build each"), several=True)
     add_tensorrt_arguments(build)
 
@@ -159,6 +167,12 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
     builds = flags.build or [BUILDS[0]]
     for runtime in runtimes:
         refuse_bounds(flags, builds, runtime)
+        for name in ("onnx_opset", "onnx_export_only"):
+            if getattr(flags, name) and not runtime.from_graph:
+                flag = f"--{name.replace('_', '-')}"
+                raise AskedWrongly(
+                    f"{flag} has nothing to act on with --engine {runtime.name}, which has no ONNX graphs."
+                )
     _refuse_unused(flags, builds)
     schedules = [
         (scheduler, steps) for scheduler in flags.scheduler or [None] for steps in flags.denoising_steps or [None]

@@ -24,7 +24,7 @@ from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.main import Models, asked_runtime, say_what_ships
 from darkroom.cli.prompts_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
-from darkroom.engines import find_runtime
+from darkroom.engines import RUNTIMES, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
 from darkroom.errors import AskedWrongly
 from darkroom.journal import ROWS, Past
@@ -113,6 +113,11 @@ def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
         options = runtime.options
         if not runtime.threaded and (options.device is not None or options.provider not in (None, *ON_NVIDIA)):
             raise AskedWrongly(f"--ray hands out cores and NVIDIA GPUs, which {asked_as(runtime)} has no use for.")
+    if flags.devices and "devices" in RUNTIMES[runtime.name].options:
+        raise AskedWrongly(
+            f"--devices cannot be given beside --prompts with --engine {runtime.name}, whose devices divide a batch: "
+            f"the lines of a file join and leave theirs one by one."
+        )
     for device in flags.devices or ():
         if device == CPU:
             if not runtime.threaded:

@@ -82,6 +82,12 @@ def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
 def options_of(flags: argparse.Namespace) -> Options:
     """What is asked of some engines alone."""
     asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
+    if getattr(flags, "prompts", None) is not None:
+        asked["devices"] = None  # there, they are workers
+    elif devices := asked.get("devices"):
+        if len(devices) > 1:
+            raise AskedWrongly(f"--devices {' '.join(devices)}: several are for --prompts, else it is a number or all.")
+        asked["devices"] = devices[0]
     if capabilities := asked.get("compute_capability"):
         asked["compute_capability"] = tuple(sorted(set(capabilities), key=lambda each: (len(each), each)))
     if provider := asked.get("provider"):  # CUDA and CUDAExecutionProvider are one

@@ -14,7 +14,7 @@ from darkroom.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, fi
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
-from darkroom.cli.flags import DEFAULT_OPSET, add_place_arguments, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
@@ -56,6 +56,7 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     add_place_arguments(each)
     each.add_argument("--use-cuda-graph", action="store_true", help="on engines that have CUDA")
+    each.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
     each.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
     each.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
     add_tensorrt_arguments(command)
@@ -208,13 +209,16 @@ def _cells_of(
 
 
 def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
-    """Seconds that the engines of a run took to build, graphs included, and their bytes; None where none are."""
+    """Seconds that the engines of a run took to build, graphs included, those of the compiler where it says them, and
+    their bytes; None where none are."""
     if not preparer.runtime.compiles:
         return {"build_seconds": None, "engine_bytes": None}
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
-    graphs = [manifest["key"]["graph"] for manifest in manifests]
+    graphs = [manifest["key"].get("graph") for manifest in manifests]
     exported = [manifest["made"]["seconds"] for _, manifest in preparer.graphs.manifests() if manifest["key"] in graphs]
+    compiled = [made for manifest in manifests if (made := manifest["made"].get("compile_seconds")) is not None]
     return {
+        "compile_seconds": round(sum(compiled), 3) if compiled else None,
         "build_seconds": round(sum(exported) + sum(manifest["made"]["seconds"] for manifest in manifests), 3),
         "engine_bytes": sum(file["size"] for manifest in manifests for file in manifest["files"].values()),
     }
@@ -225,6 +229,7 @@ def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
     few = [script for script in SCRIPTS.values() if script.few_steps and cell.version in script.versions]
     program = (few or [TXT2IMG_XL if family == SDXL else TXT2IMG])[0].program
     command = [sys.executable, str(EMBEDDED.parents[1] / program), cell.prompt, f"--model={cell.folder}"]
+    runtime = find_runtime(cell.engine, cell.options)
     flags = {
         "engine": cell.engine,
         "precision": cell.precision,
@@ -236,18 +241,18 @@ def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
         "guidance-scale": cell.guidance_scale,
         "seed": cell.seed,
         "threads": cell.threads,
-        "onnx-opset": cell.onnx_opset if RUNTIMES[cell.engine].module != "torch" else None,
+        "onnx-opset": cell.onnx_opset if runtime.from_graph else None,
         "onnx-dir": place.onnx_dir,
         "engine-dir": place.engine_dir,
     }
     command += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    if RUNTIMES[cell.engine].module != "torch":
+    if runtime.compiles:
         command.append(f"--build-{cell.build}")
     for name, value in asdict(cell.options).items():
         if value is not None and value is not False:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
             command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    if find_runtime(cell.engine, cell.options).bounded and cell.build != BUILDS[0]:
+    if runtime.bounded and cell.build != BUILDS[0]:
         command += ["--dynamic-batches", *map(str, cell.batches)]
         if cell.pixels and cell.build == BUILDS[2]:
             command += ["--dynamic-sizes", *map(str, cell.pixels)]

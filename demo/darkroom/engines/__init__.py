@@ -32,7 +32,8 @@ class Listed:
 TORCH = frozenset({"torch_inference"})
 ONNXRUNTIME = frozenset({"provider", "use_cuda_graph"})
 OPENVINO = frozenset({"device"})
-TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH - frozenset(PLACES)
+JAX = frozenset({"devices"})
+TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH - JAX - frozenset(PLACES)
 
 RUNTIMES = {
     "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),
@@ -42,6 +43,7 @@ RUNTIMES = {
     "torch-compile": Listed(
         "torch", ("torch",), "pip install torch==2.13.0", TORCH, tools={"compiler": "apt-get install g++"}
     ),
+    "jax": Listed("jax", ("jax",), "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers", JAX),
 }
 """In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
 

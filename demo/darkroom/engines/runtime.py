@@ -24,7 +24,7 @@ class Options:
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
     "eager" or a mode of torch.compile; `provider` is one of ONNX Runtime's, as "cuda", and `device` one of OpenVINO's,
-    as "GPU.1" or "AUTO:GPU,CPU".
+    as "GPU.1" or "AUTO:GPU,CPU"; `devices` is how many make a batch together, or "all".
     """
 
     use_cuda_graph: bool = False
@@ -39,6 +39,7 @@ class Options:
     torch_inference: str | None = None
     provider: str | None = None
     device: str | None = None
+    devices: str | None = None
 
     def asked(self) -> list[str]:
         """The names of what is asked for."""
@@ -122,15 +123,18 @@ class Denoiser(Protocol):
 class Runtime(Protocol):
     """One way of running networks.
 
-    `compiles` tells whether engines are built from a graph and kept; `typed`, whether they compute in the precision
-    that the graph was exported in; `bounded`, whether sizes that an engine leaves free have bounds. `revision` is
-    raised when `build` comes to make other engines from the same graph, and is part of every engine's key.
-    `threaded` runtimes compute in as many CPU threads as they are told.
+    `compiles` tells whether engines are built and kept; `from_graph`, whether they are built from an ONNX graph, and
+    not from the model folder; `typed`, whether they compute in the precision that the graph was exported in;
+    `free_sizes`, whether an engine can leave sizes free; `bounded`, whether those have bounds. `revision` is raised
+    when `build` comes to make other engines from the same source, and is part of every engine's key. `threaded`
+    runtimes compute in as many CPU threads as they are told.
     """
 
     name: str
     compiles: bool
+    from_graph: bool = True
     typed: bool = False
+    free_sizes: bool = True
     bounded: bool = False
     threaded: bool = True
     revision: int
@@ -167,9 +171,17 @@ class Runtime(Protocol):
         """Why engines can be built but not run here; None where they can be."""
         return None
 
-    def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Compiles an ONNX graph into files in `folder`. Returns facts for the manifest."""
+    def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Compiles an ONNX graph, or the model folder, into files in `folder`. Returns facts for the manifest.
+
+        It is called in a process of its own, where a device that belongs to the asking one is out of reach.
+        """
         ...
+
+    def finish(self, job: Job, folder: Path) -> dict[str, Any]:
+        """What is left to do to the files that `build` wrote, by the process that is about to run them. Returns more
+        facts for the manifest."""
+        return {}
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         """Loads what `build` wrote into `source`; a runtime that does not compile takes the model folder."""

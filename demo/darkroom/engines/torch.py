@@ -22,6 +22,7 @@ class Torch(Runtime):
     """Nothing is built ahead: the model folder itself is loaded. Compiled code is cached by torch's inductor."""
 
     compiles = False
+    from_graph = False
     revision = 1
 
     def __init__(self, name: str, options: Options) -> None:

@@ -96,7 +96,8 @@ class GuidanceEmbeddingUnet(Unet):
         """`conditions`: what `Unet` takes, then the guidance scales (B,)."""
         *conditions, guidance_scale = conditions
         half = self.unet.config.time_cond_proj_dim // 2
-        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        steps = torch.arange(half, device=guidance_scale.device)
+        frequencies = torch.exp(steps * (-math.log(10000) / (half - 1)))
         angles = 1000 * (guidance_scale - 1)[:, None] * frequencies
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.call(latents, timestep, *conditions, time_condition=embedding)

@@ -1,0 +1,95 @@
+"""JAX: each stage is one XLA program, compiled for fixed sizes and kept; a batch may be divided over several devices.
+
+Networks come from torch by way of torchax, which traces the very modules that every runtime is checked against. The
+way over ONNX is not kept up: jaxonnxruntime's last release is of 2023, and no other package goes it.
+"""
+
+import importlib.metadata
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from darkroom.engines import RUNTIMES
+from darkroom.engines.cpu import processor
+from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.errors import AskedWrongly
+from darkroom.stages.contract import Profile
+
+ALL = "all"
+"""What `--devices` takes for as many as there are."""
+
+BESIDE_JAX = ("torchax", "flatbuffers", "safetensors")
+"""What building and loading need beside it."""
+
+
+class Jax(Runtime):
+    name = "jax"
+    compiles = True
+    from_graph = False
+    free_sizes = False
+    threaded = False
+    revision = 1
+
+    def __init__(self, options: Options) -> None:
+        for package in BESIDE_JAX:
+            if importlib.util.find_spec(package) is None:
+                raise AskedWrongly(f"--engine jax needs the package {package}, too: {RUNTIMES[self.name].install}")
+        devices = options.devices or "1"
+        if devices == ALL:  # settled here: a child that builds sees the CPU alone
+            devices = str(jax.device_count())
+        if not (devices.isascii() and devices.isdigit() and int(devices)):
+            raise AskedWrongly(f"--devices {devices!r} is neither a number of devices nor {ALL}.")
+        self._devices = int(devices)
+        self.options = replace(options, devices=str(self._devices))
+
+    def version(self) -> str:
+        return f"{jax.__version__} with torchax {importlib.metadata.version('torchax')}"
+
+    def device(self) -> str:
+        device = jax.devices()[0]
+        if device.platform == "cpu":
+            return f"CPU: {processor()}"
+        return f"{device.platform.upper()}: {device.device_kind}, {' '.join(device.client.platform_version.split())}"
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32", "bf16", "fp16")
+
+    def check(self, profile: Profile) -> None:
+        if None in (profile.batch, profile.height, profile.width):
+            raise AskedWrongly(
+                "--engine jax compiles for fixed sizes alone: use --build-static-batch, or another engine."
+            )
+        if self._devices > jax.device_count():
+            raise AskedWrongly(f"--devices {self._devices} is more than the {jax.device_count()} that JAX finds here.")
+        if profile.batch % self._devices:
+            raise AskedWrongly(
+                f"--batch-size {profile.batch} cannot be divided by the {self._devices} of --devices, which make equal "
+                f"shares of it."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        return {"devices": self._devices}
+
+    def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+        from darkroom.engines.jax_build import write_program
+
+        # A picture to start from is encoded alone, by one device.
+        devices = 1 if job.profile.batch % self._devices else self._devices
+        return write_program(job, source, devices, folder, progress)
+
+    def finish(self, job: Job, folder: Path) -> dict[str, Any]:
+        from darkroom.engines.jax_run import finish_engine
+
+        return finish_engine(job, folder)
+
+    def load(self, job: Job, source: Path, threads: int | None) -> Engine:
+        from darkroom.engines.jax_run import load_engine
+
+        return load_engine(job, source)
+
+
+def runtime(_: str, options: Options) -> Jax:
+    return Jax(options)

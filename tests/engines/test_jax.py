@@ -1,0 +1,140 @@
+"""JAX: what of a network it takes, what is kept, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from darkroom.checkpoint import SD, open_checkpoint
+from darkroom.cli.doctor import findings
+from darkroom.engines.jax import Jax
+from darkroom.engines.jax_run import EXECUTABLE, WEIGHTS
+from darkroom.engines.parity import TOLERANCES
+from darkroom.engines.runtime import Denoiser, Job, Options
+from darkroom.errors import Failed
+from darkroom.fingerprints import Fingerprints
+from darkroom.stages import stages
+from darkroom.stages.contract import Profile
+from tests.support import Diffusers, Studio, listing, one_line, psnr
+
+PROMPT = "a red apple on the house"
+SAME_AS_DIFFUSERS = 45.0
+"""dB."""
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Job, Path]:
+    """The tiny model's UNet for two images on two devices, and the folder that it is kept in."""
+    studio = Studio(tmp_path_factory.mktemp("unet"), tiny_model)
+    drawn = studio.draw(PROMPT, engine="jax", batch_size=2, devices=2)
+    assert len(drawn.pictures) == 2
+    (folder,) = studio.engines.glob("unet-*")
+    return Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"]), folder
+
+
+def test_an_engine_is_an_executable_and_its_weights_alone(unet: tuple[Job, Path]) -> None:
+    _, folder = unet
+    assert {path.name for path in folder.iterdir()} - {".used"} == {EXECUTABLE, WEIGHTS, "manifest.json"}
+    made = json.loads((folder / "manifest.json").read_text())["made"]
+    assert made["error_against_torch"] < 1e-4 and made["compile_seconds"] > 0
+
+
+def test_each_image_of_a_call_has_its_own_timestep(unet: tuple[Job, Path], tiny_model: Path) -> None:
+    import torch
+
+    from darkroom.export.modules import example_inputs, load_module
+
+    job, folder = unet
+    engine = Jax(Options()).load(job, folder, None)
+    assert isinstance(engine, Denoiser)
+    inputs = example_inputs(job.stage, job.profile.sizes(), seed=3)
+    assert inputs["timestep"][0] != inputs["timestep"][1]
+    with torch.no_grad():
+        expected = load_module(job.stage, tiny_model)(*inputs.values()).numpy()
+    made = engine({name: value.numpy() for name, value in inputs.items()})["output"]
+    np.testing.assert_allclose(made, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_an_engine_for_more_devices_than_are_there_says_so(
+    unet: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    with pytest.raises(Failed, match="2 devices, and here are 1"):
+        Jax(Options()).load(*unet, None)
+
+
+def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.engines.jax_run.TOLERANCES", {"fp32": 1e-12})
+    ended = empty_studio.here(PROMPT, "--engine=jax", f"--model={empty_studio.model}", *empty_studio.folders())
+    assert ended.code == 1 and one_line(ended.err) and "differs from torch" in ended.err
+    assert not list(empty_studio.engines.glob("clip-*"))
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_network_computes_in_the_precision_that_is_asked(
+    precision: str, kept: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_model, Fingerprints(tmp_path / "none"), (SD,))
+    job = Job(stages(checkpoint, False, 0)["unet"], Profile(1, 64, 64), precision)
+    runtime = Jax(Options())
+    runtime.build(job, tiny_model, tmp_path, lambda *_: True)
+    error = runtime.finish(job, tmp_path)["error_against_torch"]
+    assert 1e-4 < error < TOLERANCES[precision]
+    assert {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()} == {kept}
+
+
+def test_a_picture_to_start_from_is_encoded_by_one_device(studio: Studio, diffusers_tiny: Diffusers) -> None:
+    rng = np.random.default_rng(7)
+    picture = studio.root / "photograph.png"
+    Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(picture)
+    drawn = replace(studio, script="demo_img2img.py").draw(
+        PROMPT, engine="jax", batch_size=2, devices=2, guidance_scale=7.5, input_image=picture
+    )
+    expected = diffusers_tiny.draw(PROMPT, PROMPT, image=Image.open(picture), strength=0.8)
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"build_dynamic_batch": True}, "--build-static-batch"),
+        ({"build_dynamic_shape": True}, "--build-static-batch"),
+        ({"onnx_opset": 18}, "--onnx-opset"),
+        ({"threads": 1}, "--threads"),
+        ({"devices": 3, "batch_size": 4}, "--batch-size 4 cannot be divided by the 3 of --devices"),
+        ({"devices": 9, "batch_size": 9}, "--devices 9 is more than the 8"),
+        ({"devices": 0}, "'0'"),
+        ({"devices": "some"}, "'some'"),
+        ({"devices": 2, "engine": "openvino"}, "--devices has nothing to act on"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_do_is_refused(asked: dict[str, Any], said: str, empty_studio: Studio) -> None:
+    more = [
+        f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
+        for name, value in ({"engine": "jax"} | asked).items()
+    ]
+    before = listing(empty_studio.engines, empty_studio.onnx)
+    ended = empty_studio.here(PROMPT, f"--model={empty_studio.model}", *more, *empty_studio.folders())
+    assert ended.code == 2 and one_line(ended.err) and said in ended.err
+    assert listing(empty_studio.engines, empty_studio.onnx) == before
+
+
+def test_devices_divide_no_file_of_prompts(empty_studio: Studio) -> None:
+    (empty_studio.root / "prompts.txt").write_text("a cat\n")
+    ended = empty_studio.here(
+        f"--prompts={empty_studio.root / 'prompts.txt'}", "--engine=jax", "--devices=2", *empty_studio.folders()
+    )
+    assert ended.code == 2 and one_line(ended.err) and "--devices cannot be given beside --prompts" in ended.err
+
+
+def test_doctor_says_what_is_missing_beside_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.engines.jax.BESIDE_JAX", ("no_such_package",))
+    (found,) = (each for each in findings() if each.engine == "jax")
+    assert not found.usable and "no_such_package" in found.why_not
+    assert found.command.startswith("pip install jax==")
