@@ -32,6 +32,7 @@ FIXED_BY_RECIPE = (
     "version",
     "engine",
     "torch_inference",
+    "quantization",
     "precision",
     "build",
     "onnx_opset",
@@ -47,6 +48,7 @@ BESIDE_PROMPTS = {
     "recipe": "it is of one picture",
     "batch_count": "rows say num_images",
     "enable_refiner": "its pictures are made by one model",
+    "quantization": "what it costs in quality is told of the pictures of one run",
 }
 """Flags that are refused beside --prompts, and why."""
 

@@ -28,8 +28,8 @@ class Listed:
         return next((command for word, command in self.tools.items() if word in complaint), self.install)
 
 
-TORCH = frozenset({"torch_inference"})
-TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH
+TORCH = frozenset({"torch_inference", "quantization", "use_cuda_graph"})
+TENSORRT = frozenset(field.name for field in fields(Options)) - {"torch_inference", "quantization"}
 
 RUNTIMES = {
     "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),

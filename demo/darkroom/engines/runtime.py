@@ -23,7 +23,7 @@ class Options:
 
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
-    "eager" or a mode of torch.compile.
+    "eager" or a mode of torch.compile; `quantization` computes part of the UNet in 8 bits.
     """
 
     use_cuda_graph: bool = False
@@ -36,6 +36,7 @@ class Options:
     build_all_tactics: bool = False
     ws: bool = False
     torch_inference: str | None = None
+    quantization: str | None = None
 
     def asked(self) -> list[str]:
         """The names of what is asked for."""
@@ -138,6 +139,9 @@ class Runtime(Protocol):
     def unusable(self) -> str | None:
         """Why engines can be built but not run here; None where they can be."""
         return None
+
+    def keep_in(self, folder: Path) -> None:
+        """Where a runtime that compiles as it runs may keep what it compiled. Told before anything is loaded."""
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         """Compiles an ONNX graph into files in `folder`. Returns facts for the manifest."""
