@@ -219,7 +219,7 @@ def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
 
 
 def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
-    _silence()
+    silence()
     stem = NETWORKS[network]
     plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
     variant = None if any((folder / network / name).exists() for name in plain) else "fp16"
@@ -241,7 +241,7 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
     return cls.from_pretrained(folder, torch_dtype=dtype, **options)
 
 
-def _silence() -> None:
+def silence() -> None:
     """The libraries' notices and progress bars are about them, not about what the user is doing."""
     import diffusers
     import transformers
