@@ -66,6 +66,7 @@ def test_compiled_picture_equals_diffusers(traced: Any, studio: Studio, diffuser
     assert (traced["stats"]["unique_graphs"], dict(traced["graph_break"])) == (3, {})
 
 
+@pytest.mark.slow
 def test_compiled_sdxl_picture_equals_diffusers(traced: Any, xl_studio: Studio, diffusers_tiny_xl: Diffusers) -> None:
     drawn = xl_studio.draw(PROMPT, engine="torch-compile")
     assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT, guidance_scale=5.0)[0]) >= SAME_AS_DIFFUSERS
