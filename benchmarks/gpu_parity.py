@@ -1,6 +1,7 @@
 """Pictures of the embedded model by every engine that runs here, against diffusers in float32 on the CPU.
 
-python benchmarks/gpu_parity.py FOLDER [ENGINE ...] says one line for each, and ends with 1 if any is not alike.
+python benchmarks/gpu_parity.py FOLDER SECONDS [ENGINE ...] says one line for each, and ends with 1 if any is not alike.
+What there is no time for is skipped by its name.
 """
 
 import os
@@ -29,6 +30,12 @@ ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
 """Least PSNR in dB; what is quantized may differ as bf16 does."""
 
 PROMPT, SEED, STEPS, GUIDANCE, SIZE, IMAGES = "a red apple, noto style, blue background", 5, 4, 4.0, 128, 2
+ORDER = ("torch", "torch-compile", "onnxruntime", "openvino", "tensorrt")
+"""What takes longer to build comes later."""
+
+LATEST = 0.6
+"""Of the time: what begins later would hardly end in it."""
+
 RUNS = 4
 """Of each: the third and later ones are replays, where an engine captures CUDA graphs."""
 
@@ -49,16 +56,17 @@ def ways(engines: list[str]) -> list[Way]:
     """What is tried: on a GPU in several precisions, with CUDA graphs."""
     import torch
 
+    from darkroom.engines.torch_tuning import QUANTIZATIONS
+
     if not torch.cuda.is_available():
         return [Way(engine, "fp32") for engine in engines]
     graphs = Options(use_cuda_graph=True)
     tried = {
-        "torch": [Way("torch", "fp32"), Way("torch", "fp32", graphs), Way("torch", "bf16"), Way("torch", "fp16")],
+        "torch": [Way("torch", "fp32"), Way("torch", "fp32", graphs), Way("torch", "bf16"), Way("torch", "fp16")]
+        + [Way("torch", "bf16", Options(quantization=kind)) for kind in QUANTIZATIONS],
         "torch-compile": [
             Way("torch-compile", "fp32", graphs),
             Way("torch-compile", "bf16", graphs),
-            Way("torch-compile", "bf16", Options(use_cuda_graph=True, quantization="int8")),
-            Way("torch-compile", "bf16", Options(use_cuda_graph=True, quantization="fp8")),
         ],
         "tensorrt": [Way("tensorrt", "fp32", graphs), Way("tensorrt", "fp16", graphs)],
     }
@@ -115,13 +123,17 @@ def likeness(way: Way, folder: Path, reference: np.ndarray) -> float:
 
 
 def main() -> int:
-    folder, *named = sys.argv[1:]
-    reference, failed = expected(), 0
+    folder, seconds, *named = sys.argv[1:]
+    began, reference, failed = time.perf_counter(), expected(), 0
+    names = named or sorted(RUNTIMES, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     usable = {finding.engine: finding.usable for finding in findings()}
-    for engine in (name for name in named or RUNTIMES if not usable[name]):
+    for engine in (name for name in names if not usable[name]):
         print(f"{engine}: not here", flush=True)
-    for way in ways([name for name in named or RUNTIMES if usable[name]]):
+    for way in ways([name for name in names if usable[name]]):
         start = time.perf_counter()
+        if start - began > LATEST * float(seconds):
+            print(f"{way}: skipped, {start - began:.0f} of {seconds} s are over", flush=True)
+            continue
         try:
             found = likeness(way, Path(folder), reference)
             least = ALIKE["bf16" if way.options.quantization else way.precision]

@@ -148,6 +148,21 @@ class TestCaptures:
             assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
         assert len(captured) == 3
 
+    def test_what_cannot_be_captured_is_launched_and_told_once(
+        self, captured: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*_: object) -> None:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+        monkeypatch.setattr(Captures, "_captured", refused)
+        engine = engine_of(Small())
+        with pytest.warns(UserWarning, match="operation not permitted") as told:
+            for seed in range(4):
+                found = denoised(engine, schedule(), seed)
+                expected = by_diffusers("EulerAncestralDiscreteScheduler", 5, seed)
+                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert len([each for each in told if "captured" in str(each.message)]) == 1
+
     def test_call_that_came_twice_is_replayed_on_new_inputs(self, captured: list) -> None:
         module = Small()
         engine = engine_of(module)

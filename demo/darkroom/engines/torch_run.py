@@ -4,6 +4,7 @@ On CUDA, work that comes again is captured as a CUDA graph and replayed from the
 denoising loop with the schedule's arithmetic in it. Without one the same code runs step by step.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -64,10 +65,21 @@ class Captures:
         return self._graphs.get(name)
 
     def done(self, name: Hashable, work: Callable[[], Any]) -> None:
-        """The work was done without a graph. Captures it when that comes again, which does not do it."""
+        """The work was done without a graph. Captures it when that comes again, which does not do it.
+
+        What cannot be captured is told once, and goes on being launched: the pictures are the same.
+        """
         self._done[name] += 1
-        if self._wanted and self._done[name] > 1:
+        if not self._wanted or self._done[name] < 2:
+            return
+        try:
             self._graphs[name] = self._captured(work)
+        except RuntimeError as error:
+            self._wanted = False
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(
+                f"no CUDA graph of this could be captured, so it is launched step by step: {reason}", stacklevel=2
+            )
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         if self._pool is None:
