@@ -20,6 +20,12 @@ from tests.support import Diffusers, Studio, write_tiny_model, write_tiny_xl_mod
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests stay on the CPU, where their references are computed, unless those that take a GPU are asked for."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Stable Diffusion of 64x64 pixels, in the hub's layout. To be read only."""

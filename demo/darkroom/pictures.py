@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,14 @@ def to_bytes(picture: np.ndarray, what: str) -> np.ndarray:
     if (pixels == pixels[:1, :1]).all():
         raise Failed(f"{what} is one constant colour: it was not kept. Try --precision fp32, or other settings.")
     return pixels
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures of one shape, in dB; `inf` for the same. Raises `ValueError`."""
+    if first.shape != second.shape:
+        raise ValueError(f"the pictures are not of one size: {first.shape} and {second.shape}")
+    error = float(np.mean((first.astype(np.float64) - second) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray:

@@ -7,6 +7,7 @@ child processes, so this process never imports the heavy half unless the runtime
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ class Preparer:
         self.made: list[Path] = []
         """The folders of the graphs and engines that were built, in their order."""
 
+    def on(self, runtime: Runtime) -> "Preparer":
+        """What compiles the same model for another runtime."""
+        other = copy(self)
+        other.runtime = runtime
+        return other
+
     def compile(self, request: Request, stages: Collection[str] | None = None) -> Compiled:
         """Builds what is not there; `stages` are those that are wanted, None for those of text to image.
 
@@ -171,6 +178,7 @@ class Preparer:
         if reason := self.runtime.unusable():
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
         jobs, sources = compiled.jobs, compiled.sources
+        self.runtime.keep_in(self.engines.root)
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
             loading = {

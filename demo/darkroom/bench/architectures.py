@@ -41,6 +41,18 @@ SD_2_UNET = _unet(
     attention_head_dim=(5, 10, 20, 20),
     use_linear_projection=True,
 )
+SDXL_BASE_UNET = _unet(
+    (320, 640, 1280),
+    (PLAIN, CROSS, CROSS),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    projection_class_embeddings_input_dim=2816,
+    sample_size=128,
+    **SDXL_UNET,
+)
+VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+VAE |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 MODELS: dict[str, dict[str, Any]] = {
     "sd-1.5": {
         "text_encoder": CLIP_L,
@@ -62,17 +74,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "xl-1.0": {
         "text_encoder": CLIP_L,
         "text_encoder_2": CLIP_G,
-        "unet": _unet(
-            (320, 640, 1280),
-            (PLAIN, CROSS, CROSS),
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            transformer_layers_per_block=(1, 2, 10),
-            projection_class_embeddings_input_dim=2816,
-            sample_size=128,
-            **SDXL_UNET,
-        ),
+        "unet": SDXL_BASE_UNET,
         "scaling_factor": 0.13025,
+        "scheduler": {"_class_name": "EulerDiscreteScheduler"},
+    },
+    "sdxl-turbo": {
+        "text_encoder": CLIP_L,
+        "text_encoder_2": CLIP_G,
+        "unet": SDXL_BASE_UNET | {"sample_size": 64},
+        "scaling_factor": 0.13025,
+        "scheduler": {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
     },
     "xl-refiner-1.0": {
         "text_encoder_2": CLIP_G,
@@ -91,6 +102,56 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """As published on the hub under these names' repositories."""
 
+TINY = {
+    "text_encoder": CLIP_L
+    | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "unet": _unet((32, 64), (CROSS, PLAIN), cross_attention_dim=32, attention_head_dim=4, sample_size=8)
+    | {"layers_per_block": 1, "norm_num_groups": 8},
+    "vae": {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4},
+    "scaling_factor": 0.18215,
+    "scheduler": {"_class_name": "EulerAncestralDiscreteScheduler"},
+}
+ARCHITECTURES = MODELS | {"tiny": TINY}
+"""Those, and one that no one publishes, to try out on any machine what measures them."""
+
+
+def networks_of(name: str) -> dict[str, Callable[[], Any]]:
+    """What makes each network of a model, with the weights that its libraries give a new one."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    described = ARCHITECTURES[name]
+    vae = VAE | described.get("vae", {})
+    made: dict[str, Callable[[], Any]] = {
+        "unet": lambda: UNet2DConditionModel(**described["unet"]),
+        "vae": lambda: AutoencoderKL(**vae, scaling_factor=described["scaling_factor"]),
+    }
+    if "text_encoder" in described:
+        made["text_encoder"] = lambda: CLIPTextModel(CLIPTextConfig(**described["text_encoder"]))
+    if "text_encoder_2" in described:
+        made["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**described["text_encoder_2"]))
+    return made
+
+
+def _fill(key: str, weight: Any, generator: Any) -> None:
+    """Gives a weight the spread of a freshly made one."""
+    if weight.dim() > 1:
+        weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
+    else:
+        weight.fill_(float(key.endswith("weight")))
+
+
+def random_network(name: str, part: str, device: Any, dtype: Any) -> Any:
+    """A network of a model with random weights, the same each time, made on the device that it is to run on."""
+    import torch
+
+    with torch.device(device):
+        network = networks_of(name)[part]().eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for key, weight in network.named_parameters():
+        _fill(key, weight, generator)
+    return network.to(dtype)
+
 
 def write_model(name: str, folder: Path, networks: list[str] | None = None) -> Path:
     """A model of the published architecture with random weights, in float16 files, in the layout of the hub.
@@ -98,22 +159,9 @@ def write_model(name: str, folder: Path, networks: list[str] | None = None) -> P
     Networks that are not asked for get their configuration and an empty weight file.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    published = MODELS[name]
-    xl = "text_encoder_2" in published
-    vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    made: dict[str, Callable[[], Any]] = {
-        "unet": lambda: UNet2DConditionModel(**published["unet"]),
-        "vae": lambda: AutoencoderKL(**vae, scaling_factor=published["scaling_factor"]),
-    }
-    if "text_encoder" in published:
-        made["text_encoder"] = lambda: CLIPTextModel(CLIPTextConfig(**published["text_encoder"]))
-    if xl:
-        made["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**published["text_encoder_2"]))
+    made = networks_of(name)
     for part, make in made.items():
         if (folder / part / "config.json").exists():
             continue
@@ -126,12 +174,8 @@ def write_model(name: str, folder: Path, networks: list[str] | None = None) -> P
         weights = {}
         if networks is None or part in networks:
             for key, tensor in network.state_dict().items():
-                weight = torch.zeros(tensor.shape, dtype=torch.float16)
-                if tensor.dim() > 1:
-                    weight.normal_(0, 1 / math.sqrt(tensor[0].numel()), generator=generator)
-                elif key.endswith("weight"):
-                    weight.fill_(1)
-                weights[key] = weight
+                weights[key] = torch.empty(tensor.shape, dtype=torch.float16)
+                _fill(key, weights[key], generator)
         stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
         save_file(weights, folder / part / f"{stem}.safetensors", {"format": "pt"})
         (folder / part / "config.json").write_text(text)  # last: what stands here is whole
@@ -145,7 +189,7 @@ def write_model(name: str, folder: Path, networks: list[str] | None = None) -> P
 
 def _write_settings(folder: Path, name: str, parts: Iterable[str]) -> None:
     """The scheduler's configuration, and which class each part is of."""
-    published = MODELS[name]
+    published = ARCHITECTURES[name]
     xl = "text_encoder_2" in published
     (folder / "scheduler").mkdir(exist_ok=True)
     config = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}

@@ -1,7 +1,6 @@
 """The same work by Darkroom and by what a user would take instead: same weights, prompt, steps, noise and size."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from darkroom.bench.cell import Cell, Place
 from darkroom.bench.peers import Peer, command, prepare
 from darkroom.bench.sweep import Entrant, entrant_of
 from darkroom.environments import ensure
-from darkroom.errors import Failed
+from darkroom.errors import AskedWrongly, Failed
 from darkroom.noise import NoiseStream, initial_latents
 
 REFERENCE = "diffusers eager"
@@ -74,19 +73,10 @@ def add_likeness(found: dict[str, Any], expected: list[str]) -> None:
     """Gives a result that has pictures its `psnr` in dB against the `expected` ones: the least of its images."""
     if not (expected and found.get("pictures")):
         return
+    from darkroom.pictures import psnr, read_pixels
+
     try:
         pairs = zip(found["pictures"], expected, strict=True)
-        found["psnr"] = round(min(_psnr(Path(one), Path(two)) for one, two in pairs), 2)
-    except (OSError, ValueError) as error:
+        found["psnr"] = round(min(psnr(*(read_pixels(Path(path), None, None) for path in pair)) for pair in pairs), 2)
+    except (AskedWrongly, ValueError) as error:
         found["error"] = f"its pictures cannot be compared: {error}"
-
-
-def _psnr(one: Path, two: Path) -> float:
-    """Of 8-bit pictures; `inf` for the same."""
-    from PIL import Image
-
-    first, second = (np.asarray(Image.open(path).convert("RGB"), np.float64) for path in (one, two))
-    if first.shape != second.shape:
-        raise ValueError(f"{one} and {two} are not of one size")
-    error = float(np.mean((first - second) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -35,6 +35,7 @@ FIXED_BY_RECIPE = (
     "provider",
     "device",
     "torch_inference",
+    "quantization",
     "precision",
     "build",
     "onnx_opset",
@@ -50,6 +51,7 @@ BESIDE_PROMPTS = {
     "recipe": "it is of one picture",
     "batch_count": "rows say num_images",
     "enable_refiner": "its pictures are made by one model",
+    "quantization": "what it costs in quality is told of the pictures of one run",
 }
 """Flags that are refused beside --prompts, and why."""
 

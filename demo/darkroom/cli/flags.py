@@ -170,6 +170,11 @@ def parser_of(script: Script) -> Parser:
         help="run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
         "are --engine torch-compile in that mode",
     )
+    engine.add_argument(
+        "--quantization",
+        metavar="KIND",
+        help="compute the UNet's transformer blocks in int8 or fp8, on torch engines, and tell what quality that costs",
+    )
     engine.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add_build_arguments(engine)
     add_place_arguments(engine)

@@ -102,11 +102,13 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     make_folder(settings.output_dir)
     clocks: list[StageClock] = []
     made: list[dict[str, Any]] = []
+    first: np.ndarray | None = None
     try:
         with console.job("denoising", len(batches) * pipeline.calls) as advance:
             for batch in batches:
                 clocks.append(StageClock())
                 pictures = pipeline.run(batch, clocks[-1], advance)
+                first = pictures if first is None else first
                 for picture in _keep(batch, pictures, facts, recipe, settings.output_dir, script.pipeline):
                     made.append(picture)
     except DarkroomError:
@@ -114,8 +116,12 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             console.result(picture["path"])
         raise
     console.say(table(clocks, request.batch_size))
+    told = _timings(clocks, request.batch_size)
+    if quantization := runtime.options.quantization:
+        told["quantization_psnr"] = _loss(first, base, refiner, request, image, batches[0], console)
+        console.say(f"{quantization}: PSNR {told['quantization_psnr']:.1f} dB against the same pictures without it")
     if flags.json:
-        console.result(json.dumps(facts | {"images": made} | _timings(clocks, request.batch_size)))
+        console.result(json.dumps(facts | {"images": made} | told))
     else:
         for picture in made:
             console.result(picture["path"])
@@ -162,7 +168,8 @@ def asked_runtime(
     """The runtime that is meant. Refuses flags that it has no use for."""
     options = settings.options
     if recipe:
-        options = replace(options, **{name: recipe[name] for name in PLACES if isinstance(recipe.get(name), str)})
+        places = {name: recipe[name] for name in PLACES if isinstance(recipe.get(name), str)}
+        options = replace(options, quantization=recipe.get("quantization"), **places)
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
@@ -203,11 +210,34 @@ def _prepare(
         "artefacts": prepared.artefacts,
         "runtime": f"{base.runtime.name} {prepared.runtime_version}",
     } | base.runtime.options.place()
+    if quantization := base.runtime.options.quantization:
+        facts["quantization"] = quantization
     if refiner is not None and refining_compiled is not None:
         refining = refiner.load(refining_compiled, request.refining())
         prepared.pipeline.refiner = refining.pipeline
         facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
     return prepared.pipeline, facts
+
+
+def _loss(
+    pictures: np.ndarray,
+    base: Preparer,
+    refiner: Preparer | None,
+    request: Request,
+    image: np.ndarray | None,
+    batch: Batch,
+    console: Console,
+) -> float:
+    """PSNR in dB of quantized pictures (B, H, W, 3) against those that eager torch makes in the same precision."""
+    from darkroom.pictures import psnr, to_bytes
+
+    plain = find_runtime("torch")
+    with console.job("making the same without quantization"):
+        pipeline, _ = _prepare(
+            base.on(plain), refiner and refiner.on(plain), replace(request, engine=plain.name), image
+        )
+        expected = pipeline.run(batch, StageClock())
+    return psnr(*(to_bytes(made, "a picture of the first batch") for made in (pictures, expected)))
 
 
 def _timings(clocks: list[StageClock], batch_size: int) -> dict[str, Any]:

@@ -29,11 +29,12 @@ class Listed:
         return next((command for word, command in self.tools.items() if word in complaint), self.install)
 
 
-TORCH = frozenset({"torch_inference"})
+TORCH = frozenset({"torch_inference", "quantization", "use_cuda_graph"})
 ONNXRUNTIME = frozenset({"provider", "use_cuda_graph"})
 OPENVINO = frozenset({"device"})
 JAX = frozenset({"devices"})
-TENSORRT = frozenset(field.name for field in fields(Options)) - TORCH - JAX - frozenset(PLACES)
+OTHERS = frozenset({"torch_inference", "quantization", "devices", *PLACES})
+TENSORRT = frozenset(field.name for field in fields(Options)) - OTHERS
 
 RUNTIMES = {
     "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),

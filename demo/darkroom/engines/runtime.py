@@ -23,8 +23,9 @@ class Options:
 
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
-    "eager" or a mode of torch.compile; `provider` is one of ONNX Runtime's, as "cuda", and `device` one of OpenVINO's,
-    as "GPU.1" or "AUTO:GPU,CPU"; `devices` is how many make a batch together, or "all".
+    "eager" or a mode of torch.compile; `quantization` computes part of the UNet in 8 bits; `provider` is one of ONNX
+    Runtime's, as "cuda", and `device` one of OpenVINO's, as "GPU.1" or "AUTO:GPU,CPU"; `devices` is how many make a
+    batch together, or "all".
     """
 
     use_cuda_graph: bool = False
@@ -37,6 +38,7 @@ class Options:
     build_all_tactics: bool = False
     ws: bool = False
     torch_inference: str | None = None
+    quantization: str | None = None
     provider: str | None = None
     device: str | None = None
     devices: str | None = None
@@ -170,6 +172,9 @@ class Runtime(Protocol):
     def unusable(self) -> str | None:
         """Why engines can be built but not run here; None where they can be."""
         return None
+
+    def keep_in(self, folder: Path) -> None:
+        """Where a runtime that compiles as it runs may keep what it compiled. Told before anything is loaded."""
 
     def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         """Compiles an ONNX graph, or the model folder, into files in `folder`. Returns facts for the manifest.

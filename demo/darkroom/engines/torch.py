@@ -1,48 +1,78 @@
-"""PyTorch: eager, the reference that every other runtime is checked against; compiled, the baseline to beat."""
+"""PyTorch, on an NVIDIA GPU where CUDA sees one and else on the CPU.
 
+Eager it is the reference that every other runtime is checked against; compiled by inductor it is an engine of its own.
+What inductor compiled is kept beside the engines, and found there by the next process.
+"""
+
+import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.engines.torch_run import TorchEngine, TorchUnet, out_of_memory
+from darkroom.engines.torch_tuning import check_quantization, fuse_projections, quantize
 from darkroom.errors import AskedWrongly, near_matches
+from darkroom.export.loop import LoopStep
 from darkroom.export.modules import DTYPES, load_module
-from darkroom.stages.contract import Stage
 
 EAGER = "eager"
 TORCH_MODES = (EAGER, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """What `--torch-inference` takes: no compilation, or a mode of torch.compile."""
 
+WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes in which inductor would capture CUDA graphs, a call at a time, and what is left of them when the whole loop is
+captured around it."""
+
+CACHE_VARIABLE, CACHE = "TORCHINDUCTOR_CACHE_DIR", ".inductor"
+"""Where inductor keeps what it compiled: kernels, graphs and what autotuning found. The store passes over the name."""
+
+SHAPES = 1000
+"""Shapes and models that one process may compile for; torch would run what comes after the eighth as it is."""
+
 
 class Torch(Runtime):
-    """Nothing is built ahead: the model folder itself is loaded. Compiled code is cached by torch's inductor."""
+    """Nothing is built ahead: the model folder itself is loaded, and compiled when it is first called."""
 
     compiles = False
     from_graph = False
-    revision = 1
+    revision = 2
 
     def __init__(self, name: str, options: Options) -> None:
         self.name = name
         self.options = options
-        mode = options.torch_inference
-        if mode is not None and mode not in TORCH_MODES:
-            near = near_matches(mode, list(TORCH_MODES))
-            raise AskedWrongly(f"--torch-inference {mode!r} is not known here.{near} Known: {', '.join(TORCH_MODES)}.")
-        if name == "torch-compile" and not (shutil.which("g++") or shutil.which("clang++")):
-            raise AskedWrongly("--engine torch-compile needs a C++ compiler (g++ or clang++); --engine torch does not.")
+        # CUDA_VISIBLE_DEVICES says which GPU is the first; an empty one hides them all.
+        self._device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self._check_options()
+        if self._on_gpu:
+            torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: torch's convolutions would round to TF32
 
     def version(self) -> str:
         return torch.__version__
 
     def device(self) -> str:
-        return f"CPU: {processor()}"
+        if not self._on_gpu:
+            return f"CPU: {processor()}"
+        major, minor = torch.cuda.get_device_capability(self._device)
+        return f"{torch.cuda.get_device_name(self._device)} ({major}.{minor})"
+
+    def facts(self) -> dict[str, Any]:
+        return {"quantization": self.options.quantization} if self.options.quantization else {}
 
     def precisions(self) -> tuple[str, ...]:
-        return tuple(DTYPES)
+        """fp8 products with a scale for each row come out in bfloat16 alone."""
+        return ("bf16",) if self.options.quantization == "fp8" else tuple(DTYPES)
+
+    def keep_in(self, folder: Path) -> None:
+        # torch itself sets the variable to its default, in the system's temporary folder, as soon as anybody asks.
+        if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()) and os.access(folder, os.W_OK):
+            os.environ[CACHE_VARIABLE] = str(folder.absolute() / CACHE)
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         raise NotImplementedError("torch runs the model folder as it is")
@@ -50,23 +80,66 @@ class Torch(Runtime):
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         if threads:
             torch.set_num_threads(threads)
-        module = load_module(job.stage, source, DTYPES[job.precision])
-        if self.name == "torch-compile":
-            module = torch.compile(module, mode=self.options.torch_inference)
-        return _Engine(module, job.stage)
+        return self.engine(job, load_module(job.stage, source, DTYPES[job.precision]))
 
+    def engine(self, job: Job, module: nn.Module) -> TorchEngine:
+        """The engine of a module of `export.modules`, which it changes. Raises `Failed` where it has no room."""
+        stage, quantized = job.stage, self.options.quantization if job.stage.name == "unet" else None
+        try:
+            if self._compiled or quantized:
+                fuse_projections(module)
+            module.to(self._device, memory_format=torch.channels_last)
+            if quantized:
+                quantize(module, quantized)
+        except torch.OutOfMemoryError:
+            raise out_of_memory(stage, self._device) from None
+        run = self._made(module, dynamic=None if job.profile.batch is None or job.profile.height is None else False)
+        if stage.name != "unet":
+            return TorchEngine(run, stage, self._device, self._graphs)
+        step = self._made(LoopStep(module), dynamic=False)
+        return TorchUnet(run, step, stage, self._device, self._graphs)
 
-class _Engine(Engine):
-    def __init__(self, module: torch.nn.Module, stage: Stage) -> None:
-        self._module = module
-        self._stage = stage
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in self._stage.inputs]
-            made = self._module(*tensors)
-        values = made if isinstance(made, tuple) else (made,)
-        return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, values, strict=True)}
+    @property
+    def _compiled(self) -> bool:
+        return self.name == "torch-compile"
+
+    @property
+    def _graphs(self) -> bool:
+        """Whether CUDA graphs are captured: asked for by name, or by a mode of torch.compile that has them."""
+        return self._on_gpu and (self.options.use_cuda_graph or self.options.torch_inference in WITHOUT_GRAPHS)
+
+    def _made(self, module: nn.Module, dynamic: bool | None) -> Any:
+        """The module as it is run."""
+        if not self._compiled:
+            return module
+        mode = self.options.torch_inference or "default"
+        torch._dynamo.config.recompile_limit = SHAPES
+        torch._dynamo.config.accumulated_recompile_limit = SHAPES
+        options = torch._inductor.list_mode_options(WITHOUT_GRAPHS.get(mode, mode), dynamic)
+        # A convolution of single pixels is a product: as one, what comes after it is computed along with it.
+        options = options | {"conv_1x1_as_mm": True}
+        return torch.compile(module, dynamic=dynamic, options=options)
+
+    def _check_options(self) -> None:
+        """Raises `AskedWrongly` for what is not known, or cannot be had on this machine."""
+        mode = self.options.torch_inference
+        if mode is not None and mode not in TORCH_MODES:
+            near = near_matches(mode, list(TORCH_MODES))
+            raise AskedWrongly(f"--torch-inference {mode!r} is not known here.{near} Known: {', '.join(TORCH_MODES)}.")
+        if self.options.use_cuda_graph and not self._on_gpu:
+            raise AskedWrongly(f"--use-cuda-graph needs an NVIDIA GPU, and --engine {self.name} finds none here.")
+        if self.options.quantization is not None:
+            check_quantization(self.options.quantization, self._device)
+        if not self._compiled:
+            return
+        if not (shutil.which("g++") or shutil.which("clang++")):
+            raise AskedWrongly("--engine torch-compile needs a C++ compiler (g++ or clang++); --engine torch does not.")
+        if self._on_gpu and importlib.util.find_spec("triton") is None:
+            raise AskedWrongly("--engine torch-compile needs the package triton on a GPU: pip install triton")
 
 
 def runtime(name: str, options: Options) -> Torch:

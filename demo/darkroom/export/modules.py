@@ -96,8 +96,8 @@ class GuidanceEmbeddingUnet(Unet):
         """`conditions`: what `Unet` takes, then the guidance scales (B,)."""
         *conditions, guidance_scale = conditions
         half = self.unet.config.time_cond_proj_dim // 2
-        steps = torch.arange(half, device=guidance_scale.device)
-        frequencies = torch.exp(steps * (-math.log(10000) / (half - 1)))
+        index = torch.arange(half, device=guidance_scale.device)
+        frequencies = torch.exp(index * (-math.log(10000) / (half - 1)))
         angles = 1000 * (guidance_scale - 1)[:, None] * frequencies
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.call(latents, timestep, *conditions, time_condition=embedding)
@@ -178,6 +178,11 @@ def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) 
     network.eval().requires_grad_(False)
     if halve:
         widen_when_used(network)
+    return wrapped(stage, network)
+
+
+def wrapped(stage: Stage, network: nn.Module) -> nn.Module:
+    """The stage's module over a network that is there."""
     match stage.name:
         case "clip" | "clip_2":
             wrapper = PenultimateClip if stage.options.get("penultimate") else Clip
@@ -214,7 +219,7 @@ def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
 
 
 def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
-    _silence()
+    silence()
     stem = NETWORKS[network]
     plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
     variant = None if any((folder / network / name).exists() for name in plain) else "fp16"
@@ -236,7 +241,7 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
     return cls.from_pretrained(folder, torch_dtype=dtype, **options)
 
 
-def _silence() -> None:
+def silence() -> None:
     """The libraries' notices and progress bars are about them, not about what the user is doing."""
     import diffusers
     import transformers

@@ -1,0 +1,234 @@
+"""PyTorch as an engine: the loop on the device, compiled, captured and quantized, as far as that shows on a CPU."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from darkroom.engines import find_runtime
+from darkroom.engines.runtime import Denoiser, Options
+from darkroom.engines.torch import CACHE, CACHE_VARIABLE
+from darkroom.engines.torch_run import Captures
+from darkroom.engines.torch_tuning import fuse_projections
+from darkroom.errors import AskedWrongly
+from darkroom.export.modules import example_inputs, load_module
+from darkroom.stages.contract import Profile
+from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
+from tests.support import Diffusers, Studio, one_line, psnr
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROMPT = "a red apple, noto style"
+SAME_AS_DIFFUSERS = 45.0
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """torch.compile without its last stage, in which a C++ compiler would work for minutes; and its counters."""
+    from torch._dynamo.utils import counters
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, options: real(module, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"]
+)
+def test_loop_on_the_device_equals_the_scheduler(name: str) -> None:
+    found = denoised(engine_of(Small()), schedule(name))
+    expected = by_diffusers(name, 5)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_only_the_last_of_the_samples_comes_back_and_is_the_callers() -> None:
+    engine = engine_of(Small())
+    assert isinstance(engine, Denoiser)
+    first = denoised(engine, schedule())
+    kept = first.copy()
+    assert not np.array_equal(denoised(engine, schedule(), seed=1), first)
+    assert np.array_equal(first, kept)
+
+
+def test_compiled_picture_equals_diffusers(traced: Any, studio: Studio, diffusers_tiny: Diffusers) -> None:
+    drawn = studio.draw(PROMPT, engine="torch-compile", batch_size=2, scheduler="EulerA")
+    expected = diffusers_tiny.draw(PROMPT, PROMPT, scheduler="EulerA")
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+    # CLIP, the UNet with the schedule's step, and the VAE: a graph each, whole, and the same for other steps.
+    assert (traced["stats"]["unique_graphs"], dict(traced["graph_break"])) == (3, {})
+
+
+@pytest.mark.slow
+def test_compiled_sdxl_picture_equals_diffusers(traced: Any, xl_studio: Studio, diffusers_tiny_xl: Diffusers) -> None:
+    drawn = xl_studio.draw(PROMPT, engine="torch-compile")
+    assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT, guidance_scale=5.0)[0]) >= SAME_AS_DIFFUSERS
+
+
+def test_schedules_and_step_counts_share_what_was_compiled(traced: Any) -> None:
+    engine = engine_of(Small(), "torch-compile")
+    for name, steps in (("EulerDiscreteScheduler", 3), ("EulerAncestralDiscreteScheduler", 9)):
+        expected = by_diffusers(name, steps)
+        assert np.abs(denoised(engine, schedule(name, steps)) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert traced["stats"]["unique_graphs"] == 1
+
+
+def test_what_inductor_compiled_is_kept_beside_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    find_runtime("torch-compile").keep_in(tmp_path)
+    assert os.environ[CACHE_VARIABLE] == str(tmp_path / CACHE)
+    found = []
+    for _ in range(2):
+        torch._dynamo.reset()  # all that a process knows of what it compiled
+        counters.clear()
+        found.append(denoised(engine_of(Small(), "torch-compile"), schedule()))
+        assert counters["stats"]["unique_graphs"] == 1
+        hits, misses = (counters["aot_autograd"][f"autograd_cache_{which}"] for which in ("hit", "miss"))
+        assert (hits, misses) == ((0, 1) if len(found) == 1 else (1, 0))
+    expected = by_diffusers("EulerAncestralDiscreteScheduler", 5)
+    assert all(np.abs(each - expected).max() <= 1e-5 * np.abs(expected).max() for each in found)
+
+
+def test_cache_that_a_user_names_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "elsewhere")
+    find_runtime("torch").keep_in(tmp_path)
+    assert os.environ[CACHE_VARIABLE] == "elsewhere"
+
+
+class TestCaptures:
+    """CUDA graphs, with replays that call what was captured in place of a GPU."""
+
+    @pytest.fixture
+    def captured(self, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
+        works: list[Callable[[], Any]] = []
+
+        def capture(_: Captures, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+            made = work()
+            works.append(work)
+
+            def replay() -> None:
+                again = work()
+                if isinstance(made, torch.Tensor):
+                    made.copy_(again)
+
+            return replay, made
+
+        monkeypatch.setattr(Captures, "_captured", capture)
+        monkeypatch.setattr("darkroom.engines.torch.Torch._graphs", True)
+        return works
+
+    def test_loop_that_came_twice_is_one_launch(self, captured: list) -> None:
+        engine, table = engine_of(Small()), schedule()
+        for seed, graphs in ((0, 0), (1, 1), (2, 1), (0, 1)):
+            expected = by_diffusers("EulerAncestralDiscreteScheduler", 5, seed)
+            assert np.abs(denoised(engine, table, seed) - expected).max() <= 1e-5 * np.abs(expected).max()
+            assert len(captured) == graphs
+
+    def test_other_schedule_and_other_size_are_captured_anew(self, captured: list) -> None:
+        engine = engine_of(Small())
+        for name in ("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"):
+            for turn in range(3):
+                found, expected = denoised(engine, schedule(name), turn), by_diffusers(name, 5, turn)
+                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert len(captured) == 2
+        for turn in range(3):
+            found, expected = (
+                denoised(engine, schedule(), turn, 16),
+                by_diffusers("EulerAncestralDiscreteScheduler", 5, turn, 16),
+            )
+            assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert len(captured) == 3
+
+    def test_what_cannot_be_captured_is_launched_and_told_once(
+        self, captured: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*_: object) -> None:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+        monkeypatch.setattr(Captures, "_captured", refused)
+        engine = engine_of(Small())
+        with pytest.warns(UserWarning, match="operation not permitted") as told:
+            for seed in range(4):
+                found = denoised(engine, schedule(), seed)
+                expected = by_diffusers("EulerAncestralDiscreteScheduler", 5, seed)
+                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert len([each for each in told if "captured" in str(each.message)]) == 1
+
+    def test_call_that_came_twice_is_replayed_on_new_inputs(self, captured: list) -> None:
+        module = Small()
+        engine = engine_of(module)
+        for seed in range(4):
+            inputs = example_inputs(STAGE, {"B": 2, "h": 8, "w": 8}, seed)
+            (found,) = engine({name: value.numpy() for name, value in inputs.items()}).values()
+            assert np.allclose(found, Small()(*inputs.values()).numpy(), atol=1e-6)
+        assert len(captured) == 1
+
+
+def test_fused_projections_compute_the_same(tiny_model: Path, studio: Studio) -> None:
+    from darkroom.checkpoint import SD, open_checkpoint
+    from darkroom.engines.store import Store
+    from darkroom.stages import stages
+
+    checkpoint = open_checkpoint(tiny_model, Store(studio.engines).fingerprints, (SD,))
+    every = stages(checkpoint, True, 0)
+    for name in ("unet", "vae", "clip"):
+        inputs = example_inputs(every[name], Profile(2, SIZE, SIZE).sizes()).values()
+        plain, fused = (load_module(every[name], tiny_model) for _ in range(2))
+        fuse_projections(fused)
+        with torch.no_grad():
+            expected, found = plain(*inputs), fused(*inputs)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        names = [key for key, _ in fused.named_parameters()]
+        assert any("to_qkv" in key for key in names) == (name != "clip")
+        assert sum(map(torch.Tensor.numel, fused.parameters())) == sum(map(torch.Tensor.numel, plain.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        (["--quantization=int8"], "torchao"),
+        (["--quantization=int7"], "int8"),
+        (["--quantization=fp8"], "GPU"),
+        (["--use-cuda-graph"], "GPU"),
+    ],
+)
+def test_what_cannot_be_had_here_is_refused_in_one_line(
+    asked: list[str], word: str, empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    there = real("json") if word == "GPU" else None
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: there if name == "torchao" else real(name, *more)
+    )
+    ended = empty_studio.here(
+        PROMPT, f"--model={empty_studio.model}", "--engine=torch", *asked, *empty_studio.folders()
+    )
+    assert ended.code == 2 and one_line(ended.err)
+    assert asked[0].split("=")[0] in ended.err and word in ended.err
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_quantization_is_for_torch(engine: str) -> None:
+    with pytest.raises(AskedWrongly, match=r"--quantization has nothing to act on .* torch or torch-compile"):
+        find_runtime(engine, Options(quantization="int8"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_quantized_picture_tells_its_loss_and_is_remade(studio: Studio, diffusers_tiny: Diffusers) -> None:
+    drawn = studio.draw(PROMPT, engine="torch", quantization="int8")
+    plain = studio.draw(PROMPT, engine="torch")
+    loss = psnr(drawn.pictures[0], plain.pictures[0])
+    assert drawn.result["quantization_psnr"] == pytest.approx(loss)
+    assert 20 < loss < 100
+    assert f"int8: PSNR {loss:.1f} dB" in drawn.err
+    again = studio.draw(recipe=drawn.paths[0])
+    assert (again.pictures[0] == drawn.pictures[0]).all()
