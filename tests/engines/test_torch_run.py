@@ -222,7 +222,6 @@ def test_quantization_is_for_torch(engine: str) -> None:
         find_runtime(engine, Options(quantization="int8"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 def test_quantized_picture_tells_its_loss_and_is_remade(studio: Studio, diffusers_tiny: Diffusers) -> None:
     drawn = studio.draw(PROMPT, engine="torch", quantization="int8")
     plain = studio.draw(PROMPT, engine="torch")
