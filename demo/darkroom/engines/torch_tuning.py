@@ -46,7 +46,7 @@ def check_quantization(kind: str, device: torch.device) -> None:
         near = near_matches(kind, list(QUANTIZATIONS))
         raise AskedWrongly(f"--quantization {kind!r} is not known here.{near} Known: {', '.join(QUANTIZATIONS)}.")
     if importlib.util.find_spec("torchao") is None:
-        raise AskedWrongly(f"--quantization {kind} needs the package torchao: pip install torchao")
+        raise AskedWrongly(f"--quantization {kind} needs the package torchao: pip install torchao==0.18.0")
     for library in ("torchao", "torch.utils._pytree"):  # what it says of kernels that it does not find, while imported
         logging.getLogger(library).setLevel(logging.ERROR)
     if kind != "fp8":
