@@ -90,7 +90,8 @@ def test_a_network_computes_in_the_precision_that_is_asked(
     runtime.build(job, tiny_model, tmp_path, lambda *_: True)
     error = runtime.finish(job, tmp_path)["error_against_torch"]
     assert 1e-4 < error < TOLERANCES[precision]
-    assert {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()} == {kept}
+    kinds = {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()}
+    assert kinds - {"int32"} == {kept}  # position ids are whole numbers
 
 
 def test_a_picture_to_start_from_is_encoded_by_one_device(pair: Studio, diffusers_tiny: Diffusers) -> None:
