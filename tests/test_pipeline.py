@@ -166,13 +166,10 @@ def test_image_alone_equals_image_in_batch(
     assert psnr(together[0], together[1]) < VISIBLE
 
 
-@pytest.mark.parametrize("scheduler", ["EulerA", "PNDM"])
-def test_batch_divided_over_devices_equals_images_alone(
-    scheduler: str, studio: Studio, diffusers_tiny: Diffusers
-) -> None:
-    asked: dict[str, Any] = {"engine": "jax", "scheduler": scheduler}
+def test_batch_divided_over_devices_equals_images_alone(studio: Studio, diffusers_tiny: Diffusers) -> None:
+    asked: dict[str, Any] = {"engine": "jax", "scheduler": "EulerA"}
     together = studio.draw(PROMPT, batch_size=8, devices="all", **asked)
-    expected = diffusers_tiny.draw(*[PROMPT] * 8, scheduler=scheduler)
+    expected = diffusers_tiny.draw(*[PROMPT] * 8, scheduler="EulerA")
     assert min(map(psnr, together.pictures, expected)) >= SAME_AS_DIFFUSERS
     for image in (0, 7):
         alone = studio.draw(PROMPT, seed=5 + image, **asked).pictures[0]

@@ -28,12 +28,17 @@ SAME_AS_DIFFUSERS = 45.0
 
 
 @pytest.fixture(scope="module")
-def unet(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Job, Path]:
-    """The tiny model's UNet for two images on two devices, and the folder that it is kept in."""
-    studio = Studio(tmp_path_factory.mktemp("unet"), tiny_model)
-    drawn = studio.draw(PROMPT, engine="jax", batch_size=2, devices=2)
-    assert len(drawn.pictures) == 2
-    (folder,) = studio.engines.glob("unet-*")
+def pair(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Studio:
+    """The tiny model, built for two images on two devices."""
+    studio = Studio(tmp_path_factory.mktemp("pair"), tiny_model)
+    assert len(studio.draw(PROMPT, engine="jax", batch_size=2, devices=2).pictures) == 2
+    return studio
+
+
+@pytest.fixture(scope="module")
+def unet(pair: Studio) -> tuple[Job, Path]:
+    """Its UNet, and the folder that it is kept in."""
+    (folder,) = pair.engines.glob("unet-*")
     return Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"]), folder
 
 
@@ -75,24 +80,25 @@ def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, m
     assert not list(empty_studio.engines.glob("clip-*"))
 
 
-@pytest.mark.parametrize(("precision", "kept"), [("bf16", "bfloat16"), ("fp16", "float16")])
+@pytest.mark.parametrize(("name", "precision", "kept"), [("unet", "bf16", "bfloat16"), ("clip", "fp16", "float16")])
 def test_a_network_computes_in_the_precision_that_is_asked(
-    precision: str, kept: str, tiny_model: Path, tmp_path: Path
+    name: str, precision: str, kept: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(tiny_model, Fingerprints(tmp_path / "none"), (SD,))
-    job = Job(stages(checkpoint, False, 0)["unet"], Profile(1, 64, 64), precision)
+    job = Job(stages(checkpoint, False, 0)[name], Profile(1, 64, 64), precision)
     runtime = Jax(Options())
     runtime.build(job, tiny_model, tmp_path, lambda *_: True)
     error = runtime.finish(job, tmp_path)["error_against_torch"]
     assert 1e-4 < error < TOLERANCES[precision]
-    assert {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()} == {kept}
+    kinds = {weight.dtype.name for weight in load_file(tmp_path / WEIGHTS).values()}
+    assert kinds - {"int32"} == {kept}  # position ids are whole numbers
 
 
-def test_a_picture_to_start_from_is_encoded_by_one_device(studio: Studio, diffusers_tiny: Diffusers) -> None:
+def test_a_picture_to_start_from_is_encoded_by_one_device(pair: Studio, diffusers_tiny: Diffusers) -> None:
     rng = np.random.default_rng(7)
-    picture = studio.root / "photograph.png"
+    picture = pair.root / "photograph.png"
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(picture)
-    drawn = replace(studio, script="demo_img2img.py").draw(
+    drawn = replace(pair, script="demo_img2img.py").draw(
         PROMPT, engine="jax", batch_size=2, devices=2, guidance_scale=7.5, input_image=picture
     )
     expected = diffusers_tiny.draw(PROMPT, PROMPT, image=Image.open(picture), strength=0.8)
