@@ -5,7 +5,6 @@ computed in 8 bits, through torchao.
 """
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -47,8 +46,6 @@ def check_quantization(kind: str, device: torch.device) -> None:
         raise AskedWrongly(f"--quantization {kind!r} is not known here.{near} Known: {', '.join(QUANTIZATIONS)}.")
     if importlib.util.find_spec("torchao") is None:
         raise AskedWrongly(f"--quantization {kind} needs the package torchao: pip install torchao==0.18.0")
-    for library in ("torchao", "torch.utils._pytree"):  # what it says of kernels that it does not find, while imported
-        logging.getLogger(library).setLevel(logging.ERROR)
     if kind != "fp8":
         return
     if device.type != "cuda":

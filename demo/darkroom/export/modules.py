@@ -4,6 +4,7 @@ These modules are what graphs are exported from, what every runtime is checked a
 runs.
 """
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,8 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
 
 def silence() -> None:
     """The libraries' notices and progress bars are about them, not about what the user is doing."""
+    for library in ("torchao", "torch.utils._pytree"):  # of kernels that it does not find, while diffusers imports it
+        logging.getLogger(library).setLevel(logging.ERROR)
     import diffusers
     import transformers
 
