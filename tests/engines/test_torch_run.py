@@ -27,6 +27,12 @@ PROMPT = "a red apple, noto style"
 SAME_AS_DIFFUSERS = 45.0
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchax passes JAX off as one. It is imported in children that build, but by tests in this process."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """torch.compile without its last stage, in which a C++ compiler would work for minutes; and its counters."""
