@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT / "demo"))
 
 from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
-from darkroom.engines.openvino import BEFOREHAND, BLOB, DEVICE  # noqa: E402
+from darkroom.engines.openvino import BEFOREHAND, BLOB  # noqa: E402
+from darkroom.engines.openvino_devices import CPU  # noqa: E402
 from darkroom.engines.runtime import Job  # noqa: E402
 from darkroom.export.graph import export_stage  # noqa: E402
 from darkroom.export.modules import example_inputs, load_module  # noqa: E402
@@ -113,7 +114,7 @@ def profile(folder: Path, inputs: dict[str, np.ndarray], repeat: int) -> dict[st
 
     def load(name: str) -> openvino.InferRequest:
         blob = openvino.Tensor(np.fromfile(folder / name, np.uint8))
-        return core.import_model(blob, DEVICE, settings).create_infer_request()
+        return core.import_model(blob, CPU, settings).create_infer_request()
 
     def taken(request: openvino.InferRequest, values: dict[str, Any]) -> dict[str, Any]:
         names = {name for port in request.model_inputs for name in port.get_names()}
