@@ -6,6 +6,7 @@ way over ONNX is not kept up: jaxonnxruntime's last release is of 2023, and no o
 
 import importlib.metadata
 import importlib.util
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ ALL = "all"
 
 BESIDE_JAX = ("torchax", "flatbuffers", "safetensors")
 """What building and loading need beside it."""
+
+
+# Forks here become other programs at once, which JAX's threads are no danger to.
+warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 
 
 class Jax(Runtime):
