@@ -173,6 +173,12 @@ def one_line(text: str) -> bool:
     return text.endswith("\n") and text.count("\n") == 1 and len(text) > 1
 
 
+def assert_refused(ended: Ended, *said: str) -> None:
+    """Bad input ended the run: with exit code 2, and one line that has all of these words."""
+    assert ended.code == 2 and one_line(ended.err), ended
+    assert [words for words in said if words not in ended.err] == [], ended.err
+
+
 def changed_copy(model: Path, folder: Path, change: Callable[[Path], None]) -> Path:
     """A copy of a model folder, changed."""
     shutil.copytree(model, folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Diffusers, Studio, changed_copy, edit_json, one_line, psnr
+from tests.support import Diffusers, Studio, assert_refused, changed_copy, edit_json, psnr
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -71,4 +71,4 @@ def test_negative_prompt_has_nothing_to_act_on(turbo: Studio) -> None:
     ended = turbo.here(
         PROMPT, "--negative-prompt=dog", "--guidance-scale=5", "--model", str(turbo.model), *turbo.folders()
     )
-    assert ended.code == 2 and one_line(ended.err) and "--negative-prompt" in ended.err
+    assert_refused(ended, "--negative-prompt")

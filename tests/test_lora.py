@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from darkroom.fingerprints import Fingerprints  # noqa: E402
-from tests.support import SCRIPT, Diffusers, Studio, one_line, pixels, psnr  # noqa: E402
+from tests.support import SCRIPT, Diffusers, Studio, assert_refused, one_line, pixels, psnr  # noqa: E402
 
 RANK, LAYOUTS = 3, ("diffusers", "kohya")
 PROMPT = "a red apple on the house"
@@ -160,7 +160,7 @@ def test_a_recipe_remakes_the_picture_with_the_same_file_and_no_other(studio, fi
         (["--lora-path", str(files["kohya"]), str(files["diffusers"])], "was not made with the LoRA"),
     ):
         ended = studio.here(f"--recipe={drawn.paths[0]}", f"--model={studio.model}", *more, *studio.folders())
-        assert ended.code == 2 and one_line(ended.err) and words in ended.err, ended.err
+        assert_refused(ended, words)
 
 
 def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl_model, files, tmp_path):
@@ -199,7 +199,7 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl
     ):
         made = Studio(tmp_path / "house", tiny_model)
         ended = made.here(PROMPT, *arguments, f"--model={tiny_model}", "--engine=openvino", *made.folders())
-        assert ended.code == 2 and one_line(ended.err) and words in ended.err, (arguments, ended)
+        assert_refused(ended, words)
         assert not made.output.exists()
         # What is found out late is found out at the first network that it touches.
         assert not made.onnx.exists() or not list(made.onnx.glob("clip-*"))
@@ -317,7 +317,7 @@ def test_lcm_lora_makes_four_unguided_steps_of_lcm(studio, tiny_model, files, mo
 )
 def test_lcm_lora_is_for_models_of_many_steps(studio, arguments, words):
     ended = replace(studio, script="demo_turbo.py").here(PROMPT, *arguments, *studio.folders())
-    assert ended.code == 2 and one_line(ended.err) and words in ended.err
+    assert_refused(ended, words)
 
 
 def test_lora_that_cannot_be_fetched_is_said_in_a_line(studio):

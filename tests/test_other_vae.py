@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import Diffusers, Studio, changed_copy, edit_json, flags, one_line, psnr
+from tests.support import Diffusers, Studio, assert_refused, changed_copy, edit_json, flags, one_line, psnr
 
 PROMPT = "red apple"
 
@@ -56,7 +56,7 @@ def test_can_be_taken_from_a_model(xl_studio: Studio, vae: Path, expected: np.nd
 def test_a_recipe_asks_for_it_and_replays(xl_studio: Studio, vae: Path) -> None:
     drawn = xl_studio.draw(PROMPT, vae=vae)
     ended = xl_studio.here(*flags(recipe=drawn.paths[0], model=xl_studio.model), *xl_studio.folders())
-    assert ended.code == 2 and one_line(ended.err) and "name it with --vae" in ended.err
+    assert_refused(ended, "name it with --vae")
     again = xl_studio.draw(recipe=drawn.paths[0], vae=vae)
     assert np.array_equal(again.pictures[0], drawn.pictures[0])
 
@@ -80,9 +80,9 @@ def test_what_is_no_vae_is_refused(xl_studio: Studio, vae: Path, tmp_path: Path,
     }
     folder = changed_copy(vae, tmp_path / "vae", changes[broken])
     ended = xl_studio.here(PROMPT, *flags(model=xl_studio.model, vae=folder), *xl_studio.folders())
-    assert ended.code == 2 and one_line(ended.err)
+    assert_refused(ended)
     ended = xl_studio.here(PROMPT, *flags(model=xl_studio.model, vae=tmp_path / "nowhere"), *xl_studio.folders())
-    assert ended.code == 2 and "nowhere" in ended.err
+    assert_refused(ended, "nowhere")
 
 
 def test_from_the_hub_without_a_network_is_one_line(xl_studio: Studio) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import Studio, listing, one_line, psnr, silence_libraries
+from tests.support import Studio, assert_refused, listing, psnr, silence_libraries
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -89,7 +89,7 @@ def test_batches_recipes_and_tables(
     recipe = ["--recipe", str(drawn.paths[0]), "--model", str(xl_studio.model), *xl_studio.folders()]
     for flags, said in (([], "--refiner-model"), (["--refiner-model", str(xl_studio.model)], "--refiner-model")):
         ended = xl_studio.here(*recipe, *flags)
-        assert ended.code == 2 and one_line(ended.err) and said in ended.err
+        assert_refused(ended, said)
 
 
 def test_refiner_has_folders_of_its_own_where_asked(xl_studio: Studio, refined: dict[str, Any], tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_refiner_has_folders_of_its_own_where_asked(xl_studio: Studio, refined: 
 def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, xl_studio: Studio) -> None:
     before = listing(xl_studio.output)
     ended = xl_studio.here(PROMPT, *arguments, "--model", str(xl_studio.model), *xl_studio.folders())
-    assert ended.code == 2 and one_line(ended.err) and said in ended.err, ended.err
+    assert_refused(ended, said)
     assert listing(xl_studio.output) == before

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.single_file import published_config  # noqa: E402
 from tests.original_layout import write  # noqa: E402
-from tests.support import Diffusers, one_line, psnr  # noqa: E402
+from tests.support import Diffusers, assert_refused, one_line, psnr  # noqa: E402
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -100,9 +100,9 @@ def test_what_is_wrong_with_a_file_is_said_in_a_line(studio, tiny_model, tiny_xl
         (tiny_model, [described], "--config describes a single-file model"),
     ):
         ended = studio.here(PROMPT, f"--model={model}", *arguments, "--denoising-steps=1", *studio.folders())
-        assert ended.code == 2 and one_line(ended.err) and words in ended.err, (model, ended)
+        assert_refused(ended, words)
     ended = replace(studio, script="demo_txt2img_xl.py").here(
         PROMPT, f"--model={file}", described, "--denoising-steps=1", *studio.folders()
     )
-    assert ended.code == 2 and one_line(ended.err) and "SDXL" in ended.err
+    assert_refused(ended, "SDXL")
     assert not [path for path in studio.onnx.iterdir() if path.name.startswith(".model") and path.is_dir()]

@@ -17,7 +17,7 @@ from darkroom.engines import RUNTIMES, Listed
 from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
 from darkroom.engines.store import Key, Store
 from darkroom.fingerprints import hash_json
-from tests.support import Ended, Studio, changed_copy, children_inline, flags, listing, one_line
+from tests.support import Ended, Studio, assert_refused, changed_copy, children_inline, flags, listing, one_line
 
 PROMPT = "red apple"
 
@@ -324,7 +324,7 @@ class TestCarry:
         with tarfile.open(archive, "w") as tar:
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
         ended = prebuild(empty_studio, "import", str(archive))
-        assert ended.code == 2 and one_line(ended.err)
+        assert_refused(ended)
         assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["bad.tar"]
 
     def test_links_are_refused(self, empty_studio: Studio, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ class TestCarry:
         with tarfile.open(archive, "w") as tar:
             tar.addfile(link)
         ended = prebuild(empty_studio, "import", str(archive))
-        assert ended.code == 2 and one_line(ended.err)
+        assert_refused(ended)
 
 
 class TestStrangeStores:

@@ -20,7 +20,7 @@ from darkroom.errors import Failed
 from darkroom.fingerprints import Fingerprints
 from darkroom.stages import stages
 from darkroom.stages.contract import Profile
-from tests.support import Diffusers, Studio, listing, one_line, psnr
+from tests.support import Diffusers, Studio, assert_refused, listing, one_line, psnr
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45.0
@@ -127,7 +127,7 @@ def test_what_it_cannot_do_is_refused(asked: dict[str, Any], said: str, empty_st
     ]
     before = listing(empty_studio.engines, empty_studio.onnx)
     ended = empty_studio.here(PROMPT, f"--model={empty_studio.model}", *more, *empty_studio.folders())
-    assert ended.code == 2 and one_line(ended.err) and said in ended.err
+    assert_refused(ended, said)
     assert listing(empty_studio.engines, empty_studio.onnx) == before
 
 
@@ -136,7 +136,7 @@ def test_devices_divide_no_file_of_prompts(empty_studio: Studio) -> None:
     ended = empty_studio.here(
         f"--prompts={empty_studio.root / 'prompts.txt'}", "--engine=jax", "--devices=2", *empty_studio.folders()
     )
-    assert ended.code == 2 and one_line(ended.err) and "--devices cannot be given beside --prompts" in ended.err
+    assert_refused(ended, "--devices cannot be given beside --prompts")
 
 
 def test_doctor_says_what_is_missing_beside_jax(monkeypatch: pytest.MonkeyPatch) -> None:

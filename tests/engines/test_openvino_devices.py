@@ -19,7 +19,7 @@ from darkroom.errors import AskedWrongly
 from darkroom.pictures import read_recipe
 from darkroom.stages.contract import Profile
 from darkroom.workers import Orders, Process, on_devices
-from tests.support import Diffusers, Studio, one_line, psnr
+from tests.support import Diffusers, Studio, assert_refused, psnr
 
 PROMPT = "red apple"
 HALF = ["FP32", "FP16", "EXPORT_IMPORT"]
@@ -88,7 +88,7 @@ class TestForReal:
         assert again.result["artefacts"] == drawn.result["artefacts"]
         assert np.array_equal(drawn.pictures[0], again.pictures[0])
         ended = studio.here("--recipe", str(drawn.paths[0]), "--device=CPU", *studio.folders())
-        assert ended.code == 2 and "--device cannot be given beside --recipe" in ended.err
+        assert_refused(ended, "--device cannot be given beside --recipe")
 
     def test_file_of_prompts_is_made_there_and_gone_on_with(self, studio: Studio, tmp_path: Path) -> None:
         (tmp_path / "two.txt").write_text("red apple\nblue cat\n")
@@ -114,11 +114,11 @@ class TestForReal:
     )
     def test_absent_device_is_refused(self, device: str, said: str, studio: Studio) -> None:
         ended = studio.here(PROMPT, f"--model={studio.model}", f"--device={device}", *studio.folders())
-        assert ended.code == 2 and one_line(ended.err) and said in ended.err
+        assert_refused(ended, said)
 
     def test_threads_are_of_the_cpu_alone(self, studio: Studio) -> None:
         ended = studio.here(PROMPT, f"--model={studio.model}", "--device=AUTO", "--threads=1", *studio.folders())
-        assert ended.code == 2 and "--threads has nothing to act on with --engine openvino --device AUTO" in ended.err
+        assert_refused(ended, "--threads has nothing to act on with --engine openvino --device AUTO")
 
     def test_doctor_names_what_is_here_and_what_is_not(self) -> None:
         found = {each.engine: each for each in findings()}

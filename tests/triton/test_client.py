@@ -24,7 +24,7 @@ from darkroom.triton.answers import Image
 from darkroom.triton.client import address_of
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import Address, Triton
-from tests.support import ROOT, Ended, one_line, pixels
+from tests.support import ROOT, Ended, assert_refused, one_line, pixels
 
 PROTOCOLS = ("http", "grpc")
 TOY = Path(__file__).with_name("toy_model")
@@ -261,14 +261,11 @@ def test_only_what_the_model_has_is_asked_of_it(protocol: str, toy_server: Toy, 
     assert pixels(tmp_path / "toy_bare-1.png").shape == (SIZE, SIZE, 3)
     for flag in ("--seed=1", "--steps=3", "--negative-prompt=x"):
         ended = ask(*flags, flag)
-        assert ended.code == 2
-        assert one_line(ended.err)
-        assert "has nothing to act on: the model toy_bare has no such input" in ended.err
+        assert_refused(ended, "has nothing to act on: the model toy_bare has no such input")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
     ended = ask(*flags, f"--prompts-file={file}")
-    assert ended.code == 2
-    assert f"{file}:2: seed has nothing to act on" in ended.err
+    assert_refused(ended, f"{file}:2: seed has nothing to act on")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -216,9 +216,9 @@ def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
     graphs = [manifest["key"].get("graph") for manifest in manifests]
     exported = [manifest["made"]["seconds"] for _, manifest in preparer.graphs.manifests() if manifest["key"] in graphs]
-    compiled = [made for manifest in manifests if (made := manifest["made"].get("compile_seconds")) is not None]
+    compiling = [made for manifest in manifests if (made := manifest["made"].get("compile_seconds")) is not None]
     return {
-        "compile_seconds": round(sum(compiled), 3) if compiled else None,
+        "compile_seconds": round(sum(compiling), 3) if compiling else None,
         "build_seconds": round(sum(exported) + sum(manifest["made"]["seconds"] for manifest in manifests), 3),
         "engine_bytes": sum(file["size"] for manifest in manifests for file in manifest["files"].values()),
     }
