@@ -1,5 +1,6 @@
 """Images join and leave a running batch, and each is the one that it would be alone."""
 
+import contextlib
 import random
 import shutil
 import threading
@@ -476,11 +477,27 @@ def test_images_are_parted_as_costs_least(costs: dict[int, float], images: int, 
         ({1: 10, 2: 11, 4: 12, 8: 13}, 8, 8),
         ({1: 10, 2: 11, 4: 12, 8: 13}, 6, 6),
         ({1: 22, 2: 43, 4: 75, 8: 146}, 8, 4),
-        ({1: 20, 2: 39, 4: 78, 8: 155}, 8, 1),
+        ({1: 20, 2: 39, 4: 78, 8: 155}, 8, 2),
+        ({1: 20, 2: 39, 4: 78, 8: 155}, 1, 1),
     ],
 )
 def test_images_share_calls_only_where_that_gains(costs: dict[int, float], slots: int, expected: int) -> None:
     assert Lane(TRAITS, True, (), dict.fromkeys((1, 2, 4, 8)), None, costs).worthwhile(slots) == expected
+
+
+def test_a_call_that_seemed_long_when_it_was_measured_is_measured_again(service: Service) -> None:
+    (request,) = service.requests({"prompt": "red", "steps": 2})
+    lane = service.lane_of(request)
+    with contextlib.closing(service.batcher(slots=8, queue=8)) as batcher, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lane, "costs", {1: 1e6, 3: 1e9})
+        (future,) = batcher.submit([request])
+        future.result(WAIT)
+        assert lane.costs[1] < 1e6 and lane.costs[3] == 1e9
+        assert batcher._worthwhile(lane) == lane.worthwhile(8) == 2
+        for future in batcher.submit(service.requests({"prompt": "red", "steps": 2}, images=2)):
+            future.result(WAIT)
+        assert lane.costs[3] < 1e6
+        assert batcher._worthwhile(lane) == lane.worthwhile(8)
 
 
 def test_an_engine_for_any_batch_takes_all() -> None:

@@ -31,6 +31,9 @@ SECONDS_BETWEEN_LOOKS = 0.05
 NEARLY_ALL = 0.9
 """Of an engine's best images a second: what is reached with fewer images at a time is as good, and each ends sooner."""
 
+JOINING = 2
+"""Images that may always share: who asks for four steps does not wait for the last of somebody's fifty."""
+
 
 class Busy(Failed):
     """The queue is full."""
@@ -49,7 +52,7 @@ class Lane:
     """Engines for images that may share a UNet call: those of one size, all with guidance or all without.
 
     `unets` by the batch that each is for; None for one that takes any. The other engines take one image. `costs` are
-    milliseconds of a call by batch, where they were measured.
+    the least milliseconds that a call of each batch has taken, where that is measured.
     """
 
     traits: Traits
@@ -84,10 +87,21 @@ class Lane:
 
         Where a call of eight takes as long as two of four, eight images only make one another late.
         """
-        if not self.costs:
+        if not self.costs or slots <= JOINING:
             return slots
         rates = [images / sum(self.costs[size] for size in self.parts(images)) for images in range(1, slots + 1)]
-        return next(images for images, rate in enumerate(rates, 1) if rate >= NEARLY_ALL * max(rates))
+        gaining = next(images for images, rate in enumerate(rates, 1) if rate >= NEARLY_ALL * max(rates))
+        return max(gaining, JOINING)
+
+    def took(self, batch: int, milliseconds: float) -> bool:
+        """A call of a batch took so long. Returns whether that is less than was known, and so changes what gains.
+
+        What was measured when a server started, along with everything else that starts, may have been too much.
+        """
+        if milliseconds >= self.costs.get(batch, 0.0):
+            return False
+        self.costs[batch] = milliseconds
+        return True
 
 
 @dataclass(frozen=True)
@@ -389,7 +403,11 @@ class StepBatcher:
         times = [image.table.timesteps[image.call] for image in (*images, *padding)]
         changing = {"latents": np.concatenate(shown), "timestep": np.array(times, np.float32)}
         engine = lane.unets[None if None in lane.unets else size]
-        output = engine(changing | self._conditions(lane, place, [*images, *padding]))["output"]
+        given = changing | self._conditions(lane, place, [*images, *padding])
+        called = time.perf_counter()
+        output = engine(given)["output"]
+        if lane.took(size, 1000 * (time.perf_counter() - called)):
+            self._rooms.pop(lane, None)
         for row, image in enumerate(images):
             drawn = image.table.noise_drawn[image.call]
             noise = initial_latents(image.streams, image.pipeline.latent_shape) if drawn else None
