@@ -18,6 +18,8 @@ class Concept:
     """Its name in captions."""
     synonyms: tuple[str, ...] = ()
     """Other words that people type for it."""
+    favourite: bool = False
+    """Whether it is among what people ask for first."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -26,14 +28,15 @@ class Concept:
 
 
 def parse(text: str) -> list[Concept]:
-    """Read `icon | name | synonym, synonym` lines; blank lines and lines that start with # are skipped."""
+    """Read `icon | name | synonym, synonym` lines, favourites with a star before them; blank lines and lines that start
+    with # are skipped."""
     concepts = []
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        icon, name, synonyms = (*(part.strip() for part in line.split("|")), "", "")[:3]
+        icon, name, synonyms = (*(part.strip() for part in line.removeprefix("* ").split("|")), "", "")[:3]
         words = tuple(word.strip() for word in synonyms.split(",") if word.strip())
-        concepts.append(Concept(icon, name or icon.replace("-", " "), words))
+        concepts.append(Concept(icon, name or icon.replace("-", " "), words, line.startswith("* ")))
     return concepts
 
 

@@ -40,12 +40,13 @@ class Cache:
         self.styles = list(artwork.STYLES)
         self.mean = self.latents.float().mean((0, 1))
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[list[str], Tensor, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, favour: float = 1.0) -> tuple[list[str], Tensor, Tensor]:
         """Random captions; the latents of one picture each; and the mean of all pictures that each may mean.
 
-        Both are (size, 4, 16, 16) float32.
+        Both are (size, 4, 16, 16) float32. Favourites are drawn `favour` times as often as others.
         """
-        picture = torch.randint(len(self.latents), (size,), generator=generator)
+        often = torch.tensor([favour if each.favourite else 1.0 for each in self.concepts] * len(self.styles))
+        picture = torch.multinomial(often, size, replacement=True, generator=generator)
         which = torch.randint(self.latents.shape[1], (size,), generator=generator)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         latents = self.latents[picture, which].float()

@@ -18,9 +18,9 @@ def test_at_least_500_concepts_each_named_once():
 
 
 def test_concept_lines_are_read_with_their_defaults():
-    one, two = concepts.parse("# food\n\nred-apple\nautomobile | car | red car, auto\n")
-    assert (one.icon, one.words) == ("red-apple", ("red apple",))
-    assert two.words == ("car", "red car", "auto")
+    one, two = concepts.parse("# food\n\n* red-apple\nautomobile | car | red car, auto\n")
+    assert (one.icon, one.words, one.favourite) == ("red-apple", ("red apple",), True)
+    assert (two.words, two.favourite) == (("car", "red car", "auto"), False)
 
 
 def test_full_caption_has_the_documented_form():

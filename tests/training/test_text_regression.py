@@ -36,3 +36,16 @@ def test_captions_come_with_their_picture_and_the_mean_of_what_they_may_mean():
             torch.testing.assert_close(mean, every[picture].mean(0))
             assert not text.endswith("background")
     assert 0.3 < sum(map(torch.equal, latents, means)) / 400 < 0.9
+
+
+def test_favourites_are_drawn_as_often_as_asked():
+    listed = concepts.load()
+    pictures = len(artwork.STYLES) * len(listed)
+    cache = Cache(
+        torch.arange(pictures).reshape(pictures, 1, 1, 1, 1).float(), torch.zeros(pictures, 1, dtype=torch.int64), 1.0
+    )
+    share = sum(each.favourite for each in listed) / len(listed)
+    for favour in (1.0, 3.0):
+        _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), favour)
+        drawn = sum(listed[int(each) % len(listed)].favourite for each in latents.flatten()) / 3000
+        assert drawn == pytest.approx(favour * share / (favour * share + 1 - share), abs=0.03)

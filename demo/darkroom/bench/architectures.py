@@ -117,6 +117,9 @@ ARCHITECTURES = MODELS | {"tiny": TINY}
 
 def networks_of(name: str) -> dict[str, Callable[[], Any]]:
     """What makes each network of a model, with the weights that its libraries give a new one."""
+    from darkroom.export.modules import silence
+
+    silence()
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
