@@ -8,14 +8,18 @@ with torch on the same inputs. Models are written into --work (SDXL takes 7 GB, 
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ from darkroom.stages.contract import Profile, Stage  # noqa: E402
 
 NETWORK_OF = {"clip": "text_encoder", "clip_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
 OPSET = 17
+SECONDS_BETWEEN_LOOKS = 0.02
 GIB = 2**30
 
 
@@ -141,6 +146,8 @@ JOBS: dict[str, Callable[[Work], dict[str, float]]] = {
 def measure(setting: Setting, models: Path) -> dict[str, Any]:
     """Seconds and peak memory in GiB of every job, and the largest difference from torch relative to the largest value.
 
+    `own_gib` is without what is mapped from files, and what a machine must have.
+
     Graph and engine are deleted afterwards.
     """
     work = Work(setting, models)
@@ -152,6 +159,7 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
             start = time.perf_counter()
             command = [sys.executable, __file__, "--worker", name, json.dumps(asdict(setting)), str(models)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=MEMORY | os.environ)
+            own = _own_memory(process.pid)
             assert process.stdout
             said = process.stdout.read()
             _, status, usage = os.wait4(process.pid, 0)
@@ -160,6 +168,7 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
             result[name] = json.loads(said.splitlines()[-1]) | {
                 "seconds": time.perf_counter() - start,
                 "peak_gib": usage.ru_maxrss * 1024 / GIB,
+                "own_gib": own.result() / GIB,
             }
         if not runs:
             return result
@@ -172,16 +181,37 @@ def measure(setting: Setting, models: Path) -> dict[str, Any]:
     return result
 
 
+def _own_memory(pid: int) -> Future[int]:
+    """The most bytes that a process has had of its own until it ends. Pages of files are not among them, as of weights
+    that are mapped: the system takes those back where memory is short."""
+    most: Future[int] = Future()
+
+    def watch() -> None:
+        largest = 0
+        with contextlib.suppress(OSError):
+            while found := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M):
+                largest = max(largest, sum(map(int, found)) * 1024)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        most.set_result(largest)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return most
+
+
 def line(result: dict[str, Any]) -> str:
     """A row of the report."""
-    jobs = [f"{result[job]['seconds']:.0f} s, {result[job]['peak_gib']:.1f} GiB" for job in ("export", "build")]
+    jobs = [f"{result[job]['seconds']:.0f} s, {_memory(result[job])}" for job in ("export", "build")]
     what = f"{result['model']} {result['stage']}, {result['size']} pixels, {result['engine']} {result['precision']}"
     what += ", free sizes" * result["dynamic"]
     if "call" not in result:
         return f"| {what} | {jobs[0]} | {jobs[1]} | not here | not here | |"
-    loaded = f"{result['call']['load_seconds']:.1f} s, {result['call']['peak_gib']:.1f} GiB"
+    loaded = f"{result['call']['load_seconds']:.1f} s, {_memory(result['call'])}"
     calls = f"{result['call']['call_seconds']:.2f} s / {result['torch']['call_seconds']:.2f} s"
     return f"| {what} | {jobs[0]} | {jobs[1]} | {loaded} | {calls} | {result['error']:.1e} |"
+
+
+def _memory(job: dict[str, float]) -> str:
+    return f"{job['own_gib']:.1f} ({job['peak_gib']:.1f}) GiB"
 
 
 HEADER = """| network | export | build | load | call / torch's call | error |
