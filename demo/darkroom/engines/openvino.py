@@ -1,8 +1,8 @@
 """OpenVINO, on the CPU or the device that `--device` names: graphs are compiled once and the compiled blob is kept, so
 that loading is all a run does.
 
-Networks with half weights are kept as a model, and compiled when they are loaded: a blob would hold them in float32. So
-are those for devices that write no blobs, and for several at once.
+Large networks are kept as a model, and compiled when they are loaded: see `openvino_weights`. So are those for devices
+that write no blobs, and for several at once.
 """
 
 import sys
@@ -24,6 +24,8 @@ import openvino  # noqa: E402
 from openvino import properties  # noqa: E402
 from openvino.properties import hint  # noqa: E402
 
+from darkroom.engines.openvino_weights import is_large, widen_late  # noqa: E402
+
 if sys.modules[CONVERTER] is None:
     del sys.modules[CONVERTER]
 
@@ -40,7 +42,7 @@ HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino
 class OpenVino(Runtime):
     name = "openvino"
     compiles = True
-    revision = 2
+    revision = 3
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -82,9 +84,9 @@ class OpenVino(Runtime):
                 keep_layouts(model)
             # Elsewhere what is kept would have to travel at every step.
             if halves := split(model, set(job.stage.steady)):
-                self._compile(halves[0], job, folder / BEFOREHAND)
+                self._keep(halves[0], job, folder / BEFOREHAND)
                 model = halves[1]
-        self._compile(model, job, folder / BLOB)
+        self._keep(model, job, folder / BLOB)
         return {}
 
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
@@ -93,8 +95,10 @@ class OpenVino(Runtime):
             return _Engine(engine, job.stage)
         return _SplitEngine(engine, self._load(job, source / BEFOREHAND, threads), job.stage)
 
-    def _compile(self, model: openvino.Model, job: Job, path: Path) -> None:
-        if self._uncompiled(job):
+    def _keep(self, model: openvino.Model, job: Job, path: Path) -> None:
+        """Writes what `_load` reads: a blob, or a model in its place."""
+        large = job.stage.half_weights or (self._device == CPU and is_large(model))
+        if large or not keeps_blobs(self._core, self._device):
             openvino.save_model(model, path.with_suffix(UNCOMPILED), compress_to_fp16=False)
             return
         compiled = self._core.compile_model(model, self._device, self._settings(job, None))
@@ -102,16 +106,15 @@ class OpenVino(Runtime):
             file.write(compiled.export_model().getbuffer())
 
     def _load(self, job: Job, path: Path, threads: int | None) -> openvino.InferRequest:
-        if self._uncompiled(job):
-            model = self._core.read_model(path.with_suffix(UNCOMPILED))
-            return self._core.compile_model(model, self._device, self._settings(job, threads)).create_infer_request()
-        # Mapped, not read: a large engine's weights are paged in as they are used.
-        blob = openvino.Tensor(np.memmap(path, np.uint8, mode="r"))
-        return self._core.import_model(blob, self._device, self._settings(job, threads)).create_infer_request()
-
-    def _uncompiled(self, job: Job) -> bool:
-        """Whether the model is kept as it is, and compiled when it is loaded."""
-        return job.stage.half_weights or not keeps_blobs(self._core, self._device)
+        settings = self._settings(job, threads)
+        if path.exists():
+            # Mapped, not read: its weights are paged in as they are used.
+            blob = openvino.Tensor(np.memmap(path, np.uint8, mode="r"))
+            return self._core.import_model(blob, self._device, settings).create_infer_request()
+        model = self._core.read_model(path.with_suffix(UNCOMPILED))
+        if job.stage.half_weights and self._device == CPU:
+            widen_late(model)
+        return self._core.compile_model(model, self._device, settings).create_infer_request()
 
     def _settings(self, job: Job, threads: int | None) -> dict[Any, Any]:
         settings: dict[Any, Any] = {
@@ -128,7 +131,7 @@ class OpenVino(Runtime):
 class _Engine(Engine):
     def __init__(self, request: openvino.InferRequest, stage: Stage) -> None:
         self._request = request
-        self._names = _output_names(request, stage)
+        self._names = _output_names(request, {tensor.name for tensor in stage.outputs})
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._names, self._request.infer(inputs, share_inputs=True).values(), strict=True))
@@ -139,11 +142,11 @@ class _SplitEngine(Engine):
 
     def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, stage: Stage) -> None:
         self._request = request
-        self._names = _output_names(request, stage)
-        self._beforehand = beforehand
-        self._kept_names = _output_names(beforehand, stage)
-        self._steady = stage.steady
+        self._names = _output_names(request, {tensor.name for tensor in stage.outputs})
         self._takes = {name for port in request.model_inputs for name in port.get_names()}
+        self._beforehand = beforehand
+        self._kept_names = _output_names(beforehand, self._takes)
+        self._steady = stage.steady
         self._seen: dict[str, np.ndarray] = {}
         self._kept: dict[str, np.ndarray] = {}
 
@@ -161,10 +164,9 @@ class _SplitEngine(Engine):
         self._seen = {}
 
 
-def _output_names(request: openvino.InferRequest, stage: Stage) -> list[str]:
-    """The contract's name for each output, which may have others too; an output that is none of its own has one."""
-    known = {tensor.name for tensor in stage.outputs}
-    return [min(output.get_names() & known or output.get_names()) for output in request.model_outputs]
+def _output_names(request: openvino.InferRequest, known: set[str]) -> list[str]:
+    """The known name of each output, which may have others too."""
+    return [min(output.get_names() & known) for output in request.model_outputs]
 
 
 def runtime(_: str, options: Options) -> OpenVino:
