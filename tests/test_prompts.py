@@ -496,6 +496,19 @@ class TestCrew:
         assert sorted(made) == list(range(1, 22))
         assert clashes == []
 
+    def test_what_was_heard_before_an_interruption_is_told_before_it_ends_the_run(self) -> None:
+        def interrupted(task: Task, tell: Tell) -> None:
+            tell(Kept(task.number, "", {}, COUNTS))
+            if task.number == 3:
+                team.crew.interrupt()
+
+        team = Team(interrupted, slots=1)
+        made: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            for task, _ in team.crew.run(team.tasks(names(30))):
+                made.append(task.number)
+        assert 3 in made and len(made) < 30
+
     def test_occupancy_is_a_mean_over_turns(self) -> None:
         team = Team(None)
         team.run(names(3))

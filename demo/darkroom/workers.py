@@ -300,7 +300,7 @@ class Crew:
     def __init__(self, starts: Sequence[Callable[[Tell], Worker]], slots: int, tell: Callable[[str], None]) -> None:
         self._most = HELD_PER_SLOT * slots
         self._say = tell
-        self._news: SimpleQueue[tuple[int, News]] = SimpleQueue()
+        self._news: SimpleQueue[tuple[int, News] | None] = SimpleQueue()
         self._again: deque[Task] = deque()
         self._ends: dict[int, int] = {}
         """How many workers have ended while they made an image."""
@@ -316,9 +316,15 @@ class Crew:
         self._working = list(self._posts)
 
     def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Kept | NotMade]]:
-        """Makes all of `tasks`, and yields each with what became of it, as it ends."""
+        """Makes all of `tasks`, and yields each with what became of it, as it ends. See `interrupt`."""
         while not self._hand_out(tasks) or any(post.held for post in self._working):
-            yield from self._heard(*self._news.get())
+            if (heard := self._news.get()) is None:
+                raise KeyboardInterrupt
+            yield from self._heard(*heard)
+
+    def interrupt(self) -> None:
+        """Has `run` raise `KeyboardInterrupt` when it has yielded what it heard before. For a signal's handler."""
+        self._news.put(None)
 
     def stop(self) -> None:
         """Ends all workers: see `rest`."""
@@ -329,9 +335,8 @@ class Crew:
     def rest(self) -> Iterator[tuple[Task, Kept | NotMade]]:
         """What workers had still finished when they were stopped."""
         while not self._news.empty():
-            place, news = self._news.get()
-            if isinstance(news, Kept):
-                yield from self._heard(place, news)
+            if (heard := self._news.get()) and isinstance(heard[1], Kept):
+                yield from self._heard(*heard)
 
     def made(self) -> dict[str, int]:
         """How many pictures are each worker's."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darkroom.journal import ROWS
+from darkroom.journal import ROWS, Journal, Record
 from darkroom.pictures import read_recipe
 from tests.support import SCRIPT, SIZE, Diffusers, Ended, Studio, assert_refused, flags, listing, one_line, pixels, psnr
 
@@ -260,6 +260,25 @@ class TestGoingOn:
         with FileLock(desk.folder / ".lock"):
             ended = desk.run(seed=5)
         assert ended.code == 1 and one_line(ended.err) and "another run" in ended.err
+
+    def test_a_picture_that_is_there_counts_whenever_the_run_is_stopped(
+        self, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk = Desk(studio, rows_of(6))
+        add = Journal.add
+
+        def stopped_before(journal: Journal, record: Record) -> None:
+            if len(journal) == 1:
+                signal.raise_signal(signal.SIGINT)
+            add(journal, record)
+
+        monkeypatch.setattr(Journal, "add", stopped_before)
+        ended = desk.run(seed=5)
+        assert ended.code == 130
+        left = desk.pictures()
+        assert 2 <= len(left) < 6
+        assert f"{len(left)} of 6 pictures are in {desk.folder}" in ended.err + ended.out
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
     def test_a_run_that_was_stopped_goes_on(self, how: signal.Signals, studio: Studio) -> None:

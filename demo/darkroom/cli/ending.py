@@ -1,8 +1,11 @@
 """How a script ends: its exit code, and the line that says why."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from darkroom.errors import DarkroomError
 
@@ -25,3 +28,21 @@ def ended(program: str, work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def interrupting(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `stop`, instead of breaking in between any two steps of the work. A second one breaks in."""
+    if threading.current_thread() is not threading.main_thread():  # no other hears of it
+        yield
+        return
+
+    def heard(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,7 @@ from typing import Any
 
 from darkroom import __version__
 from darkroom.cli.console import Console
+from darkroom.cli.ending import interrupting
 from darkroom.errors import DarkroomError, Failed
 from darkroom.fingerprints import hash_json
 from darkroom.gallery import Failure, Gallery
@@ -108,7 +109,7 @@ class Run:
             self._show_growing()
             crew = Crew(starts, self._orders.slots, self._console.warn)
             try:
-                with self._console.job("making pictures", self.missing) as advance:
+                with interrupting(crew.interrupt), self._console.job("making pictures", self.missing) as advance:
                     for task, news in crew.run(self._tasks()):
                         self._take(task, news)
                         advance()
