@@ -28,8 +28,6 @@ from darkroom.schedule.table import Table
 from darkroom.service import Limits, Plan, Service
 from tests.support import SIZE, Diffusers, Studio, children_inline, psnr
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SAME_AS_ALONE = 50.0
 SAME_AS_DIFFUSERS = 45.0
 VISIBLE = 30.0

@@ -9,8 +9,6 @@ import pytest
 from darkroom.schedule import SCHEDULERS
 from tests.support import Diffusers, Studio, changed_copy, edit_json, psnr
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 RUNTIMES = ["openvino", "onnxruntime", "torch"]
 EVERY_RUNTIME = [*RUNTIMES, "jax"]
 """JAX compiles for fixed sizes alone, and for longer than the others: where a size is not the point, it is there."""

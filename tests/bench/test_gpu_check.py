@@ -17,8 +17,6 @@ from darkroom.bench.results import read
 from tests.bench.lines import line
 from tests.support import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
 
 

@@ -23,8 +23,6 @@ from darkroom.journal import ROWS, Journal, Record
 from darkroom.pictures import read_recipe
 from tests.support import SCRIPT, SIZE, Diffusers, Ended, Studio, assert_refused, flags, listing, one_line, pixels, psnr
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SAME_AS_ALONE = 50.0
 SAME_AS_DIFFUSERS = 45.0
 WIDE = SIZE + 32

@@ -21,8 +21,6 @@ from tests.support import (
     psnr,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 PROMPT = "a red apple"
 TOKEN = "hf_VerySecretToken0123456789"
 HEAVY = ("torch", "torchax", "diffusers", "transformers", "onnx")

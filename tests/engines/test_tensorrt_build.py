@@ -268,6 +268,34 @@ class TestGraphs:
         assert "TensorRT could not build the " in ended.err and "try a larger --workspace" in ended.err
 
 
+@pytest.fixture(scope="module")
+def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """What the bindings of both hold: those of plain TensorRT import over libraries that are empty."""
+    if not shutil.which("gcc"):
+        pytest.skip("no compiler for the empty libraries")
+    folder = tmp_path_factory.mktemp("libraries")
+    functions = (
+        "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
+        "createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry "
+        "getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins"
+    )
+    code = "".join(f"void {name}(void) {{}}\n" for name in functions.split())
+    for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        target = str(folder / f"lib{library}.so.11")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-o", target, "-"], input=code, text=True, check=True)
+    listing = (
+        "import importlib, json, sys; m = importlib.import_module(sys.argv[1]); "
+        "print(json.dumps({'': dir(m)} | {n: dir(k) for n, k in vars(m).items() if isinstance(k, type)}))"
+    )
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    said = {}
+    for name in ("tensorrt_rtx", "tensorrt_bindings"):
+        command = [sys.executable, "-c", listing, name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        said[name] = json.loads(done.stdout)
+    return said
+
+
 class TestBothFlavours:
     """Every attribute that the adapter touches exists in TensorRT-RTX and in TensorRT 11, or stands behind a check."""
 
@@ -314,33 +342,6 @@ class TestBothFlavours:
                 if called in objects:
                     found.setdefault(objects[called], set()).add(node.attr)
         return found
-
-    @pytest.fixture(scope="class")
-    def flavours(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
-        """What the bindings of both hold: those of plain TensorRT import over libraries that are empty."""
-        if not shutil.which("gcc"):
-            pytest.skip("no compiler for the empty libraries")
-        folder = tmp_path_factory.mktemp("libraries")
-        functions = (
-            "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
-            "createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry "
-            "getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins"
-        )
-        code = "".join(f"void {name}(void) {{}}\n" for name in functions.split())
-        for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-            target = str(folder / f"lib{library}.so.11")
-            subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-o", target, "-"], input=code, text=True, check=True)
-        listing = (
-            "import importlib, json, sys; m = importlib.import_module(sys.argv[1]); "
-            "print(json.dumps({'': dir(m)} | {n: dir(k) for n, k in vars(m).items() if isinstance(k, type)}))"
-        )
-        environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
-        said = {}
-        for name in ("tensorrt_rtx", "tensorrt_bindings"):
-            command = [sys.executable, "-c", listing, name]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            said[name] = json.loads(done.stdout)
-        return said
 
     def test_have_every_attribute_that_is_touched(self, flavours: dict[str, dict[str, list[str]]]) -> None:
         assert sysconfig.get_platform().startswith("linux")

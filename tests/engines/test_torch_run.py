@@ -21,8 +21,6 @@ from darkroom.stages.contract import Profile
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
 from tests.support import Diffusers, Studio, assert_refused, psnr
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 PROMPT = "a red apple, noto style"
 SAME_AS_DIFFUSERS = 45.0
 

@@ -13,7 +13,6 @@ from tests.support import Diffusers, Studio, psnr
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
 PROMPT = "a red apple, noto style"

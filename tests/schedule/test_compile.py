@@ -16,8 +16,6 @@ from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table, Trajectory
 from tests.support import SCHEDULER_CONFIG
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SHAPE = (4, 6, 5)
 
 

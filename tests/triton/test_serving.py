@@ -30,8 +30,6 @@ from darkroom.triton.environment import Installed
 from darkroom.triton.server import SHARED, STUB, Address, Triton
 from tests.support import ROOT, Studio, children_inline, flags, psnr
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SAME_AS_ALONE = 50.0
 VISIBLE = 30.0
 WAIT = 60.0
