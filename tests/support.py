@@ -22,6 +22,9 @@ SCRIPT = ROOT / "demo" / "demo_txt2img.py"
 SIZE = 64
 """Height and width in pixels of the tiny model's pictures."""
 
+SOON = 60
+"""Seconds for what ought to be said at once, on a machine that is busy with something else."""
+
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
 """Words that the merges of the tiny model's tokenizer come from."""
@@ -152,7 +155,7 @@ class Studio:
         self,
         *arguments: str | bytes,
         cwd: Path | None = None,
-        timeout: float = 300,
+        timeout: float = 1800,
         interpreter: tuple[str, ...] = (),
         **environment: str,
     ) -> Ended:

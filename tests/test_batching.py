@@ -315,12 +315,14 @@ def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callab
     until(lambda: here.batcher.counts().occupied == 1)
     (short,) = here.submit(2, steps=3)
     until(lambda: here.batcher._waiting[0].ready)
+    order: list[Future[Made]] = []
+    for future in (long, short):
+        future.add_done_callback(order.append)
     here.unets[1].gate.set()
     here.unets[2].gate.set()
-    short.result(WAIT)
-    assert not long.done()
-    assert {1, 2} in here.turns and len(here.unets[2].calls) == 3
     long.result(WAIT)
+    assert order == [short, long]
+    assert {1, 2} in here.turns and len(here.unets[2].calls) == 3
     assert here.batcher.counts().steps == 3003
 
 
@@ -328,7 +330,7 @@ def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.unets[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
-    until(lambda: here.batcher.counts().occupied >= 1 and here.batcher._waiting[0].ready)
+    until(lambda: here.batcher.counts().occupied >= 1 and all(each.ready for each in here.batcher._waiting[:2]))
     here.unets[2].gate.set()
     for future in futures:
         future.result(WAIT)
@@ -371,7 +373,7 @@ def test_who_is_late_is_told_whether_waiting_or_running(place: Callable[..., Pla
     here = place(slots=1, batches=(1,))
     here.unets[1].answer = lambda inputs: time.sleep(0.02) or {"output": inputs["latents"]}
     (running,) = here.submit(1, steps=1000, seconds=0.3)
-    (waiting,) = here.submit(2, steps=2, seconds=0.1)
+    (waiting,) = here.submit(2, steps=1000, seconds=0.1)
     (patient,) = here.submit(3, steps=2)
     with pytest.raises(Late, match=r"0\.1 seconds"):
         waiting.result(WAIT)
@@ -442,9 +444,12 @@ def test_what_is_left_at_the_end_fails_and_nothing_more_is_taken(place: Callable
 
 def test_whoever_joins_is_counted_with_the_others(place: Callable[..., Place]) -> None:
     here = place(slots=4)
-    here.text.gate.clear()
-    futures = [*here.submit(1, 2, steps=500), *here.submit(3, steps=500)]
-    here.text.gate.set()
+    for unet in here.unets.values():
+        unet.gate.clear()
+    futures = [*here.submit(1, 2), *here.submit(3)]
+    until(lambda: here.batcher.counts().occupied >= 1 and all(each.ready for each in here.batcher._waiting))
+    for unet in here.unets.values():
+        unet.gate.set()
     for future in futures:
         future.result(WAIT)
     assert here.joined[-1] == (2, 3)
@@ -461,6 +466,8 @@ def test_whoever_joins_is_counted_with_the_others(place: Callable[..., Place]) -
         ({1: 10, 2: 11, 4: 12, 8: 13}, 3, [4]),
         ({1: 10, 2: 11, 4: 12, 8: 13}, 5, [8]),
         ({1: 20, 2: 37, 4: 71, 8: 140}, 5, [4, 1]),
+        ({1: 50, 2: 11, 4: 12, 8: 13}, 1, [1]),
+        ({1: 10, 2: 11, 4: 50, 8: 13}, 3, [4]),
     ],
 )
 def test_images_are_parted_as_costs_least(costs: dict[int, float], images: int, expected: list[int]) -> None:
@@ -492,6 +499,8 @@ def test_a_call_that_seemed_long_when_it_was_measured_is_measured_again(service:
         future.result(WAIT)
         assert lane.costs[1] < 1e6 and lane.costs[3] == 1e9
         assert batcher._worthwhile(lane) == lane.worthwhile(8) == 2
+        can_admit = batcher._can_admit
+        patch.setattr(batcher, "_can_admit", lambda: all(each.ready for each in batcher._waiting) and can_admit())
         for future in batcher.submit(service.requests({"prompt": "red", "steps": 2}, images=2)):
             future.result(WAIT)
         assert lane.costs[3] < 1e6

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from darkroom.fingerprints import Fingerprints  # noqa: E402
-from tests.support import SCRIPT, Diffusers, Studio, assert_refused, one_line, pixels, psnr  # noqa: E402
+from tests.support import SCRIPT, SOON, Diffusers, Studio, assert_refused, one_line, pixels, psnr  # noqa: E402
 
 RANK, LAYOUTS = 3, ("diffusers", "kohya")
 PROMPT = "a red apple on the house"
@@ -321,5 +321,5 @@ def test_lcm_lora_is_for_models_of_many_steps(studio, arguments, words):
 
 
 def test_lora_that_cannot_be_fetched_is_said_in_a_line(studio):
-    ended = studio.shell(PROMPT, f"--model={studio.model}", "--lora-path=some/lora", *studio.folders(), timeout=30)
+    ended = studio.shell(PROMPT, f"--model={studio.model}", "--lora-path=some/lora", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "some/lora could not be fetched" in ended.err

@@ -36,6 +36,8 @@ from darkroom.workers import (
 )
 from tests.late_worker import PICTURES, finish_late
 
+WAIT = 120.0
+
 DEFAULT = Request(
     model=None,
     prompts=("a picture",),
@@ -498,7 +500,8 @@ class TestCrew:
 
     def test_what_was_heard_before_an_interruption_is_told_before_it_ends_the_run(self) -> None:
         def interrupted(task: Task, tell: Tell) -> None:
-            tell(Kept(task.number, "", {}, COUNTS))
+            if task.number <= 3:
+                tell(Kept(task.number, "", {}, COUNTS))
             if task.number == 3:
                 team.crew.interrupt()
 
@@ -507,7 +510,7 @@ class TestCrew:
         with pytest.raises(KeyboardInterrupt):
             for task, _ in team.crew.run(team.tasks(names(30))):
                 made.append(task.number)
-        assert 3 in made and len(made) < 30
+        assert 3 in made
 
     def test_occupancy_is_a_mean_over_turns(self) -> None:
         team = Team(None)
@@ -523,6 +526,10 @@ class TestCrew:
 
         monkeypatch.setattr("darkroom.workers._work", finish_late)
         process = Process("worker 1", Orders(None, 1, Path(), ""), {}, tell)
+        end = time.monotonic() + WAIT
+        while not told:
+            assert time.monotonic() < end
+            time.sleep(0.01)
         process.stop()
         assert sum(isinstance(news, Kept) for news in told) == PICTURES
 

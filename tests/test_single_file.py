@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.single_file import published_config  # noqa: E402
 from tests.original_layout import write  # noqa: E402
-from tests.support import Diffusers, assert_refused, one_line, psnr  # noqa: E402
+from tests.support import SOON, Diffusers, assert_refused, one_line, psnr  # noqa: E402
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -72,7 +72,7 @@ def test_its_configuration_is_fetched_from_the_hub(studio, tmp_path):
     path = tmp_path / "model.safetensors"
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     save_file({name: torch.zeros(1, 768)}, path)
-    ended = studio.shell(PROMPT, f"--model={path}", *studio.folders(), timeout=30)
+    ended = studio.shell(PROMPT, f"--model={path}", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "stable-diffusion-v1-5 could not be fetched" in ended.err
 
 

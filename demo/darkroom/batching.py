@@ -6,11 +6,12 @@ is decoded while the others go on. So a request never waits for the end of anoth
 have got alone.
 """
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,8 +80,13 @@ class Lane:
             for chosen in itertools.combinations(sizes, count)
             if sum(chosen) >= images
         )
-        cheapest = min(fitting, key=lambda chosen: (sum(self.costs.get(size, size) for size in chosen), len(chosen)))
+        cheapest = min(fitting, key=lambda chosen: (sum(map(self._cost, chosen)), len(chosen)))
         return sorted(cheapest, reverse=True)
+
+    def _cost(self, size: int) -> float:
+        """What a call of a batch takes. One that seemed to take longer than a larger batch's was measured at a bad
+        moment, and would never be called to find that out."""
+        return min((cost for batch, cost in self.costs.items() if batch >= size), default=size)
 
     def worthwhile(self, slots: int) -> int:
         """How many images at a time gain something by sharing calls, of so many `slots` at most.
@@ -89,7 +95,7 @@ class Lane:
         """
         if not self.costs or slots <= JOINING:
             return slots
-        rates = [images / sum(self.costs[size] for size in self.parts(images)) for images in range(1, slots + 1)]
+        rates = [images / sum(map(self._cost, self.parts(images))) for images in range(1, slots + 1)]
         gaining = next(images for images, rate in enumerate(rates, 1) if rate >= NEARLY_ALL * max(rates))
         return max(gaining, JOINING)
 
@@ -147,8 +153,8 @@ class _Image:
     call: int = 0
 
     def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            known = isinstance(error, DarkroomError)
+        known = isinstance(error, DarkroomError)
+        with contextlib.suppress(InvalidStateError):  # another thread may have ended it already
             self.future.set_exception(error if known else Failed(f"{type(error).__name__}: {error}"))
 
     @property

@@ -305,10 +305,8 @@ class Service:
         parts = {name: engines[part.key] for name, part in lane.parts.items()}
         unets = {batch: engines[part.key] for batch, part in lane.unets.items()}
         encoders = self._shared_encoders(text_encoders(tokenizers, parts))
-        costs = {
-            batch: milliseconds_of(unets[batch], part.job) for batch, part in lane.unets.items() if batch is not None
-        }
-        return Lane(self.plan.traits, lane.guided, encoders, unets, parts["vae"], costs if len(costs) > 1 else {})
+        costs = milliseconds_of({batch: (unets[batch], part.job) for batch, part in lane.unets.items() if batch})
+        return Lane(self.plan.traits, lane.guided, encoders, unets, parts["vae"], costs)
 
     def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
         """The same objects for lanes with the same engines, which then know what the others have encoded."""
@@ -364,16 +362,23 @@ def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[str, En
         return {key: future.result() for key, future in loading.items()}
 
 
-def milliseconds_of(engine: Engine, job: Job) -> float:
-    """What a call of a UNet takes: the least of a few, after one that warms it up."""
-    took = []
-    inputs = {tensor.name: np.zeros(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs}
+def milliseconds_of(unets: Mapping[int, tuple[Engine, Job]]) -> dict[int, float]:
+    """What a call of each of several UNets takes: the least of a few, after one that warms it up; {} for one UNet.
+
+    They take turns, so that a machine busy with something else hurts all alike.
+    """
+    if len(unets) < 2:
+        return {}
+    took: dict[int, list[float]] = {batch: [] for batch in unets}
     for _ in range(1 + MEASURED_CALLS):
-        start = perf_counter()
-        engine(inputs)
-        took.append(1000 * (perf_counter() - start))
-    engine.forget()
-    return min(took[1:])
+        for batch, (engine, job) in unets.items():
+            inputs = {tensor.name: np.zeros(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs}
+            start = perf_counter()
+            engine(inputs)
+            took[batch].append(1000 * (perf_counter() - start))
+    for engine, _ in unets.values():
+        engine.forget()
+    return {batch: min(calls[1:]) for batch, calls in took.items()}
 
 
 def in_fields(complaint: str) -> str:

@@ -301,6 +301,7 @@ class Crew:
         self._most = HELD_PER_SLOT * slots
         self._say = tell
         self._news: SimpleQueue[tuple[int, News] | None] = SimpleQueue()
+        self._interrupted = False
         self._again: deque[Task] = deque()
         self._ends: dict[int, int] = {}
         """How many workers have ended while they made an image."""
@@ -323,7 +324,11 @@ class Crew:
             yield from self._heard(*heard)
 
     def interrupt(self) -> None:
-        """Has `run` raise `KeyboardInterrupt` when it has yielded what it heard before. For a signal's handler."""
+        """Nothing more is begun, and `run` raises `KeyboardInterrupt` when it has yielded what it heard before.
+
+        A signal's handler may call it.
+        """
+        self._interrupted = True
         self._news.put(None)
 
     def stop(self) -> None:
@@ -353,7 +358,9 @@ class Crew:
 
     def _hand_out(self, tasks: Iterator[Task]) -> bool:
         """Gives tasks to whoever holds the fewest, as long as anybody has room. Returns whether none are left."""
-        while free := [post for post in self._working if post.ready and len(post.held) < self._most]:
+        while not self._interrupted and (
+            free := [post for post in self._working if post.ready and len(post.held) < self._most]
+        ):
             post = min(free, key=lambda post: len(post.held))
             if (task := self._next(tasks, post)) is None:
                 return not self._again

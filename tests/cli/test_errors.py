@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import Studio, assert_refused, changed_copy, edit_json, listing, one_line
+from tests.support import SOON, Studio, assert_refused, changed_copy, edit_json, listing, one_line
 
 PROMPT = "a red apple"
 
@@ -272,7 +272,7 @@ def silent_hub() -> Iterator[str]:
 
 
 def test_hub_that_never_answers_is_given_up_in_one_line(silent_hub: str, studio: Studio) -> None:
-    ended = studio.shell(PROMPT, "--version=1.5", *studio.folders(), timeout=10, HF_ENDPOINT=silent_hub)
+    ended = studio.shell(PROMPT, "--version=1.5", *studio.folders(), timeout=SOON, HF_ENDPOINT=silent_hub)
     assert ended.code == 1
     assert one_line(ended.err)
 

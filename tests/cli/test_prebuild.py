@@ -3,7 +3,10 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from darkroom.engines import RUNTIMES, Listed
 from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
 from darkroom.engines.store import Key, Store
 from darkroom.fingerprints import hash_json
-from tests.support import Ended, Studio, assert_refused, changed_copy, children_inline, flags, listing, one_line
+from tests.support import ROOT, Ended, Studio, assert_refused, changed_copy, children_inline, flags, listing, one_line
 
 PROMPT = "red apple"
 
@@ -424,13 +427,10 @@ def test_doctor_names_the_command_for_what_is_missing(monkeypatch: pytest.Monkey
 
 
 def test_a_reader_that_has_had_enough_is_no_error(studio: Studio) -> None:
-    import subprocess
-    import sys
-
-    from tests.support import ROOT
-
     studio.draw(PROMPT, engine="openvino")
     command = [sys.executable, str(ROOT / "demo" / "build_engines.py"), "list", f"--engine-dir={studio.engines}"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=studio.environment())
-    child.stdout.close()
+    nobody_reads, pipe = os.pipe()
+    os.close(nobody_reads)
+    child = subprocess.Popen(command, stdout=pipe, stderr=subprocess.PIPE, env=studio.environment())
+    os.close(pipe)
     assert child.stderr.read() == b"" and child.wait() == 1

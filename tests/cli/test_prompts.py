@@ -284,7 +284,7 @@ class TestGoingOn:
         rows = rows_of(8, steps=STEPS)
         desk = Desk(studio, rows)
         process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *desk.arguments()],
+            [sys.executable, "-c", NEVER_THE_LAST_TWO, str(SCRIPT), *desk.arguments()],
             env=studio.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -296,7 +296,7 @@ class TestGoingOn:
         out, err = process.communicate(timeout=WAIT)
         assert process.returncode == (130 if how is signal.SIGINT else -how), err
         left = desk.pictures()
-        assert 2 <= len(left) < 8
+        assert 2 <= len(left) <= 6
         if how is signal.SIGINT:
             assert f"{len(left)} of 8 pictures are in {desk.folder}" in out
             assert "refresh" not in (desk.folder / "index.html").read_text()
@@ -560,6 +560,17 @@ def in_a_network_of_its_own() -> list[str]:
             return command
     return []
 
+
+NEVER_THE_LAST_TWO = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+from darkroom.workers import Maker
+make = Maker.make
+Maker.make = lambda maker, task, tell: task.number > 6 or make(maker, task, tell)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The script, of whose first eight pictures two stay undone, however late it is stopped."""
 
 WHEN_ALL_ARE_READY = """
 import os, runpy, sys

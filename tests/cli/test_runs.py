@@ -10,6 +10,7 @@ import pytest
 from tests.support import (
     ROOT,
     SCRIPT,
+    SOON,
     Drawn,
     Studio,
     assert_refused,
@@ -93,7 +94,7 @@ class TestTheWholeProcess:
     def test_hub_that_cannot_be_reached_is_said_quickly_in_one_line(self, built: Studio) -> None:
         before = listing(built.onnx, built.engines, built.output)
         for model in (["--version=2.1"], ["--model=some/repository"]):
-            ended = built.shell(PROMPT, *model, *built.folders(), timeout=10)
+            ended = built.shell(PROMPT, *model, *built.folders(), timeout=SOON)
             assert ended.code == 1
             assert one_line(ended.err)
             assert "--model" in ended.err

@@ -1,6 +1,6 @@
 """A toy with the interface of Darkroom's Triton model: noise from the seed, and a few prompts that misbehave.
 
-`fail` fails its request, `busy` says that there is no room for it, `slow` takes 20 seconds unless it is cancelled or
+`fail` fails its request, `busy` says that there is no room for it, `slow` takes 60 seconds unless it is cancelled or
 has a deadline, `unreadable` answers a recipe that is none.
 A copy whose configuration has the output `encoded_image` answers PNG files instead of pixels.
 """
@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 FIELDS = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "height", "width", "num_images")
 SECONDS = 0.02
-SLOW_SECONDS = 20.0
+SLOW_SECONDS = 60.0
 
 
 class TritonPythonModel:
@@ -35,6 +35,7 @@ class TritonPythonModel:
         if "busy" in prompts:
             return _failed("the toy has no room", pb_utils.TritonError.UNAVAILABLE)
         if "slow" in prompts:
+            print("toy: slow has begun", flush=True)
             deadline = request.timeout() / 1e6 or SLOW_SECONDS
             while time.perf_counter() - began < min(deadline, SLOW_SECONDS):
                 if request.is_cancelled():
