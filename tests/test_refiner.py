@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import Studio, assert_refused, listing, psnr, silence_libraries
+from tests.support import Studio, assert_refused, changed_copy, edit_json, listing, psnr, silence_libraries
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -117,3 +117,13 @@ def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, xl_stud
     ended = xl_studio.here(PROMPT, *arguments, "--model", str(xl_studio.model), *xl_studio.folders())
     assert_refused(ended, said)
     assert listing(xl_studio.output) == before
+
+
+def test_a_refiner_that_reads_the_latents_of_another_vae_is_refused(
+    xl_studio: Studio, tiny_refiner: Path, tmp_path: Path
+) -> None:
+    other = changed_copy(
+        tiny_refiner, tmp_path / "other", lambda folder: edit_json(folder / "vae" / "config.json", scaling_factor=0.5)
+    )
+    asked = ["--enable-refiner", f"--refiner-model={other}", "--model", str(xl_studio.model)]
+    assert_refused(xl_studio.here(PROMPT, *asked, *xl_studio.folders()), "another VAE")

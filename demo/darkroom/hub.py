@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from darkroom.checkpoint import LARGE, NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
@@ -174,11 +176,30 @@ def _whole(folder: Path, weights: bool) -> bool:
 
 
 def _reachable(endpoint: str) -> None:
-    """Fails within seconds without a network or an answer, where the hub's client would try again and again."""
+    """Fails within seconds without a network or an answer, where the hub's client would try again and again.
+
+    A name may have many addresses, and be long in being resolved: all of that together takes no longer.
+    """
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
+    seconds = float(SECONDS_TO_CONNECT)
+    ended: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urlopen(Request(endpoint, method="HEAD"), timeout=seconds).close()
+        except HTTPError:
+            ended.put(None)  # an answer all the same
+        except Exception as error:
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    Thread(target=ask, daemon=True).start()
     try:
-        urlopen(Request(endpoint, method="HEAD"), timeout=float(SECONDS_TO_CONNECT)).close()
-    except HTTPError:
-        pass  # an answer all the same
+        error = ended.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error

@@ -154,6 +154,13 @@ class TestFile:
         assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "c"]
         assert len(done(file)) == 2
 
+    def test_a_whole_line_without_its_end_stays(self, tmp_path: Path) -> None:
+        file = tmp_path / "results.jsonl"
+        row = {"contender": "a", "settings": {}, "machine": {}, "error": None}
+        file.write_text(json.dumps(row))
+        append(file, row | {"contender": "b"})
+        assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "b"]
+
     def test_what_failed_is_not_done(self, tmp_path: Path) -> None:
         file = tmp_path / "results.jsonl"
         append(file, {"contender": "a", "settings": {}, "machine": {}, "error": "no memory"})
@@ -241,6 +248,8 @@ class TestRun:
             (["--prompt", ""], "prompt"),
             (["--baselin", "x"], "'--baseline'"),
             (["--baseline", "tensorflow"], "'tensorflow'"),
+            (["--engine", "torch", "torch-compile", "--baseline", "torch"], "'torch fp32' or 'torch-compile fp32'"),
+            (["--engine", "jax", "--threads", "1"], "--threads"),
             (["--async", "--streams", "2"], "--async"),
             (["--output", "/proc/no/such/file"], "--output"),
         ],

@@ -5,11 +5,13 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.support import SOON, Studio, assert_refused, changed_copy, edit_json, listing, one_line
 
@@ -161,6 +163,45 @@ def test_broken_model_folder_is_refused_by_the_name_of_the_file(broken: str, stu
     change, name = BROKEN[broken]
     model = changed_copy(studio.model, studio.root / "broken", change)
     assert_nothing_came_of(studio, [PROMPT, "--model", str(model), *studio.folders()], name)
+
+
+@pytest.mark.parametrize("how", [_remove, _truncate])
+@pytest.mark.parametrize(
+    "name",
+    ["text_encoder_2/config.json", "text_encoder_2/model.safetensors", "unet/config.json", "tokenizer_2/merges.txt"],
+)
+def test_broken_folder_of_sdxl_is_refused_by_the_name_of_the_file(
+    how: Callable[[str], Callable[[Path], None]], name: str, studio: Studio, tiny_xl_model: Path
+) -> None:
+    if (how, name) == (_truncate, "tokenizer_2/merges.txt"):
+        pytest.skip("any beginning of it is a list of merges")
+    model = changed_copy(tiny_xl_model, studio.root / "broken", how(name))
+    xl = replace(studio, script="demo_txt2img_xl.py")
+    assert_nothing_came_of(xl, [PROMPT, "--model", str(model), *studio.folders()], name)
+
+
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "vae"])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(network: str, studio: Studio) -> None:
+    def lack(folder: Path) -> None:
+        (file,) = (folder / network).glob("*.safetensors")
+        tensors = load_file(file)
+        del tensors[min(tensors)]
+        save_file(tensors, file, {"format": "pt"})
+
+    model = changed_copy(studio.model, studio.root / "broken", lack)
+    ended = studio.here(PROMPT, "--model", str(model), "--denoising-steps=1", *studio.folders())
+    assert_refused(ended, "lack", network)
+    assert not list(studio.output.glob("*.png"))
+
+
+def test_weights_of_another_size_are_refused(studio: Studio) -> None:
+    model = changed_copy(
+        studio.model,
+        studio.root / "broken",
+        lambda folder: edit_json(folder / "vae" / "config.json", block_out_channels=[8, 16, 16, 24]),
+    )
+    ended = studio.here(PROMPT, "--model", str(model), "--denoising-steps=1", *studio.folders())
+    assert_refused(ended, "do not fit")
 
 
 def test_truncated_vocabulary_is_refused_by_the_name_of_the_file(studio: Studio) -> None:

@@ -106,7 +106,11 @@ def test_several_engines_and_precisions_in_one_call(empty_studio: Studio) -> Non
 def test_an_engine_of_another_version_or_machine_is_listed_as_such(studio: Studio) -> None:
     studio.draw(PROMPT, engine="openvino")
     built = next(Path(studio.engines).glob("unet*openvino*"))
-    for field, value, said in (("version", "1.0", "built with 1.0"), ("device", "CPU: Z80", "built for CPU: Z80")):
+    for field, value, said in (
+        ("version", "1.0", "built with 1.0"),
+        ("device", "CPU: Z80", "built for CPU: Z80"),
+        ("revision", 0, "built by another version of Darkroom"),
+    ):
         foreign = of_another(built, Store(studio.engines), **{field: value})
         row = next(row for row in rows(prebuild(studio, "list", "--json")) if row["folder"] == str(foreign))
         assert row["unusable"].startswith(said)

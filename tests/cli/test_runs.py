@@ -2,11 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import darkroom.pictures
+from darkroom.errors import Failed
 from tests.support import (
     ROOT,
     SCRIPT,
@@ -49,19 +53,42 @@ def built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     return Studio(tmp_path_factory.mktemp("whole"), tiny_model)
 
 
+FAMILIES = ("sd", "turbo", "xl", "xl with its refiner")
+
+
+@pytest.fixture
+def family_studio(request: pytest.FixtureRequest, studio: Studio, tiny_xl_model: Path) -> Studio:
+    """The tiny model of each family, with the script that runs it."""
+    return of_family(request.param, studio, tiny_xl_model)
+
+
+def of_family(family: str, studio: Studio, xl: Path) -> Studio:
+    if family.startswith("xl"):
+        return replace(studio, model=xl, script="demo_txt2img_xl.py")
+    return replace(studio, script="demo_turbo.py") if family == "turbo" else studio
+
+
 class TestTheWholeProcess:
     """The script as the shell runs it, with nothing built and then with everything."""
 
-    @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "jax"])
-    def test_prompt_becomes_a_picture_and_again_without_torch(self, engine: str, built: Studio) -> None:
+    @pytest.mark.parametrize(
+        ("engine", "family"),
+        [*(("openvino", family) for family in FAMILIES), ("onnxruntime", "sd"), ("onnxruntime", "xl"), ("jax", "sd")],
+    )
+    def test_prompt_becomes_a_picture_and_again_without_torch(
+        self, engine: str, family: str, built: Studio, tiny_xl_model: Path, tiny_refiner: Path
+    ) -> None:
+        built = of_family(family, built, tiny_xl_model)
         arguments = [PROMPT, *run_flags(built, "--engine", engine)]
+        if "refiner" in family:
+            arguments += ["--enable-refiner", f"--refiner-model={tiny_refiner}", "--denoising-steps=6"]
         first = built.shell(*arguments)
         assert (first.code, first.err) == (0, "")
         path = Path(first.out.splitlines()[-1])
         assert path.parent == built.output
         assert pixels(path).shape == (64, 64, 3)
         content, stores = path.read_bytes(), listing(built.onnx, built.engines)
-        second = built.shell(*arguments, interpreter=("-c", COMPILED_MODULES, str(SCRIPT)))
+        second = built.shell(*arguments, interpreter=("-c", COMPILED_MODULES, str(SCRIPT.with_name(built.script))))
         assert second.code == 0, second.err
         imported = set(json.loads(second.err))
         assert "numpy" in imported
@@ -159,6 +186,35 @@ def test_json_is_one_object_on_stdout_and_nothing_else(studio: Studio) -> None:
     assert result["images_per_second"] > 0
 
 
+def test_json_says_what_was_made_before_it_failed(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = darkroom.pictures.save
+
+    def full_disk(pixels: np.ndarray, folder: Path, *more: Any) -> Path:
+        if list(folder.glob("*.png")):
+            raise Failed("no space is left.")
+        return save(pixels, folder, *more)
+
+    monkeypatch.setattr(darkroom.pictures, "save", full_disk)
+    ended = studio.here(PROMPT, "a blue dog", "--json", *run_flags(studio))
+    assert ended.code == 1
+    result = json.loads(ended.out)
+    (image,) = result["images"]
+    assert result["error"] == "no space is left." and Path(image["path"]).is_file()
+
+
+@pytest.mark.parametrize("prompt", ["--help", "-sunset", "--", "- -"])
+def test_what_stands_behind_two_dashes_is_a_prompt(prompt: str, studio: Studio) -> None:
+    ended = studio.here("--json", *run_flags(studio), "--", prompt)
+    assert ended.code == 0, ended.err
+    assert [image["prompt"] for image in json.loads(ended.out)["images"]] == [prompt]
+
+
+def test_path_that_the_terminal_has_no_letters_for_is_printed_all_the_same(built: Studio) -> None:
+    ended = built.shell("größe", *run_flags(built), PYTHONIOENCODING="ascii")
+    assert ended.code == 0, ended.err
+    assert "gr\\xf6\\xdfe" in ended.out
+
+
 def test_quiet_prints_the_paths_alone(studio: Studio) -> None:
     ended = studio.here(PROMPT, *run_flags(studio, "--quiet", "--batch-count=2", seed=False))
     assert ended.err == ""
@@ -179,18 +235,20 @@ def test_torch_inference_is_the_torch_engine(studio: Studio) -> None:
     assert (people_know.pictures[0] == studio.draw(PROMPT, engine="torch").pictures[0]).all()
 
 
-def test_zero_is_a_seed(studio: Studio) -> None:
-    first, second = (studio.draw(PROMPT, seed=0) for _ in range(2))
+@pytest.mark.parametrize("family_studio", FAMILIES[:3], indirect=True)
+def test_zero_is_a_seed(family_studio: Studio) -> None:
+    first, second = (family_studio.draw(PROMPT, seed=0) for _ in range(2))
     assert first.result["request"]["seed"] == 0
     assert first.paths == second.paths
 
 
+@pytest.mark.parametrize("family_studio", FAMILIES[:3], indirect=True)
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
-def test_same_seed_makes_the_same_file_bytes(engine: str, studio: Studio) -> None:
-    (path,) = studio.draw(PROMPT, engine=engine).paths
+def test_same_seed_makes_the_same_file_bytes(engine: str, family_studio: Studio) -> None:
+    (path,) = family_studio.draw(PROMPT, engine=engine).paths
     content = path.read_bytes()
     path.unlink()
-    assert studio.draw(PROMPT, engine=engine).paths == [path]
+    assert family_studio.draw(PROMPT, engine=engine).paths == [path]
     assert path.read_bytes() == content
 
 
@@ -246,9 +304,10 @@ def test_prompt_that_is_too_long_is_cut_with_a_warning_that_shows_what(studio: S
 class TestRecipes:
     """`--recipe picture.png` remakes a picture to the same pixels."""
 
+    @pytest.mark.parametrize("family_studio", FAMILIES[:3], indirect=True)
     @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
-    def test_recipe_remakes_the_pixels(self, engine: str, studio: Studio, tmp_path: Path) -> None:
-        drawn = studio.draw(
+    def test_recipe_remakes_the_pixels(self, engine: str, family_studio: Studio, tmp_path: Path) -> None:
+        drawn = family_studio.draw(
             PROMPT,
             engine=engine,
             scheduler="EulerA",
@@ -258,7 +317,7 @@ class TestRecipes:
             height=72,
             width=56,
         )
-        self._remade(studio, drawn, 0, tmp_path)
+        self._remade(family_studio, drawn, 0, tmp_path)
 
     @pytest.mark.parametrize("number", [0, 1, 2])
     def test_recipe_remakes_any_slot_of_a_batch(self, number: int, studio: Studio, tmp_path: Path) -> None:
@@ -340,8 +399,17 @@ class TestKeys:
         before, after = plain.result["artefacts"], changed.result["artefacts"]
         assert {name for name in before if before[name] != after[name]} == DIFFERENT[change]
 
-    @pytest.mark.parametrize("network", ["text_encoder", "unet", "vae"])
-    def test_changed_weights_use_other_engines_and_show(self, network: str, studio: Studio, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("network", "family_studio"),
+        [
+            *((network, "sd") for network in ("text_encoder", "unet", "vae")),
+            *((network, "xl") for network in ("text_encoder", "text_encoder_2", "unet")),
+        ],
+        indirect=["family_studio"],
+    )
+    def test_changed_weights_use_other_engines_and_show(
+        self, network: str, family_studio: Studio, tmp_path: Path
+    ) -> None:
         from safetensors.torch import load_file, save_file
 
         def change(folder: Path) -> None:
@@ -349,9 +417,10 @@ class TestKeys:
             tensors = load_file(path)
             save_file({name: tensor * 1.3 for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
-        plain = studio.draw(PROMPT)
-        other = studio.draw(PROMPT, model=changed_copy(studio.model, tmp_path / studio.model.name, change))
-        stage = {"text_encoder": "clip"}.get(network, network)
+        plain = family_studio.draw(PROMPT)
+        model = changed_copy(family_studio.model, tmp_path / family_studio.model.name, change)
+        other = family_studio.draw(PROMPT, model=model)
+        stage = network.replace("text_encoder", "clip")
         assert other.result["artefacts"][stage] != plain.result["artefacts"][stage]
         assert psnr(plain.pictures[0], other.pictures[0]) < 40
 
@@ -378,11 +447,13 @@ class TestKeys:
         }
         assert 20 < psnr(plain.pictures[0], half.pictures[0]) < 70
 
+    @pytest.mark.parametrize("family_studio", FAMILIES[:3], indirect=True)
     @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
     @pytest.mark.parametrize("build", [None, "build_dynamic_batch", "build_dynamic_shape"])
     def test_repeated_run_builds_nothing_and_touches_nothing(
-        self, engine: str, build: str | None, studio: Studio
+        self, engine: str, build: str | None, family_studio: Studio
     ) -> None:
+        studio = family_studio
         asked = {"engine": engine} | ({build: True} if build else {})
         studio.draw(PROMPT, **asked)
         before = listing((studio.root / "onnx").resolve(), (studio.root / "engines").resolve())

@@ -44,6 +44,7 @@ def other(peer: Peer, cell: Cell, environments: Path, noise: Path, cold: bool, s
         "latents": str(noise),
     }
     its_own = {"engine": None, "precision": None, "build": None, "onnx_opset": None, "options": None}
+    its_own |= {"use_cuda_graph": False, "devices": 1}
     said = cell.settings() | its_own | ({"options": json.dumps(peer.options, sort_keys=True)} if peer.options else {})
     offline = {"HF_HUB_OFFLINE": "1"}
     try:

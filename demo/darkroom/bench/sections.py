@@ -182,6 +182,7 @@ def _find(asked: str, names: dict[Row, str]) -> str:
     called = [name for name in known if name.lower() == part]
     labelled = dict.fromkeys(name for row, name in names.items() if row.contender.lower() == part)
     found = called or [*labelled] or [name for name in known if part and part in name.lower()]
+    found = found or [name for name in known if part.startswith(f"{name.lower()} ")]
     if not found:
         raise AskedWrongly(
             f"--baseline {asked!r} is not in these results.{near_matches(asked, known)} Known: {', '.join(known)}."

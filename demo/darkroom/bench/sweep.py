@@ -219,18 +219,24 @@ def append(file: Path, line: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as out:
-            size = out.seek(0, os.SEEK_END)
-            out.truncate(_whole_lines(file, size))
-            out.write(json.dumps(line).encode() + b"\n")
+            whole = _whole_lines(file.read_bytes())
+            out.truncate(len(whole))
+            begin = b"\n" if whole and not whole.endswith(b"\n") else b""
+            out.write(begin + json.dumps(line).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
         raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
-def _whole_lines(file: Path, size: int) -> int:
-    """Bytes of `file` up to the end of its last whole line."""
-    return file.read_bytes().rfind(b"\n") + 1 if size else 0
+def _whole_lines(content: bytes) -> bytes:
+    """What is left of a file without the half of a line that it may end with. An editor may have taken the line feed of
+    a whole one."""
+    end = content.rfind(b"\n") + 1
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(content[end:]), dict):
+            return content
+    return content[:end]
 
 
 def done(file: Path) -> set[str]:

@@ -90,10 +90,14 @@ class Worker:
         return pipeline.run(batch, clock), clock
 
     def _overlapped(self) -> dict[str, Any]:
-        """Some batches of other seeds, whose stages overlap."""
+        """Some batches of other prompts and seeds, whose stages overlap: nobody's text is known from another's."""
         count = len(self.batch.seeds)
         batches = [
-            replace(self.batch, seeds=tuple(seed + turn * count for seed in self.batch.seeds))
+            replace(
+                self.batch,
+                prompts=tuple(f"{prompt} {turn}" for prompt in self.batch.prompts),
+                seeds=tuple(seed + turn * count for seed in self.batch.seeds),
+            )
             for turn in range(NEIGHBOURS)
         ]
         start = time.perf_counter()

@@ -16,6 +16,7 @@ from darkroom.engines.manifest import Damaged, read_manifest
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.engines.store import Store, last_use
 from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.prepare import GRAPH_REVISION
 
 WIDE, WIDE_ENOUGH = 200, 150
 """Characters that a table may take where it goes to a file or another program, and from which on it is whole."""
@@ -223,6 +224,8 @@ def _unusable(key: dict[str, Any], made: dict[str, Any], runtimes: Runtimes) -> 
     runtime = runtimes.get(str(key.get("runtime")), Options(**made.get("options", {})))
     if isinstance(runtime, str):
         return runtime.rstrip(".")
+    if (key.get("modules"), key.get("revision")) != (GRAPH_REVISION, runtime.revision):
+        return "built by another version of Darkroom"
     if key["version"] != runtime.version():
         return f"built with {key['version']}; here is {runtime.version()}"
     if reason := runtime.unusable():

@@ -79,7 +79,7 @@ def _run(flags: argparse.Namespace) -> None:
     sweep = Sweep(flags, console)
     check_writable(file)
     cells, place = sweep.cells(), sweep.place
-    check_baseline(flags.baseline, [cell.name for cell in cells])
+    check_baseline(flags.baseline, [cell.contender for cell in cells])
     here, measured = machine(), done(file)
     asked = {identity(cell.contender, cell.settings(), here): cell for cell in cells}
     left = [cell for which, cell in asked.items() if which not in measured]
@@ -109,7 +109,7 @@ def _run(flags: argparse.Namespace) -> None:
 def _report(flags: argparse.Namespace) -> None:
     console = Console()
     files = [Path(each) for each in flags.results] or [home() / "output" / RESULTS]
-    folder = Path(flags.output_dir) if flags.output_dir else files[0].with_name(f"{files[0].stem}-report")
+    folder = Path(flags.output_dir) if flags.output_dir else files[0].absolute().with_name(f"{files[0].stem}-report")
     made = report(files, folder, flags.baseline, flags.max_latency)
     say_results(read(files), flags, console)
     for path in made:

@@ -1,6 +1,7 @@
 """How a script ends: its exit code, and the line that says why."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ INTERRUPTED = 130
 
 def ended(program: str, work: Callable[[], None]) -> int:
     """Does the work of a script. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal has no letters for
     try:
         work()
     except DarkroomError as error:
@@ -26,6 +29,9 @@ def ended(program: str, work: Callable[[], None]) -> int:
     except BrokenPipeError:
         # Whoever read the output has had enough; Python must not complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"{program}: {error.filename or 'the system'}: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,8 @@
 """The flags of the scripts, each documented where it is declared."""
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from darkroom.catalog import Script
@@ -39,6 +40,15 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
                     yield from command._flags()
+
+
+def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a script. All that stands behind `--` is a prompt, though it may begin with a dash."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = parser_of(script).parse_intermixed_args(arguments[:end])
+    flags.prompt += arguments[end + 1 :]
+    return flags
 
 
 def parser_of(script: Script) -> Parser:

@@ -29,7 +29,7 @@ from darkroom.cli.asked import (
 )
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import parser_of
+from darkroom.cli.flags import parsed
 from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Folders, Settings, make_folder
 from darkroom.engines import automatic, find_runtime, has_cuda_graphs
@@ -47,7 +47,7 @@ from darkroom.timing import StageClock, medians, table, throughput
 
 def run(script: Script, arguments: list[str] | None = None) -> int:
     """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    return ended(script.program, lambda: _run(script, parser_of(script).parse_intermixed_args(arguments)))
+    return ended(script.program, lambda: _run(script, parsed(script, arguments)))
 
 
 def _run(script: Script, flags: argparse.Namespace) -> None:
@@ -74,6 +74,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     models = Models(script, settings, runtime, vae, console)
     base = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
+    if refiner is not None:
+        _check_same_latents(base, refiner)
     base.loras, choices = asked_loras(
         flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console
     )
@@ -111,9 +113,12 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
                 first = pictures if first is None else first
                 for picture in _keep(batch, pictures, facts, recipe, settings.output_dir, script.pipeline):
                     made.append(picture)
-    except DarkroomError:
-        for picture in made:
-            console.result(picture["path"])
+    except DarkroomError as error:
+        if flags.json:
+            console.result(json.dumps(facts | {"images": made, "error": str(error)}))
+        else:
+            for picture in made:
+                console.result(picture["path"])
         raise
     console.say(table(clocks, request.batch_size))
     told = _timings(clocks, request.batch_size)
@@ -193,6 +198,19 @@ def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Prep
                 f"--recipe {flags.recipe} was made with other weights than those in {each.checkpoint.folder}; "
                 f"name the folder or repository that has them with {flag}."
             )
+
+
+def _check_same_latents(base: Preparer, refiner: Preparer) -> None:
+    """Raises `AskedWrongly` where a refiner would read the latents of another VAE than its own."""
+    kinds = [
+        [each.checkpoint.vae_factor, *(each.checkpoint.vae.get(name) for name in ("latent_channels", "scaling_factor"))]
+        for each in (base, refiner)
+    ]
+    if kinds[0] != kinds[1]:
+        raise AskedWrongly(
+            f"--enable-refiner: {refiner.name or refiner.checkpoint.folder} reads the latents of another VAE than "
+            f"that of {base.name or base.checkpoint.folder}."
+        )
 
 
 def _prepare(

@@ -20,7 +20,7 @@ from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
 from darkroom.engines.manifest import read_manifest
-from darkroom.engines.runtime import PRECISIONS, Options, Runtime
+from darkroom.engines.runtime import PRECISIONS, Options, Runtime, asked_as
 from darkroom.errors import AskedWrongly, DarkroomError, Failed, near_matches
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
 from darkroom.request import BUILDS
@@ -85,6 +85,9 @@ class Sweep:
         self.builds = flags.build or [BUILDS[0]]
         options = options_of(flags)
         runtimes = [_runtime(name, options, self.builds, flags) for name in flags.engine]
+        for runtime in runtimes if flags.threads else ():
+            if not runtime.threaded:
+                raise AskedWrongly(f"--threads has nothing to act on with {asked_as(runtime)}.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [known["emoji"]]:
             # What is wrong with any is said before models are fetched.
@@ -116,8 +119,8 @@ class Sweep:
         """Builds what a cell needs; what its line says of that, or the error that kept it from being there."""
         try:
             return built_facts(preparer, preparer.compile(cell.request()))
-        except DarkroomError as error:
-            return {"error": str(error).rstrip(".")}
+        except (DarkroomError, RuntimeError) as error:  # of a build's own process, too: its last line says what it was
+            return {"error": str(error).strip().rpartition("\n")[2].rstrip(".")}
 
 
 def check_numbers(flags: argparse.Namespace) -> None:
@@ -266,14 +269,21 @@ def title(cell: Cell) -> str:
     )
 
 
-def check_baseline(baseline: str | None, names: Iterable[str]) -> None:
-    """Raises `AskedWrongly` for a baseline that will be none of those that are measured."""
-    known = list(dict.fromkeys(names))
-    words = (baseline or "").lower().split()
-    if baseline is not None and not any(words and all(word in name.lower() for word in words) for name in known):
+def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
+    """Raises `AskedWrongly` for a baseline that will be none of those that are measured, or could be several."""
+    if baseline is None:
+        return
+    known = list(dict.fromkeys(contenders))
+    part = baseline.strip().lower()
+    found = [name for name in known if name.lower() == part]
+    # What a report adds to a name, such as how it was built, may be a part of what is asked for.
+    found = found or [name for name in known if part and (part in name.lower() or part.startswith(f"{name.lower()} "))]
+    if not found:
         raise AskedWrongly(
             f"--baseline {baseline!r} is not measured here.{near_matches(baseline, known)} Known: {', '.join(known)}."
         )
+    if len(found) > 1:
+        raise AskedWrongly(f"--baseline {baseline!r} could be {' or '.join(map(repr, found))}. Name one of them.")
 
 
 def say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:

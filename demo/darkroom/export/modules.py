@@ -14,6 +14,7 @@ import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from darkroom.checkpoint import NETWORKS
+from darkroom.errors import AskedWrongly
 from darkroom.export.sharing import share_until_text
 from darkroom.stages.contract import Stage
 
@@ -229,17 +230,29 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
         "use_safetensors": True,
         "local_files_only": True,
         "variant": variant,
+        "output_loading_info": True,
     }
+    cls: Any
     if stem == "model":
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        text = CLIPTextModelWithProjection if network == "text_encoder_2" else CLIPTextModel
+        cls = CLIPTextModelWithProjection if network == "text_encoder_2" else CLIPTextModel
         # Eager attention: the fused kernel leaks a float32 mask into half-precision graphs, and traces larger.
-        return text.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+        options |= {"dtype": dtype, "attn_implementation": "eager"}
+    else:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    cls = UNet2DConditionModel if network == "unet" else AutoencoderKL
-    return cls.from_pretrained(folder, torch_dtype=dtype, **options)
+        cls = UNet2DConditionModel if network == "unet" else AutoencoderKL
+        options |= {"torch_dtype": dtype}
+    try:
+        module, found = cls.from_pretrained(folder, **options)
+    except (KeyError, RuntimeError, ValueError) as error:  # the libraries' ways of saying that weights do not fit
+        reason = " ".join(str(error).split())
+        raise AskedWrongly(f"the weights in {folder / network} do not fit its config.json: {reason}") from None
+    if missing := sorted(found["missing_keys"]):  # else they would be random numbers
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise AskedWrongly(f"the weights in {folder / network} lack {missing[0]}{more}, which its config.json implies.")
+    return module
 
 
 def silence() -> None:
