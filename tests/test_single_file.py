@@ -74,6 +74,7 @@ def test_its_configuration_is_fetched_from_the_hub(studio, tmp_path):
     save_file({name: torch.zeros(1, 768)}, path)
     ended = studio.shell(PROMPT, f"--model={path}", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "stable-diffusion-v1-5 could not be fetched" in ended.err
+    assert "model.safetensors: taken for a model like stable-diffusion-v1-5" in ended.out
 
 
 def test_what_is_wrong_with_a_file_is_said_in_a_line(studio, tiny_model, tiny_xl_model, file, tmp_path):

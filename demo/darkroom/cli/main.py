@@ -310,7 +310,10 @@ def open_model(version: Version, config: str | None, settings: Folders, graphs: 
         return Path(version.source)
     file = Path(version.source)
     check_single_file(file)
-    config = config or published_config(file)
+    if config is None:
+        # Two models of one architecture may differ in what their configurations say alone.
+        config = published_config(file)
+        console.say(f"{file.name}: taken for a model like {config}; --config names another")
     described = fetched(config, weights=False) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):
         return unpacked(file, described, graphs, verbose=console.verbose)
