@@ -2,9 +2,10 @@
 
     python -m training.restore [--work FOLDER] [--model demo/darkroom/models/emoji]
 
-Writes `vae.pt`, `text.pt`, `unet.pt` and the tokenizer into the work folder, unless they are there. They hold the
-exported float16 weights, no optimiser state and no time trained: `--resume` begins a new cosine from them. The head
-of `train_text` is not exported, so that script starts it afresh.
+Writes `vae.pt`, `text.pt`, `unet.pt` (of emoji-xl `text_xl.pt` and `unet_xl.pt`, of emoji-turbo `turbo.pt` in place of
+the last) and the tokenizer into the work folder, unless they are there. They hold the exported float16 weights, no
+optimiser state and no time trained: `--resume` begins a new cosine from them. The heads of `train_text` and
+`train_text_xl` are not exported, so those scripts start them afresh.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
-from training.export import OUTPUT
+from training.export import OUTPUT, TURBO, XL
 from training.loop import Plan, Trainer
 from training.tokenizer import Encoder
 from training.train_text import Regressor
+from training.train_text_xl import TextEncoders
 from training.workspace import add_work_argument
 
 
@@ -28,10 +30,18 @@ def restore(model: Path, work: Path) -> list[str]:
     """Writes what is missing in `work`, and returns the names of the files."""
     if not (work / "tokenizer").exists():
         shutil.copytree(model / "tokenizer", work / "tokenizer")
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
-    regressor = Regressor(Encoder(work / "tokenizer"))
-    regressor.text.load_state_dict(pipe.text_encoder.state_dict())
-    modules: dict[str, nn.Module] = {"vae": pipe.vae, "text": regressor, "unet": pipe.unet}
+    pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    tokens = Encoder(work / "tokenizer")
+    modules: dict[str, nn.Module] = {"vae": pipe.vae}
+    if model.name == XL:
+        encoders = TextEncoders(tokens)
+        encoders.first.load_state_dict(pipe.text_encoder.state_dict())
+        encoders.second.load_state_dict(pipe.text_encoder_2.state_dict())
+        modules |= {"text_xl": encoders, "unet_xl": pipe.unet}
+    else:
+        regressor = Regressor(tokens)
+        regressor.text.load_state_dict(pipe.text_encoder.state_dict())
+        modules |= {"text": regressor, "turbo" if model.name == TURBO else "unet": pipe.unet}
     written = []
     for name, module in modules.items():
         path = work / f"{name}.pt"
