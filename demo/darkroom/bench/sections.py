@@ -1,6 +1,6 @@
 """The cells of one model, side by side: what to call them, which belong together, how they stand to the baseline."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,16 +177,23 @@ def _series(row: Row) -> tuple:
 
 def _find(asked: str, names: dict[Row, str]) -> str:
     """The one contender that is meant: by its name, its label, or a part of its name."""
-    known = list(dict.fromkeys(names.values()))
+    label = asked.strip().lower()
+    labelled = dict.fromkeys(name for row, name in names.items() if row.contender.lower() == label)
+    return meant(asked, list(dict.fromkeys(names.values())), "is not in these results", [*labelled])
+
+
+def meant(asked: str, known: list[str], otherwise: str, labelled: Sequence[str] = ()) -> str:
+    """The one of the known contenders that a baseline names: wholly, by its label, or by a part that only it has.
+
+    What a report adds to a name where there are several, such as how it was built, may be said where it is not needed.
+    Raises `AskedWrongly`, in the words of `otherwise`, for none.
+    """
     part = asked.strip().lower()
-    called = [name for name in known if name.lower() == part]
-    labelled = dict.fromkeys(name for row, name in names.items() if row.contender.lower() == part)
-    found = called or [*labelled] or [name for name in known if part and part in name.lower()]
+    found = [name for name in known if name.lower() == part] or [*labelled]
+    found = found or [name for name in known if part and part in name.lower()]
     found = found or [name for name in known if part.startswith(f"{name.lower()} ")]
     if not found:
-        raise AskedWrongly(
-            f"--baseline {asked!r} is not in these results.{near_matches(asked, known)} Known: {', '.join(known)}."
-        )
+        raise AskedWrongly(f"--baseline {asked!r} {otherwise}.{near_matches(asked, known)} Known: {', '.join(known)}.")
     if len(found) > 1:
         raise AskedWrongly(f"--baseline {asked!r} could be {' or '.join(map(repr, found))}. Name one of them.")
     return found[0]

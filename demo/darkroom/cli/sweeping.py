@@ -10,6 +10,7 @@ from typing import Any
 from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
 from darkroom.bench.report import best_lines, text
 from darkroom.bench.results import Row
+from darkroom.bench.sections import meant
 from darkroom.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
 from darkroom.checkpoint import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
@@ -21,7 +22,7 @@ from darkroom.cli.settings import artefact_folders, bounds_of, options_of, store
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
 from darkroom.engines.manifest import read_manifest
 from darkroom.engines.runtime import PRECISIONS, Options, Runtime, asked_as
-from darkroom.errors import AskedWrongly, DarkroomError, Failed, near_matches
+from darkroom.errors import AskedWrongly, DarkroomError, Failed
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
 from darkroom.request import BUILDS
 
@@ -271,19 +272,8 @@ def title(cell: Cell) -> str:
 
 def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
     """Raises `AskedWrongly` for a baseline that will be none of those that are measured, or could be several."""
-    if baseline is None:
-        return
-    known = list(dict.fromkeys(contenders))
-    part = baseline.strip().lower()
-    found = [name for name in known if name.lower() == part]
-    # What a report adds to a name, such as how it was built, may be a part of what is asked for.
-    found = found or [name for name in known if part and (part in name.lower() or part.startswith(f"{name.lower()} "))]
-    if not found:
-        raise AskedWrongly(
-            f"--baseline {baseline!r} is not measured here.{near_matches(baseline, known)} Known: {', '.join(known)}."
-        )
-    if len(found) > 1:
-        raise AskedWrongly(f"--baseline {baseline!r} could be {' or '.join(map(repr, found))}. Name one of them.")
+    if baseline is not None:
+        meant(baseline, list(dict.fromkeys(contenders)), "is not measured here")
 
 
 def say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
