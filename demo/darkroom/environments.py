@@ -54,6 +54,12 @@ def ensure(lodger: Lodger, root: Path, show: Callable[[str], None] = lambda text
     return python
 
 
+def packages_of(python: Path) -> list[str]:
+    """The folders with the packages of an environment, by its python."""
+    root = python.parent.parent
+    return [str(folder) for folder in (*root.glob("lib/python*/site-packages"), *root.glob("Lib/site-packages"))]
+
+
 def _asked_for(lodger: Lodger) -> str:
     """A hash of what an environment is made from: another one means another environment."""
     made_by = [sys.implementation.name, *sys.version_info[:2]]

@@ -49,6 +49,7 @@ def line(contender: str, milliseconds: float, **changes: Any) -> dict[str, Any]:
         "prompt": "a red apple",
         "seed": 0,
         "devices": 1,
+        "cold_starts": 5,
     }
     settings |= {name: changes.pop(name) for name in list(changes) if name in settings}
     stages = {"CLIP": sample(milliseconds / 10), "UNet": sample(milliseconds / 2), "VAE-Dec": sample(milliseconds / 5)}

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def test_the_same_work_makes_the_same_pictures(studio: Studio, no_environments: 
         assert line["stages"].keys() == {"CLIP", "UNet", "VAE-Dec", "Pipeline"} and line["unet_calls"] == 4  # PNDM
         assert line["stages"]["Pipeline"]["count"] == 5 and line["cold_start"]["count"] == 1
         assert len(line["pictures"]) == 2 and all(pixels(path).shape == (64, 64, 3) for path in line["pictures"])
-    assert any("torch==" in package for package in theirs["versions"])
+    assert theirs["machine"]["packages"]["torch"] == version("torch") and "darkroom" in ours["machine"]["packages"]
+    assert "darkroom" not in theirs["machine"]["packages"]
     drawn = studio.draw("red apple", engine="openvino", batch_size=2, denoising_steps=3, seed=7)
     for path, picture in zip(ours["pictures"], drawn.pictures, strict=True):
         np.testing.assert_array_equal(pixels(path), picture)

@@ -42,6 +42,12 @@ def test_speedups_and_savings_are_over_the_baseline(read_lines) -> None:
     assert [entry.saved_share for entry in section.entries] == [0.0, 0.75, -0.1]
 
 
+def test_speedup_is_over_what_the_baseline_did_in_the_same_turns(read_lines) -> None:
+    beside = {"contender": "diffusers eager", "images_per_second": 0.5, "stages": {}}
+    (section,) = sections(read_lines(DIFFUSERS, line("openvino fp32", 500.0, beside=beside)))
+    assert speedups(section)["openvino fp32", ""] == 4.0
+
+
 def test_baseline_is_diffusers_then_torch_then_the_first(read_lines) -> None:
     onnxruntime = line("onnxruntime fp32", 500.0)
     for lines, baseline in (

@@ -96,6 +96,12 @@ def test_later_line_of_a_cell_wins_within_and_across_files(tmp_path: Path) -> No
     assert [row.images_per_second for row in read([second, first])] == [2.0]
 
 
+def test_how_often_it_was_started_cold_makes_no_other_cell(tmp_path: Path) -> None:
+    cold, warm = line("torch fp32", 500.0), line("torch fp32", 250.0, cold_starts=0, cold_start=None)
+    (row,) = read([write(tmp_path / "a.jsonl", cold, warm)])
+    assert row.images_per_second == 4.0 and row.cold_start.median == 4.0
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from darkroom.bench.contender import Contender, seconds_to_picture
+from darkroom.bench.memory import room_for_another
 from darkroom.bench.sweep import Entrant, append, done, sample, take_turns
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
@@ -97,13 +98,29 @@ class TestTurns:
     def test_what_is_known_is_given_before_those_that_memory_has_no_room_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("darkroom.bench.sweep._room_for_another", lambda running: False)
+        monkeypatch.setattr("darkroom.bench.sweep.room_for_another", lambda running: running < 2)
         log = tmp_path / "log"
-        entrants = [entrant(name, ANSWERS, str(log), name, json.dumps([1] * 6)) for name in "ab"]
+        entrants = [entrant(name, ANSWERS, str(log), name, json.dumps([1] * 6)) for name in "abc"]
         turns = take_turns(entrants, 0, lambda text: None)
-        first, found = next(turns)
-        assert first.name == "a" and found["images_per_second"] > 0 and log.read_text().split() == ["a"] * 6
-        assert [each.name for each, _ in turns] == ["b"] and log.read_text().split() == ["a"] * 6 + ["b"] * 6
+        (first, found), (second, _) = next(turns), next(turns)
+        assert (first.name, second.name) == ("a", "b") and found["images_per_second"] > 0
+        assert log.read_text().split() == ["a", "b"] * 6
+        ((third, late),) = turns
+        # The first is there again, so that those it was measured without can be compared with it.
+        assert third.name == "c" and log.read_text().split() == ["a", "b"] * 6 + ["a", "c"] * 6
+        assert late["beside"] == {"contender": "a", "images_per_second": 2000, "stages": {"UNet": 1, "Pipeline": 1}}
+        assert "beside" not in found
+
+    def test_a_first_that_fails_is_nobodys_company(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        room = {1: True, 2: False}
+        monkeypatch.setattr("darkroom.bench.sweep.room_for_another", lambda running: room[running])
+        log = str(tmp_path / "log")
+        good = [entrant(name, ANSWERS, log, name, json.dumps([1] * 6)) for name in "bcd"]
+        broken, *others, last = measured(entrant("a", "raise ValueError('no')"), *good)
+        assert "no" in broken["error"] and last["beside"]["contender"] == "b"
+        room[1] = False
+        *_, last = measured(*good)
+        assert all("beside" not in each for each in (*others, last)) and last["images_per_second"] > 0
 
     def test_whoever_waits_computes_nothing(self, tmp_path: Path) -> None:
         counting = """
@@ -141,6 +158,23 @@ def test_a_sample_is_what_a_hand_computes() -> None:
         "most": 10,
         "count": 10,
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a script stands in for nvidia-smi")
+def test_contenders_wait_in_the_memory_of_the_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 90))
+    asked, answer = tmp_path / "asked", tmp_path / "nvidia-smi"
+    for free, room in (("90000", True), ("55000", False)):
+        answer.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "100000, {free}"\n')
+        answer.chmod(0o755)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+        assert room_for_another(1) is room
+        assert asked.read_text().startswith("-i 2 ")
+    answer.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+    assert room_for_another(1)
+    monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 50))
+    assert not room_for_another(1)
 
 
 class TestFile:
@@ -190,6 +224,11 @@ class TestRun:
         again = bench(studio, *lists, "--precision", "fp32", **asked)
         assert again.code == 0 and "4 of 4 cells are in" in again.out and len(lines(studio)) == 4
         assert again.out.count("openvino fp32") == first.out.count("openvino fp32") - 2, "the results are shown again"
+        dearer = bench(studio, *lists, **asked | {"price_per_hour": 4})
+        assert dearer.code == 0 and [row["price_per_hour"] for row in lines(studio)] == [2] * 4 + [4] * 4
+        for before, after in zip(lines(studio)[:4], lines(studio)[4:], strict=True):
+            assert after["images_per_unit"] == pytest.approx(before["images_per_unit"] / 2, abs=0.01)
+            assert after["stages"] == before["stages"] and after["finished"] == before["finished"]
         mistyped = bench(studio, *lists, "--baseline", "tensorflow", **asked)
         assert mistyped.code == 2 and "'tensorflow'" in mistyped.err and not mistyped.out
 

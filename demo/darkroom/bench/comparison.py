@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from darkroom.bench.cell import Cell, Place
+from darkroom.bench.machine import packages
 from darkroom.bench.peers import Peer, command, prepare
 from darkroom.bench.sweep import Entrant, entrant_of
-from darkroom.environments import ensure
+from darkroom.environments import ensure, packages_of
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.noise import NoiseStream, initial_latents
 
@@ -53,9 +54,9 @@ def other(peer: Peer, cell: Cell, environments: Path, noise: Path, cold: bool, s
         folder = prepare(peer, python, Path(cell.folder), environments / "converted", settings)
     except Failed as error:
         return Entrant(peer.name, peer.name, said, [], None, {"error": str(error).rstrip(".")}, offline)
-    facts = {"versions": [*peer.requirements, *peer.alone]}
     start = command(peer, python, folder, settings)
-    return Entrant(peer.name, peer.name, said, start, [*start, "--cold"] if cold else None, facts, offline)
+    cold_start = [*start, "--cold"] if cold else None
+    return Entrant(peer.name, peer.name, said, start, cold_start, {}, offline, packages(packages_of(python)))
 
 
 def write_noise(cell: Cell, vae_factor: int, file: Path) -> Path:

@@ -3,16 +3,24 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from darkroom import __version__
 from darkroom.engines.cpu import processor
 
-PACKAGES = ("numpy", "torch", "diffusers", "transformers", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "jax")
+PACKAGES = (
+    *("numpy", "torch", "torchao", "torchax", "diffusers", "transformers"),
+    *("openvino", "openvino-genai", "openvino-tokenizers"),
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    *("tensorrt", "tensorrt_rtx", "jax", "jaxlib"),
+    *("optimum", "optimum-intel", "optimum-onnx"),
+)
+"""What bears on speed, where it is installed."""
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory in bytes, system, GPU, and versions."""
+    """Processor, cores that may be used, memory in bytes, system, GPU, and versions of what this process runs."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -24,20 +32,24 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "gpu": _gpu(),
         "python": platform.python_version(),
-        "packages": {"darkroom": __version__} | {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {"darkroom": __version__} | packages(),
     }
+
+
+def packages(folders: Sequence[str] | None = None) -> dict[str, str]:
+    """Versions of the `PACKAGES` that are installed in these folders, or else those that this process sees."""
+    found = {}
+    for name in PACKAGES:
+        query = {"name": name} if folders is None else {"name": name, "path": [*folders]}
+        for distribution in importlib.metadata.distributions(**query):
+            found[name] = distribution.version
+            break
+    return found
 
 
 def usable_cores() -> int | None:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _gpu() -> str | None:

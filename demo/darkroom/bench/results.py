@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -89,13 +89,25 @@ class Sample:
         return self.most - self.least
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What another contender did in the same turns, where memory had no room for all at a time."""
+
+    contender: str
+    images_per_second: float
+
+    def __post_init__(self) -> None:
+        if not self.images_per_second > 0:
+            raise Damaged("beside.images_per_second must be above 0")
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One cell: a contender, the settings it ran with, and what was measured, or the `error` that it ended with.
 
     `stages` is in milliseconds a batch; `cold_start`, from the start of a process to its first PNG, and
     `build_seconds`, of which `compile_seconds` are the compiler's where it says so, and `load_seconds` are in seconds;
-    `first_run_ms` is the first batch's; `psnr` is in dB against PyTorch float32; `images_per_unit` is
+    `first_run_ms` is the first batch's; `beside` is set where not all could take turns; `psnr` is in dB against PyTorch float32; `images_per_unit` is
     for each unit of the money that `price_per_hour` is in.
     """
 
@@ -117,6 +129,7 @@ class Row:
     psnr: float | None = None
     price_per_hour: float | None = None
     images_per_unit: float | None = None
+    beside: Beside | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -135,21 +148,24 @@ class Row:
 
     @property
     def key(self) -> tuple[str, Settings, Machine]:
-        """What makes two lines the same cell."""
-        return self.contender, self.settings, self.machine
+        """What makes two lines the same cell: how often it was started cold does not."""
+        return self.contender, replace(self.settings, cold_starts=None), self.machine
 
 
 def read(files: Iterable[Path]) -> list[Row]:
-    """The cells in these files, in the order in which they first appear; of lines for the same cell the last counts.
+    """The cells in these files, in the order in which they first appear; of lines for the same cell the last counts,
+    with the cold starts of the one before where it has none.
 
     Raises `AskedWrongly` for a file that cannot be read, holds no whole line, or is damaged elsewhere than at its end.
     """
     rows: dict[tuple[str, Settings, Machine], Row] = {}
     for file in files:
-        found = {row.key: row for row in _rows(file)}
+        found = list(_rows(file))
         if not found:
             raise AskedWrongly(f"{file} holds no results. Give a file that `benchmark.py run` wrote.")
-        rows |= found
+        for row in found:
+            before = rows.get(row.key)
+            rows[row.key] = row if row.cold_start or before is None else replace(row, cold_start=before.cold_start)
     return list(rows.values())
 
 
@@ -191,7 +207,7 @@ def row_of(line: Any) -> Row:
     machine = _object(line, "machine")
     packages = _object(machine, "packages", "machine.") if machine.get("packages") else {}
     stages = {name: _made(Sample, sample, f"stages.{name}") for name, sample in _object(line, "stages").items()}
-    cold_start = line.get("cold_start")
+    cold_start, beside = line.get("cold_start"), line.get("beside")
     return _made(
         Row,
         line,
@@ -201,6 +217,7 @@ def row_of(line: Any) -> Row:
         finished=_time(line.get("finished")),
         stages=stages,
         cold_start=None if cold_start is None else _made(Sample, cold_start, "cold_start"),
+        beside=None if beside is None else _made(Beside, beside, "beside"),
     )
 
 

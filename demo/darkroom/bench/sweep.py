@@ -16,12 +16,9 @@ from typing import Any
 
 from darkroom.bench.cell import Cell, Place
 from darkroom.bench.contender import Contender, seconds_to_picture
+from darkroom.bench.memory import room_for_another
 from darkroom.bench.results import FORMAT, PIPELINE
 from darkroom.errors import AskedWrongly, Failed
-
-SAVED_ROOM = 0.15
-"""The share of the memory that is left free: contenders that wait for their turn hold theirs."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -37,7 +34,8 @@ class Entrant:
     """Who takes part: a name of its own, the label and settings that its line of results has, what starts it.
 
     `cold` starts a process that ends with a picture at the path that is appended; None where that is not measured.
-    `environment` is added to this process's own. `facts` go into its line of results as they are.
+    `environment` is added to this process's own. `facts` go into its line of results as they are. `packages` are the
+    versions that it runs, None for this process's.
     """
 
     name: str
@@ -47,6 +45,7 @@ class Entrant:
     cold: list[str] | None
     facts: dict[str, Any]
     environment: dict[str, str] | None = None
+    packages: dict[str, str] | None = None
 
 
 def take_turns(
@@ -58,7 +57,8 @@ def take_turns(
     """Measures those that do the same work, turn by turn, so that a machine busy with something else hurts all alike.
 
     Yields each with what a line of results holds of it beside the machine and the time, as soon as it is known: those
-    that memory had room for together end together. `error` says in one line what kept one from being measured; where
+    that memory had room for together end together. The first takes turns with every such group, and what it did in the
+    turns of a later one is the others' `beside`. `error` says in one line what kept one from being measured; where
     that is among its facts, nobody tries. Pictures are saved in a folder of `pictures` for each, if given.
     """
     found: dict[str, dict[str, Any]] = {each.name: dict(each.facts) for each in entrants}
@@ -66,13 +66,13 @@ def take_turns(
     _start_cold([each for each in entrants if each.cold], cold_starts, found, show)
     waiting = [each for each in entrants if "error" not in found[each.name]]
     yield from ((each, found[each.name]) for each in entrants if "error" in found[each.name])
+    first: Entrant | None = None
     while waiting:
-        loaded = []
+        group, again = [], {}
         with ExitStack() as stack:
             running: dict[str, Contender] = {}
-            while waiting and (not running or _room_for_another(len(running))):
-                each = waiting.pop(0)
-                loaded.append(each)
+
+            def load(each: Entrant, found: dict[str, dict[str, Any]]) -> None:
                 show(f"{each.name}: loading")
                 try:
                     contender = stack.enter_context(Contender(each.name, each.command, each.environment))
@@ -80,8 +80,27 @@ def take_turns(
                     running[each.name] = contender
                 except Failed as error:
                     found[each.name]["error"] = _without(str(error), each.name)
-            _measure({each.name: each for each in entrants}, running, found, show, pictures)
-        yield from ((each, found[each.name]) for each in loaded)
+
+            if first is not None:
+                again[first.name] = {}
+                load(first, again)
+                if running and not room_for_another(1):
+                    running.pop(first.name).close()
+            while waiting and (not running or not group or room_for_another(len(running))):
+                group.append(waiting.pop(0))
+                load(group[-1], found)
+            _measure({each.name: each for each in entrants}, running, found | again, show, pictures)
+        for each in group:
+            if first is not None and "images_per_second" in again[first.name] and "error" not in found[each.name]:
+                found[each.name]["beside"] = _beside(first, again[first.name])
+            yield each, found[each.name]
+        first = first or next((each for each in group if "error" not in found[each.name]), None)
+
+
+def _beside(entrant: Entrant, found: dict[str, Any]) -> dict[str, Any]:
+    """Images a second, and each stage's median in milliseconds."""
+    medians = {stage: each["median"] for stage, each in found["stages"].items()}
+    return {"contender": entrant.label, "images_per_second": found["images_per_second"], "stages": medians}
 
 
 def _start_cold(
@@ -173,33 +192,28 @@ def sample(values: list[float]) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in numbers.items()} | {"count": len(ordered)}
 
 
-def _room_for_another(running: int) -> bool:
-    """Whether memory is left for one more like those that are running. True where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return True
-    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
-    total, free = kilobytes["MemTotal"], kilobytes["MemAvailable"]
-    return free - (total - free) / running > SAVED_ROOM * total
-
-
 def line_of(entrant: Entrant, found: dict[str, Any], machine: dict[str, Any], price: float | None) -> dict[str, Any]:
     """A line of results; `price` is money an hour."""
-    failed = "error" in found
-    rate = None if failed else found["images_per_second"]
-    return {
+    line = {
         "format": FORMAT,
         "contender": entrant.label,
         "settings": entrant.settings,
-        "machine": machine,
+        "machine": machine if entrant.packages is None else machine | {"packages": entrant.packages},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": {},
         "cold_start": None,
         **found,
+        "error": found.get("error"),
+    }
+    return priced(line, price)
+
+
+def priced(line: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """The line, on a machine that costs so much an hour."""
+    rate = line.get("images_per_second") if line.get("error") is None else None
+    return line | {
         "price_per_hour": price,
         "images_per_unit": round(rate * 3600 / price, 2) if rate and price else None,
-        "error": found.get("error"),
     }
 
 

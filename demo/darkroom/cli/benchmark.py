@@ -15,6 +15,7 @@ from darkroom.bench.sweep import (
     identity,
     line_of,
     lines_of,
+    priced,
     take_turns,
 )
 from darkroom.bench.worker import preparer_of
@@ -85,6 +86,9 @@ def _run(flags: argparse.Namespace) -> None:
     left = [cell for which, cell in asked.items() if which not in measured]
     if len(left) < len(cells):
         console.say(f"{len(cells) - len(left)} of {len(cells)} cells are in {file} already.")
+    for line in lines_of(file, set(asked) & measured):
+        if flags.price_per_hour not in (None, line.get("price_per_hour")):
+            append(file, priced(line, flags.price_per_hour))  # what was measured costs another price now
     failed = 0
     for group in groups_of(left):
         entrants = []
