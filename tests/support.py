@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ SOON = 60
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
 """Words that the merges of the tiny model's tokenizer come from."""
+
+
+def until(true: Callable[[], bool], within: float = SOON) -> None:
+    """Returns when it is, and fails when that takes more than so many seconds."""
+    end = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from darkroom.prepare import Preparer
 from darkroom.request import Request
 from darkroom.schedule.table import Table
 from darkroom.service import Limits, Plan, Service
-from tests.support import SIZE, Diffusers, Studio, children_inline, psnr
+from tests.support import SIZE, Diffusers, Studio, children_inline, psnr, until
 
 SAME_AS_ALONE = 50.0
 SAME_AS_DIFFUSERS = 45.0
@@ -299,13 +299,6 @@ def place() -> Iterator[Callable[..., Place]]:
         for engine in (*each.unets.values(), each.vae, each.text):
             engine.gate.set()
         each.batcher.close()
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callable[..., Place]) -> None:

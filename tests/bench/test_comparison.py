@@ -87,6 +87,15 @@ def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_for_full_size_models_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "peers").write_text("no folder")
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        code = run(["compare", "--full-size=sd-turbo", "--engine=openvino", "--peer=diffusers",
+                    f"--peer-dir={tmp_path / 'peers'}", f"--output={tmp_path / 'x.jsonl'}"])  # fmt: skip
+    assert code == 1 and one_line(err.getvalue()) and "--peer-dir" in err.getvalue()
+
+
 def test_full_size_models_have_the_published_number_of_weights() -> None:
     """859.5 M and 865.9 M in the UNets, as their model cards and papers count them."""
     import torch

@@ -4,23 +4,37 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from darkroom.checkpoint import open_checkpoint
+from darkroom.cli.artefacts import Runtimes, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
 from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
 from darkroom.engines.store import Key, Store
 from darkroom.fingerprints import hash_json
-from tests.support import ROOT, Ended, Studio, assert_refused, changed_copy, children_inline, flags, listing, one_line
+from tests.support import (
+    ROOT,
+    Ended,
+    Studio,
+    assert_refused,
+    changed_copy,
+    children_inline,
+    flags,
+    listing,
+    one_line,
+    until,
+)
 
 PROMPT = "red apple"
 
@@ -221,6 +235,9 @@ class TestUpkeep:
         (verdict,) = json.loads(ended.out)
         assert ended.code == 1 and one_line(ended.err)
         assert not verdict["good"] and verdict["error_against_torch"] > 0.01
+        advised = f"clean --all {copy.name} --yes"
+        assert advised in ended.err and "damaged" not in ended.err
+        assert prebuild(empty_studio, *advised.split()).code == 0 and not copy.exists()
 
     def test_verify_names_a_flipped_byte_that_kept_its_times(self, empty_studio: Studio) -> None:
         prebuild(empty_studio, "build", model=empty_studio.model, engine="onnxruntime")
@@ -240,6 +257,7 @@ class TestUpkeep:
         ended = prebuild(empty_studio, "verify", "--hashes-only", "--json")
         bad = [verdict for verdict in json.loads(ended.out) if not verdict["good"]]
         assert ended.code == 1 and [each["found"] for each in bad] == ["damaged: engine.onnx.data has changed"]
+        assert "clean --unusable" in ended.err and "clean --all" not in ended.err
         assert store.damage(unet, anew=True) == "engine.onnx.data has changed"
 
     def test_verify_says_where_there_is_nothing_to_compare_with(self, empty_studio: Studio, tmp_path: Path) -> None:
@@ -403,11 +421,62 @@ class TestStrangeStores:
         doomed = rows(prebuild(empty_studio, "clean", "--keep-under", repr(under), "--json"))
         assert [row["folder"] for row in doomed] == [str(damaged)]
 
+    def test_what_another_process_removes_meanwhile_is_passed_over(
+        self, empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prebuild(empty_studio, "build", model=empty_studio.model, engine="openvino")
+        there = Store.folders
+        monkeypatch.setattr(Store, "folders", lambda store: [store.root / "gone-0123456789ab", *there(store)])
+        listed = rows(prebuild(empty_studio, "list", "--json"))
+        assert listed and all(row["kind"] != "damaged" for row in listed)
+        monkeypatch.setattr("darkroom.cli.upkeep.rows_of", lambda *_: prebuilt)
+        prebuilt = rows_of([Store(empty_studio.engines)], Runtimes())
+        Store(empty_studio.engines).remove(Path(prebuilt[0].folder))
+        assert prebuild(empty_studio, "clean", "--all", "--yes").code == 0
+        assert there(Store(empty_studio.engines)) == []
+
     def test_clean_sweeps_what_a_killed_build_left(self, empty_studio: Studio) -> None:
         left = empty_studio.engines / ".unet-x.0123abcd.tmp"
         left.mkdir(parents=True)
         assert prebuild(empty_studio, "clean", "--all", "--yes").code == 0
         assert not left.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children outlive their parents")
+def test_a_build_killed_at_any_moment_leaves_nothing_in_the_way(empty_studio: Studio) -> None:
+    """The real one: the process that exports and builds dies with the one that asked, and what it left is swept."""
+    asked = ("build", "--batch-size", "1", "2", *flags(model=empty_studio.model, engine="onnxruntime"))
+    folders = flags(onnx_dir=empty_studio.onnx, engine_dir=empty_studio.engines)
+    command = [sys.executable, ROOT / "demo" / "build_engines.py", *asked, *folders]
+
+    def left(ending: str) -> list[Path]:
+        return [*empty_studio.onnx.glob(f".*{ending}"), *empty_studio.engines.glob(f".*{ending}")]
+
+    pick, children = random.Random(2), []
+    for _ in range(4):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            until(lambda: process.poll() is not None or left(".tmp"))
+            time.sleep(pick.uniform(0, 0.5))
+            children += children_of(process.pid)
+            process.kill()
+    assert children
+    until(lambda: all(parent_of(child) is None for child in children))
+    assert prebuild(empty_studio, *asked).code == 0
+    assert all(verdict["good"] for verdict in rows(prebuild(empty_studio, "verify", "--json")))
+    assert not left(".tmp") and not left(".aside")
+
+
+def parent_of(process: int) -> int | None:
+    """None for one that has ended."""
+    try:
+        state, parent, *_ = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if parent_of(int(each.name)) == process]
 
 
 def test_doctor_says_of_every_engine_whether_and_why_not() -> None:

@@ -11,11 +11,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from darkroom.checkpoint import SD, open_checkpoint
+from darkroom.cli.artefacts import Runtimes, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.engines.jax import Jax
 from darkroom.engines.jax_run import EXECUTABLE, WEIGHTS
 from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Denoiser, Job, Options
+from darkroom.engines.store import Store
 from darkroom.errors import Failed
 from darkroom.fingerprints import Fingerprints
 from darkroom.stages import stages
@@ -71,6 +73,17 @@ def test_an_engine_for_more_devices_than_are_there_says_so(
     monkeypatch.setattr("jax.device_count", lambda: 1)
     with pytest.raises(Failed, match="2 devices, and here are 1"):
         Jax(Options()).load(*unet, None)
+
+
+def test_an_engine_for_more_devices_than_are_there_is_listed_as_such(
+    pair: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reasons() -> set[str | None]:
+        return {row.unusable for row in rows_of([Store(pair.engines)], Runtimes()) if row.kind == "engine"}
+
+    assert reasons() == {None}
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    assert reasons() == {"built for 2 devices, of which 1 are here"}
 
 
 def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

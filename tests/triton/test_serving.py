@@ -1,6 +1,7 @@
 """Models served by the real Triton: pictures, refusals, faults, and what is left when it is over."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -29,11 +30,13 @@ from PIL import Image
 from darkroom.pictures import read_recipe
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import SHARED, STUB, Address, Triton
+from tests import support
 from tests.support import ROOT, Studio, children_inline, flags, psnr
 
 SAME_AS_ALONE = 50.0
 VISIBLE = 30.0
 WAIT = 600.0
+until = functools.partial(support.until, within=WAIT)
 STEPS = 6
 BACK_OFF = 0.2
 """Seconds that a client waits when the server is full or starting again, before it asks again."""
@@ -365,13 +368,6 @@ def test_it_listens_at_one_address_alone(served: Served) -> None:
                 found.add((host, int(port, 16)))
     assert {port for _, port in found} == ports
     assert {host for host, _ in found} <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, as IPv6 has it
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 class Reference:

@@ -107,8 +107,8 @@ class Row:
 
     `stages` is in milliseconds a batch; `cold_start`, from the start of a process to its first PNG, and
     `build_seconds`, of which `compile_seconds` are the compiler's where it says so, and `load_seconds` are in seconds;
-    `first_run_ms` is the first batch's; `beside` is set where not all could take turns; `psnr` is in dB against PyTorch float32; `images_per_unit` is
-    for each unit of the money that `price_per_hour` is in.
+    `first_run_ms` is the first batch's; `psnr` is in dB against PyTorch float32; `images_per_unit` is for each unit of
+    the money that `price_per_hour` is in; `beside` is set where memory had no room for all at a time.
     """
 
     contender: str

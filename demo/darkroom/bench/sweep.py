@@ -20,6 +20,7 @@ from darkroom.bench.memory import room_for_another
 from darkroom.bench.results import FORMAT, PIPELINE
 from darkroom.errors import AskedWrongly, Failed
 
+
 @dataclass(frozen=True)
 class Measured:
     """What a contender's runs gave: milliseconds of each stage by run, and images a second by turn."""
@@ -71,30 +72,34 @@ def take_turns(
         group, again = [], {}
         with ExitStack() as stack:
             running: dict[str, Contender] = {}
-
-            def load(each: Entrant, found: dict[str, dict[str, Any]]) -> None:
-                show(f"{each.name}: loading")
-                try:
-                    contender = stack.enter_context(Contender(each.name, each.command, each.environment))
-                    found[each.name]["load_seconds"] = round(float(contender.loaded()["loaded"]), 4)
-                    running[each.name] = contender
-                except Failed as error:
-                    found[each.name]["error"] = _without(str(error), each.name)
-
             if first is not None:
                 again[first.name] = {}
-                load(first, again)
+                running |= _loaded(first, again[first.name], stack, show)
                 if running and not room_for_another(1):
                     running.pop(first.name).close()
             while waiting and (not running or not group or room_for_another(len(running))):
                 group.append(waiting.pop(0))
-                load(group[-1], found)
+                running |= _loaded(group[-1], found[group[-1].name], stack, show)
             _measure({each.name: each for each in entrants}, running, found | again, show, pictures)
         for each in group:
             if first is not None and "images_per_second" in again[first.name] and "error" not in found[each.name]:
                 found[each.name]["beside"] = _beside(first, again[first.name])
             yield each, found[each.name]
         first = first or next((each for each in group if "error" not in found[each.name]), None)
+
+
+def _loaded(
+    entrant: Entrant, found: dict[str, Any], stack: ExitStack, show: Callable[[str], None]
+) -> dict[str, Contender]:
+    """Its process by its name, for as long as the stack is open; nothing, but the error in `found`, where it fails."""
+    show(f"{entrant.name}: loading")
+    try:
+        contender = stack.enter_context(Contender(entrant.name, entrant.command, entrant.environment))
+        found["load_seconds"] = round(float(contender.loaded()["loaded"]), 4)
+    except Failed as error:
+        found["error"] = _without(str(error), entrant.name)
+        return {}
+    return {entrant.name: contender}
 
 
 def _beside(entrant: Entrant, found: dict[str, Any]) -> dict[str, Any]:

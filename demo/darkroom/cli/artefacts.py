@@ -1,5 +1,6 @@
 """What stands in the stores, as rows: for tables that people read and for programs."""
 
+import contextlib
 import fnmatch
 import json
 import sys
@@ -78,8 +79,12 @@ def rows_of(stores: Iterable[Store], runtimes: Runtimes, names: list[str] | None
     Raises `AskedWrongly` for a name that fits none.
     """
     unique = {store.root.resolve(): store for store in stores}.values()
-    rows = [row_of(folder, store, runtimes) for store in unique for folder in store.folders()]
-    rows += [_damaged(folder, store, "it was set aside") for store in unique for folder in store.aside()]
+    rows = []
+    for store in unique:
+        for folder in [*store.folders(), *store.aside()]:
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it meanwhile
+                aside = folder.name.startswith(".")
+                rows.append(_damaged(folder, store, "it was set aside") if aside else row_of(folder, store, runtimes))
     for store in unique:
         store.fingerprints.remember()
     for name in names or ():
@@ -230,7 +235,7 @@ def _unusable(key: dict[str, Any], made: dict[str, Any], runtimes: Runtimes) -> 
         return f"built with {key['version']}; here is {runtime.version()}"
     if reason := runtime.unusable():
         return reason.split("; ")[-1]
-    return None if runtime.runs(key["device"]) else f"built for {key['device']}"
+    return runtime.short_of(key) if runtime.runs(key["device"]) else f"built for {key['device']}"
 
 
 def _show_tensors(row: Row) -> None:

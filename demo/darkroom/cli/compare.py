@@ -47,12 +47,22 @@ def full_size_models(flags: argparse.Namespace, folder: Path, console: Console) 
             raise AskedWrongly(f"--full-size {name}: comparisons are of Stable Diffusion's pipeline, not of SDXL's.")
     for name in flags.full_size or ():
         with console.job(f"writing {name} with random weights"):
-            source = write_model(name, folder / "models" / name)
+            source = _written(name, folder / "models" / name)
         few = any(word in name for word in TURBO)
         size = MODELS[name]["unet"]["sample_size"] * 8
         steps, guidance = (1, 0.0) if few else (TXT2IMG.unnamed.steps, TXT2IMG.unnamed.guidance_scale)
         found.append(Version(name, str(source), size, steps=steps, guidance_scale=guidance, embedded=True))
     return found
+
+
+def _written(name: str, folder: Path) -> Path:
+    from safetensors import SafetensorError
+
+    try:
+        return write_model(name, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Failed(f"{folder} cannot be written ({reason}); --peer-dir names another.") from None
 
 
 def compare(flags: argparse.Namespace, console: Console) -> None:

@@ -51,6 +51,7 @@ class Verdict:
     good: bool
     found: str
     error_against_torch: float | None = None
+    damaged: bool = False
 
 
 def _verify(flags: argparse.Namespace) -> None:
@@ -76,18 +77,20 @@ def _verify(flags: argparse.Namespace) -> None:
         }
         table(columns, tuple(columns))
     if bad := [verdict for verdict in verdicts if not verdict.good]:
-        raise Failed(
-            f"{len(bad)} of {len(verdicts)} are not good; a run that needs them makes what is damaged again, and "
-            f"`clean --unusable` removes it."
-        )
+        advice = []
+        if any(verdict.damaged for verdict in bad):
+            advice.append("a run makes what is damaged again, and `clean --unusable` removes it")
+        if whole := [Path(verdict.folder).name for verdict in bad if not verdict.damaged]:
+            advice.append(f"a run would use {whole[0]} as it is, until `clean --all {whole[0]} --yes` removes it")
+        raise Failed(f"{len(bad)} of {len(verdicts)} are not good; {'; '.join(advice)}.")
 
 
 def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
     folder = Path(row.folder)
     if row.damaged:
-        return Verdict(row.name, row.folder, False, row.unusable or "")
+        return Verdict(row.name, row.folder, False, row.unusable or "", damaged=True)
     if damage := store.damage(folder, anew=True):
-        return Verdict(row.name, row.folder, False, f"damaged: {damage}")
+        return Verdict(row.name, row.folder, False, f"damaged: {damage}", damaged=True)
     if row.kind != "engine" or hashes_only:
         return Verdict(row.name, row.folder, True, "every byte is as it was made")
     if row.unusable:

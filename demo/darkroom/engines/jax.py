@@ -78,6 +78,10 @@ class Jax(Runtime):
     def facts(self) -> dict[str, Any]:
         return {"devices": self._devices}
 
+    def short_of(self, facts: dict[str, Any]) -> str | None:
+        here = jax.device_count()
+        return None if facts["devices"] <= here else f"built for {facts['devices']} devices, of which {here} are here"
+
     def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         from darkroom.engines.jax_build import write_program
 

@@ -165,6 +165,10 @@ class Runtime(Protocol):
         """Whether engines that were built for `device` run on the one at hand."""
         return device == self.device()
 
+    def short_of(self, facts: dict[str, Any]) -> str | None:
+        """What this machine lacks for an engine whose key has these `facts`, in half a sentence."""
+        return None
+
     def places(self) -> list[Place]:
         """Where on this machine networks can be run, for runtimes that leave that to whoever asks."""
         return []

@@ -158,8 +158,9 @@ class Store:
         """Removes an artefact, or what was set aside: at once for whoever looks, then file by file."""
         with self.changing(folder.name):
             temporary = self._temporary(folder.name)
-            os.replace(folder, temporary)
-            shutil.rmtree(temporary)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.replace(folder, temporary)
+                shutil.rmtree(temporary)
 
     def put(self, folder: Path, fill: Callable[[Path], None]) -> None:
         """Makes an artefact of what `fill` writes, manifest and all, once it is found whole. Raises `Damaged`."""
