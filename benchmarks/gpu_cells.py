@@ -4,11 +4,13 @@ Every cell is written to the results file as it ends, and said in one line. A co
 the file holds already is not measured again.
 """
 
+import contextlib
 import gc
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,16 +78,21 @@ def contender_of(name: str, model: Model, mode: str) -> Contender:
     return Darkroom(model, "torch-compile", options)
 
 
+def machine_with(device: str) -> dict[str, Any]:
+    """What results on this device are measured on, with versions."""
+    here = machine()
+    if device != "cpu":
+        here["gpu"] = here["gpu"] or torch.cuda.get_device_name(0)
+    return here
+
+
 def measure(part: Part) -> int:
     """Measures all that it can. Returns how many cells failed."""
-    here = machine()
-    if part.work.device != "cpu":
-        here["gpu"] = here["gpu"] or torch.cuda.get_device_name(0)
-    failed = 0
+    here, failed = machine_with(part.work.device), 0
     with tempfile.TemporaryDirectory() as folder:
         model = Model(part.work, Path(folder))
         for name in part.contenders:
-            left = [cell for cell in part.cells if not _is_done(part, name, *cell)]
+            left = [cell for cell in part.cells if not _is_done(part, name, *cell, here)]
             if left:
                 failed += _all_of(part, name, model, left, here)
             gc.collect()
@@ -116,28 +123,35 @@ def _all_of(part: Part, name: str, model: Model, cells: list[tuple[int, int]], h
     return failed
 
 
-def _is_done(part: Part, name: str, batch: int, steps: int) -> bool:
-    """Whether the results hold the cell, measured."""
-    file = Path(part.results)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    wanted = {"version": part.work.model, "batch_size": batch, "denoising_steps": steps, "height": part.work.size}
-    for line in map(json.loads, lines):
-        same = line["measured_by"] == [name, part.mode] and line["settings"] | wanted == line["settings"]
-        if same and line["error"] is None:
+def _is_done(part: Part, name: str, batch: int, steps: int, here: dict[str, Any]) -> bool:
+    """Whether the results hold the cell, measured on this machine with these versions."""
+    wanted = _settings(part, name, batch, steps)
+    for line in _lines(Path(part.results)):
+        same = line.get("measured_by") == [name, part.mode] and line["machine"] == here
+        if same and line["settings"] | wanted == line["settings"] and line["error"] is None:
             return True
     return False
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of results, less the half of one that a part may have left when it was stopped."""
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(text)
 
 
 def _measured(part: Part, name: str, contender: Contender, batch: int, steps: int) -> dict[str, Any]:
     """What a line of results says of a cell, or the `error` that it ended with."""
     on_gpu = part.work.device != "cpu"
     found: dict[str, Any] = {"measured_by": [name, part.mode]}
+    kept = part.pictures(batch, steps)
+    if name == part.contenders[0]:
+        kept.unlink(missing_ok=True)  # they may be another machine's
     try:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         runs = [contender.run(batch, steps) for _ in range(WARMUP + part.repeat)]
         pictures = runs[-1][1]
-        kept = part.pictures(batch, steps)
         if name == part.contenders[0]:
             np.save(kept, pictures)
         elif kept.exists():
@@ -157,9 +171,10 @@ def _measured(part: Part, name: str, contender: Contender, batch: int, steps: in
     }
 
 
-def _entrant(part: Part, name: str, contender: Contender, batch: int, steps: int) -> Entrant:
+def _settings(part: Part, name: str, batch: int, steps: int) -> dict[str, Any]:
+    """What is known of a cell before its contender is there."""
     work = part.work
-    settings = {
+    return {
         "version": work.model,
         "engine": None,
         "precision": work.precision,
@@ -174,8 +189,12 @@ def _entrant(part: Part, name: str, contender: Contender, batch: int, steps: int
         "prompt": PROMPT,
         "seed": SEED,
         "use_cuda_graph": work.device != "cpu" and name.startswith(OURS) and name != OURS_EAGER,
-        "options": json.dumps(contender.options, sort_keys=True) if contender.options else None,
     }
+
+
+def _entrant(part: Part, name: str, contender: Contender, batch: int, steps: int) -> Entrant:
+    options = json.dumps(contender.options, sort_keys=True) if contender.options else None
+    settings = _settings(part, name, batch, steps) | {"options": options}
     return Entrant(contender.label, contender.label, settings, [], None, {})
 
 

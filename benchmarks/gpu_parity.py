@@ -1,13 +1,14 @@
-"""Pictures of the embedded model by every engine that runs here, against diffusers in float32 on the CPU.
+"""Pictures of the embedded model by one engine, against diffusers in float32 on the CPU.
 
-python benchmarks/gpu_parity.py FOLDER SECONDS [ENGINE ...] says one line for each, and ends with 1 if any is not alike.
-What there is no time for is skipped by its name.
+python benchmarks/gpu_parity.py FOLDER SECONDS PART says one line for each way in which that engine is tried, and ends
+with 1 if any is not alike, or none ran. What cannot be had here, or has no time, is skipped by its name.
 """
 
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,10 +18,11 @@ import numpy as np  # noqa: E402
 
 from darkroom.catalog import EMBEDDED  # noqa: E402
 from darkroom.checkpoint import SD, open_checkpoint  # noqa: E402
-from darkroom.cli.doctor import findings  # noqa: E402
-from darkroom.engines import RUNTIMES, find_runtime  # noqa: E402
-from darkroom.engines.runtime import NOTHING_ASKED, Options  # noqa: E402
+from darkroom.engines import find_runtime  # noqa: E402
+from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime  # noqa: E402
 from darkroom.engines.store import Store  # noqa: E402
+from darkroom.errors import AskedWrongly, Failed  # noqa: E402
+from darkroom.fingerprints import hash_json  # noqa: E402
 from darkroom.pictures import psnr, to_bytes  # noqa: E402
 from darkroom.prepare import Preparer  # noqa: E402
 from darkroom.request import Request  # noqa: E402
@@ -30,8 +32,6 @@ ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
 """Least PSNR in dB; what is quantized may differ as bf16 does."""
 
 PROMPT, SEED, STEPS, GUIDANCE, SIZE, IMAGES = "a red apple, noto style, blue background", 5, 4, 4.0, 128, 2
-ORDER = ("torch", "torch-compile", "onnxruntime", "openvino", "tensorrt")
-"""What takes longer to build comes later."""
 
 LATEST = 0.6
 """Of the time: what begins later would hardly end in it."""
@@ -49,28 +49,46 @@ class Way:
     options: Options = NOTHING_ASKED
 
     def __str__(self) -> str:
-        return " ".join([self.engine, self.precision, *(str(value) for value in vars(self.options).values() if value)])
+        values = vars(self.options)
+        asked = (name.replace("_", "-") if values[name] is True else str(values[name]) for name in self.options.asked())
+        return " ".join([self.engine, self.precision, *asked])
 
 
-def ways(engines: list[str]) -> list[Way]:
-    """What is tried: on a GPU in several precisions, with CUDA graphs."""
+GRAPHS = Options(use_cuda_graph=True)
+CUDA, ITS_TENSORRT = (Options(use_cuda_graph=True, provider=provider) for provider in ("cuda", "tensorrt"))
+TENSORRT = Way("tensorrt", "fp32", GRAPHS), Way("tensorrt", "fp16", GRAPHS)
+RTX = "tensorrt-rtx"
+
+PARTS = {
+    "torch": (Way("torch", "fp32"), Way("torch", "fp32", GRAPHS), Way("torch", "bf16"), Way("torch", "fp16")),
+    "torch-quantized": tuple(Way("torch", "bf16", Options(quantization=kind)) for kind in ("int8", "fp8")),
+    "torch-compile": (Way("torch-compile", "fp32", GRAPHS), Way("torch-compile", "bf16", GRAPHS)),
+    "onnxruntime-cuda": (
+        Way("onnxruntime", "fp32", Options(provider="cuda")),
+        Way("onnxruntime", "fp32", CUDA),
+        Way("onnxruntime", "fp16", CUDA),
+    ),
+    "onnxruntime-tensorrt": (Way("onnxruntime", "fp32", ITS_TENSORRT), Way("onnxruntime", "fp16", ITS_TENSORRT)),
+    "tensorrt": TENSORRT,
+    RTX: TENSORRT,
+    "jax": (Way("jax", "fp32"), Way("jax", "bf16")),
+    "onnxruntime": (Way("onnxruntime", "fp32"),),
+    "openvino": (Way("openvino", "fp32"),),
+}
+"""What is tried on a GPU; elsewhere, each engine once."""
+
+ON_CPU = ("onnxruntime", "openvino")
+"""The parts that compute there on any machine."""
+
+
+def ways(part: str) -> list[Way]:
+    """What is tried here."""
     import torch
 
-    from darkroom.engines.torch_tuning import QUANTIZATIONS
-
-    if not torch.cuda.is_available():
-        return [Way(engine, "fp32") for engine in engines]
-    graphs = Options(use_cuda_graph=True)
-    tried = {
-        "torch": [Way("torch", "fp32"), Way("torch", "fp32", graphs), Way("torch", "bf16"), Way("torch", "fp16")]
-        + [Way("torch", "bf16", Options(quantization=kind)) for kind in QUANTIZATIONS],
-        "torch-compile": [
-            Way("torch-compile", "fp32", graphs),
-            Way("torch-compile", "bf16", graphs),
-        ],
-        "tensorrt": [Way("tensorrt", "fp32", graphs), Way("tensorrt", "fp16", graphs)],
-    }
-    return [way for engine in engines for way in tried.get(engine, [Way(engine, "fp32")])]
+    if torch.cuda.is_available():
+        return list(PARTS[part])
+    plain = (replace(way, precision="fp32", options=replace(way.options, use_cuda_graph=False)) for way in PARTS[part])
+    return list(dict.fromkeys(plain))
 
 
 def request_for(way: Way) -> Request:
@@ -94,8 +112,24 @@ def request_for(way: Way) -> Request:
     )
 
 
-def expected() -> np.ndarray:
-    """The pictures by diffusers (B, H, W, 3) uint8: the reference shares nothing with the engines but the weights."""
+def expected(folder: Path) -> np.ndarray:
+    """The pictures by diffusers (B, H, W, 3) uint8: the reference shares nothing with the engines but the weights.
+
+    It is kept in the folder for the parts that come after.
+    """
+    revision = open_checkpoint(EMBEDDED / "emoji", Store(folder / "engines").fingerprints, (SD,)).revision
+    made_by = [version(package) for package in ("torch", "diffusers", "transformers")]
+    asked = [PROMPT, SEED, STEPS, GUIDANCE, SIZE, IMAGES]
+    file = folder / f"expected-{hash_json([revision, made_by, asked])[:16]}.npy"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"partial-{os.getpid()}.npy"
+        np.save(partial, _by_diffusers())
+        partial.replace(file)
+    return np.load(file)
+
+
+def _by_diffusers() -> np.ndarray:
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -106,13 +140,12 @@ def expected() -> np.ndarray:
     return np.stack([np.array(image) for image in made.images])
 
 
-def likeness(way: Way, folder: Path, reference: np.ndarray) -> float:
+def likeness(way: Way, runtime: Runtime, folder: Path, reference: np.ndarray) -> float:
     """The least PSNR in dB of any image of any run."""
     graphs, engines = Store(folder / "onnx"), Store(folder / "engines")
     checkpoint = open_checkpoint(EMBEDDED / "emoji", engines.fingerprints, (SD,))
     request = request_for(way)
-    preparer = Preparer(checkpoint, find_runtime(way.engine, way.options), graphs, engines, name="emoji")
-    pipeline = preparer.prepare(request).pipeline
+    pipeline = Preparer(checkpoint, runtime, graphs, engines, name="emoji").prepare(request).pipeline
     (batch,) = request.batches()
     found = []
     for _ in range(RUNS):
@@ -122,29 +155,69 @@ def likeness(way: Way, folder: Path, reference: np.ndarray) -> float:
     return min(found)
 
 
-def main() -> int:
-    folder, seconds, *named = sys.argv[1:]
-    began, reference, failed = time.perf_counter(), expected(), 0
-    names = named or sorted(RUNTIMES, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-    usable = {finding.engine: finding.usable for finding in findings()}
-    for engine in (name for name in names if not usable[name]):
-        print(f"{engine}: not here", flush=True)
-    for way in ways([name for name in names if usable[name]]):
+def check_place(part: str, device: str) -> None:
+    """Raises `Failed` for what would compute on the CPU where torch finds a GPU."""
+    import torch
+
+    if torch.cuda.is_available() and part not in ON_CPU and device.startswith("CPU"):
+        raise Failed("it finds no GPU, where torch finds one, and would be computed on the CPU")
+
+
+def leave_out_tensorrt(folder: Path) -> None:
+    """Lets TensorRT-RTX be found, here and in processes that build, where plain TensorRT is installed too."""
+    first = folder / "without-tensorrt"
+    first.mkdir(parents=True, exist_ok=True)
+    (first / "tensorrt.py").write_text('raise ImportError("left out")\n', encoding="ascii")
+    sys.path.insert(0, str(first))
+
+
+def not_here(way: Way) -> str | None:
+    """Why this machine cannot be asked for it; None where it can."""
+    try:
+        find_runtime(way.engine, way.options)
+    except AskedWrongly as error:
+        return str(error)
+    except Exception:  # what is broken is not absent: trying it tells
+        return None
+    return None
+
+
+def tried(way: Way, part: str, folder: Path) -> tuple[str, bool]:
+    """What came of it, in half a line, and whether that is well."""
+    try:
+        runtime = find_runtime(way.engine, way.options)
+        check_place(part, runtime.device())
+        found = likeness(way, runtime, folder, expected(folder))
+    except Exception as error:  # whatever keeps one way from working, others may
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", False
+    least = ALIKE["bf16" if way.options.quantization else way.precision]
+    return f"{found:.1f} dB (at least {least:.0f}), {runtime.device()}", found >= least
+
+
+def main(folder: Path, seconds: float, part: str) -> int:
+    began = time.perf_counter()
+    wrong: list[str] = []
+    skipped: list[str] = []
+    if part == RTX:
+        leave_out_tensorrt(folder)
+    asked = ways(part)
+    for way in asked:
         start = time.perf_counter()
-        if start - began > LATEST * float(seconds):
-            print(f"{way}: skipped, {start - began:.0f} of {seconds} s are over", flush=True)
+        late = f"{start - began:.0f} of {seconds:.0f} s are over" if start - began > LATEST * seconds else None
+        if reason := late or not_here(way):
+            skipped.append(f"{way}: skipped, {reason}")
+            print(skipped[-1], flush=True)
             continue
-        try:
-            found = likeness(way, Path(folder), reference)
-            least = ALIKE["bf16" if way.options.quantization else way.precision]
-            told, failed = f"{found:.1f} dB (at least {least:.0f})", failed + (found < least)
-        except Exception as error:  # whatever keeps one engine away, the others are there
-            told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            failed += "--quantization" not in told  # torchao is extra, and says so
+        told, well = tried(way, part, folder)
+        wrong += [] if well else [f"{way}: {told}"]
         print(f"{way}: {told}, {time.perf_counter() - start:.0f} s", flush=True)
-    return 1 if failed else 0
+    if len(skipped) == len(asked):
+        wrong = skipped
+    if wrong:
+        print("; ".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]))

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from darkroom.bench.results import Row, read
+from darkroom.bench.results import Machine, Row, read
 
 OURS, COMPILED = "Darkroom (torch-compile", "diffusers, torch.compile"
 FASTER, ALIKE = 1.25, 35.0
 """Times diffusers with torch.compile; and the least PSNR in dB against eager diffusers in the same precision."""
 
 
-def say_targets(file: Path) -> None:
-    """One line a target: what was found, and whether that is enough."""
-    rows = [row for row in read([file]) if row.error is None] if file.exists() else []
+def say_targets(file: Path, machine: dict[str, Any]) -> None:
+    """One line a target: what was found on this machine, with its versions, and whether that is enough."""
+    here = Machine(**machine | {"packages": tuple(sorted(machine["packages"].items()))})
+    found = read([file]) if file.exists() else []
+    rows = [row for row in found if row.error is None and row.machine == here]
     ours = [row for row in rows if row.contender.startswith(OURS) and row.contender.endswith(")")]
     for name, found, enough in (
         ("SDXL 1024, 30 steps, batch 1, at most 1200 ms", *_latency(ours, "xl-1.0", 30, 1200)),

@@ -4,17 +4,25 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 
+from benchmarks import gpu_cells, gpu_check, gpu_parity
 from benchmarks.gpu_cells import COMPILED, EAGER, OURS_EAGER, Part, measure
-from benchmarks.gpu_check import TABLE, Job, check, jobs, main
+from benchmarks.gpu_check import TABLE, Job, check, jobs, main, requirements
 from benchmarks.gpu_contenders import Work, size_of
 from benchmarks.gpu_targets import say_targets
 from darkroom.bench.results import read
-from tests.bench.lines import line
+from darkroom.engines import RUNTIMES
+from darkroom.engines.onnxruntime_providers import PACKAGES
+from darkroom.engines.runtime import ON_NVIDIA
+from darkroom.engines.torch_tuning import QUANTIZATIONS
+from tests.bench.lines import MACHINE, line
 from tests.support import ROOT
 
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
@@ -27,16 +35,69 @@ def python(code: str) -> tuple[str, ...]:
 def test_dry_run_names_every_part_and_runs_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--dry-run", "--output", str(tmp_path / "out")]) == 0
     said = capfd.readouterr().out
-    assert [text.split(":")[0] for text in said.splitlines()[:3]] == ["tests", "parity", "sdxl"]
+    names = [text.split(":")[0] for text in said.splitlines()]
+    assert names[:2] == ["tests", "parity-torch"] and names.index("sdxl") < names.index("parity-jax")
+    assert {f"parity-{part}" for part in gpu_parity.PARTS} < set(names)
     assert "1 x 30" in said and "8 x 20" in said and "sd-turbo" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_parity_is_asked_of_every_engine_and_provider() -> None:
+    asked = [way for part in gpu_parity.PARTS.values() for way in part]
+    assert {way.engine for way in asked} == set(RUNTIMES)
+    assert {way.options.provider for way in asked} - {None} == set(ON_NVIDIA)
+    assert {way.options.quantization for way in asked} - {None} == set(QUANTIZATIONS)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package that gpu_check does not find."""
+    missing, is_here = "torchao", gpu_check.is_here
+    monkeypatch.setattr(gpu_check, "is_here", lambda name: name != missing and is_here(name))
+    return missing
+
+
+def test_part_that_lacks_a_package_is_named_and_wrong_only_by_name(
+    without: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    lacking = {"parity-torch-quantized", "sdxl-quantized"}
+    assert {text.split(":")[0] for text in said if f"skipped, not here: {without}" in text} == lacking
+    assert main(["--dry-run", "--parts", "sdxl-quantized"]) == 1
+    assert main(["--dry-run", "--parts", "sdxl"]) == 0
+
+
+def test_what_is_asked_for_by_name_must_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    parts = [
+        Job("needy", 60, 1, python("print('never')"), "lacks something", ("pip", "libnone.so.3 or no-such-package")),
+        Job("long", 600, 600, python("print('never')"), "does not fit"),
+        Job("good", 60, 1, python("print('done')"), "works", ("no-such-package or pip",)),
+    ]
+    assert check(tmp_path, parts, 45) == []
+    said = capfd.readouterr().out
+    assert "needy: skipped, not here: libnone.so.3 or no-such-package" in said
+    assert "never" not in said and "done" in said
+    wrong = check(tmp_path, parts, 45, by_name=True)
+    assert [each.split()[0] for each in wrong] == ["needy", "long"] and "no-such-package" in wrong[0]
+
+
+def test_exit_code_says_that_a_part_asked_for_did_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    needy = Job("needy", 60, 1, python("print('never')"), "lacks something", ("no-such-package",))
+    monkeypatch.setattr(gpu_check, "jobs", lambda *_: [needy])
+    assert main(["--tiny", "--output", str(tmp_path)]) == 0
+    capfd.readouterr()
+    assert main(["--tiny", "--output", str(tmp_path), "--parts", "needy"]) == 1
+    assert [text for text in capfd.readouterr().out.splitlines() if text.startswith("WRONG: needy ")] != []
 
 
 def test_parts_ask_for_all_cells_of_the_table(tmp_path: Path) -> None:
     asked = {(of[0], batch, steps) for _, of, cells, *_ in TABLE for batch, steps in cells}
     for model, steps in (("xl-1.0", (20, 30)), ("sd-1.5", (20, 30)), ("sdxl-turbo", (1, 4)), ("sd-turbo", (1, 4))):
         assert {(model, batch, count) for batch in (1, 4, 8) for count in steps} <= asked
-    for job in jobs(tmp_path, "default", False)[2:]:
+    for job in (job for job in jobs(tmp_path, "default", False) if "gpu_cells.py" in job.command[1]):
         part = Part.from_json(job.command[-1])
         assert Part.from_json(part.as_json()) == part
         assert part.repeat >= 5
@@ -46,8 +107,22 @@ def test_parts_ask_for_all_cells_of_the_table(tmp_path: Path) -> None:
 def test_wheels_are_those_that_are_pinned(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--wheels"]) == 0
     said = capfd.readouterr().out
-    assert f"torch=={torch.__version__.split('+')[0]}" in said
-    assert "torchao==" in said and "pip download" in said
+    assert f'"torch=={torch.__version__.split("+")[0]}"' in said
+    assert said.count('"onnxruntime-gpu[cuda,cudnn]==') == 2 and '"onnxruntime=' not in said
+    assert "pip wheel" in said and gpu_check.TENSORRT_10 in said
+
+
+def test_wheels_are_all_that_the_parts_need_and_go_with_what_is_tested(tmp_path: Path) -> None:
+    asked = requirements()
+    needs = [need for job in jobs(tmp_path, "default", False) for need in job.needs]
+    assert [need for need in needs if not {*asked, gpu_check.LIBRARY} & set(need.split(" or "))] == []
+    assert asked["onnxruntime-gpu"].startswith(PACKAGES["cuda"])
+    installed = {"onnxruntime-gpu": "onnxruntime", "jax-cuda13-plugin": "jax", "tensorrt": "tensorrt-cu13-bindings"}
+    for name, requirement in asked.items():
+        allowed, tested = Requirement(requirement).specifier, installed.get(name, name)
+        assert allowed, name
+        if gpu_check.is_here(tested):  # TensorRT is not, on some systems
+            assert allowed.contains(version(tested), prereleases=True), name
 
 
 def test_script_finds_its_way_and_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
@@ -110,10 +185,36 @@ def test_contenders_make_the_same_pictures(
         assert sum(sample.least for name, sample in row.stages.items() if name != "Pipeline") <= row.pipeline.most
     assert json.loads(Path(part.trace).read_text())["traceEvents"]
     assert "aten::" in Path(part.trace).with_suffix(".txt").read_text()
+    with Path(part.results).open("a", encoding="utf-8") as file:
+        file.write('{"the half of')
     content = Path(part.results).read_bytes()
     capfd.readouterr()
     assert measure(part) == 0  # goes on where it was: nothing is left
     assert Path(part.results).read_bytes() == content and capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gpu", "another"), ("cores", 1), ("packages", {"torch": "2.0"}), ("settings", {"repeat": 3})]
+)
+def test_what_another_machine_or_version_measured_is_measured_again(
+    name: str, value: object, part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(gpu_cells, "machine_with", lambda _: MACHINE)
+    monkeypatch.setattr(gpu_cells, "Model", lambda *_: None)
+    monkeypatch.setattr(gpu_cells, "_all_of", lambda part, name, model, cells, here: asked.append((name, cells)) or 0)
+    settings = gpu_cells._settings(part, EAGER, 2, 2) | {"options": None}
+    done = {"measured_by": [EAGER, "default"], "settings": settings, "machine": MACHINE, "error": None}
+    changed = done | ({name: settings | value} if name == "settings" else {"machine": MACHINE | {name: value}})
+    for lines, left in (((changed,), [EAGER, COMPILED, OURS_EAGER]), ((changed, done), [COMPILED, OURS_EAGER])):
+        Path(part.results).write_text("\n".join(map(json.dumps, lines)) + "\n")
+        assert measure(part) == 0
+        assert asked == [(each, [(2, 2)]) for each in left]
+        asked.clear()
+
+
+def test_results_name_the_versions_they_depend_on() -> None:
+    assert gpu_cells.machine_with("cpu")["packages"]["torchao"] == version("torchao")
 
 
 def test_contender_that_fails_fails_alone(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,17 +228,50 @@ def test_contender_that_fails_fails_alone(part: Part, monkeypatch: pytest.Monkey
     assert eager.error is None and ours.error == "RuntimeError: no kernel"
 
 
-def test_targets_are_held_against_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets_are_held_against_what_was_measured_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.jsonl"
-    say_targets(file)
+    say_targets(file, MACHINE)
     assert capsys.readouterr().out.count("not measured") == 5
     asked = {"version": "xl-1.0", "denoising_steps": 30, "batch_size": 1, "height": 1024, "width": 1024}
     ours = line("Darkroom (torch-compile bf16)", 1190.0, **asked) | {"psnr": 34.0}
     file.write_text("\n".join(map(json.dumps, [ours, line("diffusers, torch.compile", 1500.0, **asked)])) + "\n")
-    say_targets(file)
+    say_targets(file, MACHINE)
     said = capsys.readouterr().out.splitlines()
     assert "1190.0 ms, reached" in said[0] and "not measured" in said[1]
     assert "1.26 to 1.26, reached" in said[3] and "34.0 dB at the least, MISSED" in said[4]
+    say_targets(file, MACHINE | {"packages": MACHINE["packages"] | {"torch": "2.13.1"}})
+    assert capsys.readouterr().out.count("not measured") == 5
+
+
+class TestParity:
+    def test_keeps_its_reference_for_the_next_part(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = [np.full((1, 2, 2, 3), shade, np.uint8) for shade in (7, 8)]
+        monkeypatch.setattr(gpu_parity, "_by_diffusers", lambda: made.pop(0))
+        folder = tmp_path / "new"
+        assert gpu_parity.expected(folder).max() == gpu_parity.expected(folder).min() == 7
+        monkeypatch.setattr(gpu_parity, "STEPS", gpu_parity.STEPS + 1)
+        assert gpu_parity.expected(folder).max() == 8
+
+    def test_of_what_is_not_here_says_why_and_fails(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert gpu_parity.main(tmp_path, 60, "onnxruntime-cuda") == 1
+        said = capfd.readouterr()
+        assert said.out.startswith("onnxruntime fp32 cuda: skipped, --provider cuda is not in this ONNX Runtime")
+        assert said.err.splitlines()[-1].startswith("onnxruntime fp32 cuda: skipped")
+
+    @pytest.mark.parametrize(("found", "code"), [(45.1, 0), (44.9, 1)])
+    def test_holds_pictures_against_the_precision(
+        self, found: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gpu_parity, "expected", lambda folder: None)
+        monkeypatch.setattr(gpu_parity, "likeness", lambda *_: found)
+        assert gpu_parity.main(tmp_path, 60, "openvino") == code
+
+    def test_fails_where_a_gpu_is_there_and_the_engine_is_on_the_cpu(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert gpu_parity.main(tmp_path, 60, "jax") == 1
+        assert capfd.readouterr().out.count("it finds no GPU") == 2
 
 
 @pytest.mark.slow
