@@ -178,7 +178,7 @@ class Preparer:
         if reason := self.runtime.unusable():
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
         jobs, sources = compiled.jobs, compiled.sources
-        self.runtime.keep_in(self.engines.root)
+        self.runtime.keep_in(self.engines)
         # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
         with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
             loading = {

@@ -239,7 +239,7 @@ class Service:
                 f"build the model repository again."
             )
         check_whole(plan)
-        runtime.keep_in(plan.schedules.parent)
+        runtime.keep_in(Store(plan.schedules.parent))
         self._bundle = Bundle(plan.schedules)
         tokenizers = [ClipTokenizer(folder, context) for folder, context in plan.tokenizers]
         engines = _load_all(plan, runtime, threads)

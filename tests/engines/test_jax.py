@@ -1,6 +1,9 @@
 """JAX: what of a network it takes, what is kept, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from darkroom.errors import Failed
 from darkroom.fingerprints import Fingerprints
 from darkroom.stages import stages
 from darkroom.stages.contract import Profile
-from tests.support import Diffusers, Studio, assert_refused, listing, one_line, psnr
+from tests.support import ROOT, Diffusers, Studio, assert_refused, listing, one_line, psnr
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45.0
@@ -84,6 +87,31 @@ def test_an_engine_for_more_devices_than_are_there_is_listed_as_such(
     assert reasons() == {None}
     monkeypatch.setattr("jax.device_count", lambda: 1)
     assert reasons() == {"built for 2 devices, of which 1 are here"}
+
+
+LETS_GO = """
+import gc, json, sys, weakref
+from pathlib import Path
+import jax
+from darkroom.engines.jax import Jax
+from darkroom.engines.runtime import Job, Options
+folder = Path(sys.argv[1])
+job = Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"])
+runtime = Jax(Options())
+runtime.load(job, folder, None)
+client = weakref.ref(jax.devices()[0].client)
+runtime.release()
+gc.collect()
+assert client() is None
+runtime.load(job, folder, None)
+"""
+
+
+def test_a_device_that_was_let_go_of_is_free_for_others_and_can_be_had_again(unet: tuple[Job, Path]) -> None:
+    """In a process of its own: torchax, which tests have and benchmark.py has not, keeps arrays for ever."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "demo")}
+    ended = subprocess.run([sys.executable, "-c", LETS_GO, unet[1]], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,21 @@ import pytest
 import torch
 
 from darkroom.engines import find_runtime
+from darkroom.engines.manifest import MANIFEST
 from darkroom.engines.runtime import Denoiser, Options
-from darkroom.engines.torch import CACHE, CACHE_VARIABLE
+from darkroom.engines.store import Store
+from darkroom.engines.torch_cache import VARIABLE
 from darkroom.engines.torch_run import Captures
 from darkroom.engines.torch_tuning import fuse_projections
 from darkroom.errors import AskedWrongly
 from darkroom.export.modules import example_inputs, load_module
 from darkroom.stages.contract import Profile
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
-from tests.support import Diffusers, Studio, assert_refused, psnr
+from tests.support import ROOT, Diffusers, Studio, assert_refused, psnr
 
 PROMPT = "a red apple, noto style"
 SAME_AS_DIFFUSERS = 45.0
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
 
 
 @pytest.fixture(autouse=True)
@@ -84,28 +89,91 @@ def test_schedules_and_step_counts_share_what_was_compiled(traced: Any) -> None:
     assert traced["stats"]["unique_graphs"] == 1
 
 
-def test_what_inductor_compiled_is_kept_beside_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._dynamo.utils import counters
+class TestCompiled:
+    """What inductor compiled, for the next process."""
 
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-    find_runtime("torch-compile").keep_in(tmp_path)
-    assert os.environ[CACHE_VARIABLE] == str(tmp_path / CACHE)
-    found = []
-    for _ in range(2):
-        torch._dynamo.reset()  # all that a process knows of what it compiled
+    @pytest.fixture(autouse=True)
+    def _nobodys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+
+    @staticmethod
+    def begin(store: Store) -> None:
+        """As a new process does, which knows nothing of what this one compiled."""
+        os.environ.pop(VARIABLE, None)
+        torch._dynamo.reset()
+        find_runtime("torch-compile").keep_in(store)
+
+    @staticmethod
+    def work() -> str:
+        """Compiles a loop, or finds it compiled."""
+        from torch._dynamo.utils import counters
+
         counters.clear()
-        found.append(denoised(engine_of(Small(), "torch-compile"), schedule()))
+        found, expected = denoised(engine_of(Small(), "torch-compile"), schedule()), by_diffusers(ANCESTRAL, 5)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
         assert counters["stats"]["unique_graphs"] == 1
-        hits, misses = (counters["aot_autograd"][f"autograd_cache_{which}"] for which in ("hit", "miss"))
-        assert (hits, misses) == ((0, 1) if len(found) == 1 else (1, 0))
-    expected = by_diffusers("EulerAncestralDiscreteScheduler", 5)
-    assert all(np.abs(each - expected).max() <= 1e-5 * np.abs(expected).max() for each in found)
+        found = {which: counters["aot_autograd"][f"autograd_cache_{which}"] for which in ("hit", "miss")}
+        assert sorted(found.values()) == [0, 1]
+        return max(found, key=found.get)
 
+    def test_is_kept_beside_the_engines_and_never_used_damaged(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        store = Store(tmp_path, told.append)
+        for expected in ("miss", "hit"):
+            self.begin(store)
+            assert self.work() == expected
+            (folder,) = store.folders()
+            assert store.damage(folder, anew=True) is None
+        library = next(folder.rglob("*.so"))
+        library.write_bytes(library.read_bytes()[:100])
+        self.begin(store)
+        assert len(told) == 1 and library.name in told[0] and "set aside" in told[0]
+        assert self.work() == "miss" and store.damage(folder, anew=True) is None
 
-def test_cache_that_a_user_names_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, "elsewhere")
-    find_runtime("torch").keep_in(tmp_path)
-    assert os.environ[CACHE_VARIABLE] == "elsewhere"
+    def test_of_several_processes_is_kept_together(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        self.begin(store)
+        (Path(os.environ.pop(VARIABLE)) / "one").write_text("1")
+        find_runtime("torch-compile").keep_in(store)  # before the first has ended
+        (Path(os.environ[VARIABLE]) / "other").write_text("2")
+        torch._dynamo.callback.callback_handler.run_end_callbacks(None)
+        (folder,) = store.folders()
+        assert {path.name for path in folder.iterdir()} == {"one", "other", MANIFEST}
+
+    def test_by_half_is_not_kept(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        self.begin(store)
+        (Path(os.environ[VARIABLE]) / "half.so").write_text("half")
+        handler = torch._dynamo.callback.callback_handler
+        with pytest.raises(KeyboardInterrupt), handler.install_callbacks(None, ""):
+            raise KeyboardInterrupt
+        handler.run_end_callbacks(None)
+        assert store.folders() == []
+
+    def test_and_killed_is_swept(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys, signal; from pathlib import Path; from darkroom.engines import find_runtime; "
+            "from darkroom.engines.store import Store; "
+            "find_runtime('torch-compile').keep_in(Store(Path(sys.argv[1]))); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        environment["PYTHONPATH"] = str(ROOT / "demo")
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
+        assert list(tmp_path.glob(".*.tmp"))
+        self.begin(Store(tmp_path))
+        Store(tmp_path).sweep()
+        assert [path for path in tmp_path.glob(".*.tmp") if str(path) != os.environ[VARIABLE]] == []
+        assert Path(os.environ[VARIABLE]).is_dir()
+
+    def test_where_a_user_says_is_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(VARIABLE, "elsewhere")
+        find_runtime("torch-compile").keep_in(Store(tmp_path))
+        assert os.environ[VARIABLE] == "elsewhere" and list(tmp_path.iterdir()) == []
+
+    def test_in_a_store_that_cannot_be_written_is_left_to_torch(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        find_runtime("torch-compile").keep_in(Store(tmp_path / "file" / "engines"))
+        assert VARIABLE not in os.environ
 
 
 class TestCaptures:

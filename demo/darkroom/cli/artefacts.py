@@ -25,7 +25,9 @@ WIDE, WIDE_ENOUGH = 200, 150
 NARROW = ("what", "size", "made in", "age", "here")
 """What is left of it where there is less room; `--json` has all."""
 
-KINDS = ("engine", "graph", "schedule", "model", "damaged")
+KINDS = ("engine", "compiled", "graph", "schedule", "model", "damaged")
+
+OF_A_RUNTIME = ("engine", "compiled")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
     networks = facts.get("engines", {})
     at = facts.get("at", folder.stat().st_mtime)
     damage = store.damage(folder)
-    engine = key.get("kind") == "engine"
+    of_runtime = key.get("kind") in OF_A_RUNTIME
     return Row(
         kind=str(key.get("kind")),
         name=manifest["label"],
@@ -116,14 +118,14 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
         age_seconds=time.time() - at,
         unused_seconds=time.time() - max(at, last_use(folder)),
         made=made,
-        unusable=f"it is damaged: {damage}" if damage else _unusable(key, facts, runtimes) if engine else None,
+        unusable=f"it is damaged: {damage}" if damage else _unusable(key, facts, runtimes) if of_runtime else None,
         damaged=damage is not None,
         runtime=key.get("runtime"),
         version=key.get("version"),
         device=key.get("device"),
         precision=key.get("precision"),
         model=facts.get("model"),
-        shapes=key.get("shapes", {}) if engine else {},
+        shapes=key.get("shapes", {}) if of_runtime else {},
         weights_bytes=sum(network.get("weights_bytes", 0) for network in networks.values()) or None,
         layers=sum(network.get("layers", 0) for network in networks.values()) or None,
         tensors={name: network.get("tensors", {}) for name, network in networks.items()},
@@ -225,11 +227,11 @@ def _damaged(folder: Path, store: Store, why: str) -> Row:
 
 
 def _unusable(key: dict[str, Any], made: dict[str, Any], runtimes: Runtimes) -> str | None:
-    """Why an engine cannot be used on this machine as it is; None where it can."""
+    """Why what a runtime built cannot be used on this machine as it is; None where it can."""
     runtime = runtimes.get(str(key.get("runtime")), Options(**made.get("options", {})))
     if isinstance(runtime, str):
         return runtime.rstrip(".")
-    if (key.get("modules"), key.get("revision")) != (GRAPH_REVISION, runtime.revision):
+    if (key.get("modules", GRAPH_REVISION), key.get("revision")) != (GRAPH_REVISION, runtime.revision):
         return "built by another version of Darkroom"
     if key["version"] != runtime.version():
         return f"built with {key['version']}; here is {runtime.version()}"

@@ -98,6 +98,7 @@ def _run(flags: argparse.Namespace) -> None:
             measures_cold = flags.cold_starts and cell.streams == 1 and not cell.asynchronous
             cold = cold_command(cell, preparer.checkpoint.family, place) if measures_cold else None
             entrants.append(entrant_of(cell, place, cold, facts))
+        sweep.release()
         with console.job(title(group[0])) as progress:
             for each, found in take_turns(entrants, flags.cold_starts, progress.show):
                 line = line_of(each, found, here, flags.price_per_hour)

@@ -13,7 +13,7 @@ from darkroom.errors import AskedWrongly
 ENGINES, GRAPHS = "engines", "onnx"
 """What the stores are called in an archive."""
 
-PLACES = {"engine": ENGINES, "schedule": ENGINES, "graph": GRAPHS}
+PLACES = {"engine": ENGINES, "compiled": ENGINES, "schedule": ENGINES, "graph": GRAPHS}
 """Where what is carried belongs. A model's folder is not: links into this machine, or what the other one has."""
 
 

@@ -91,6 +91,7 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
             cold = cold_command(own, preparer.checkpoint.family, place) if flags.cold_starts else None
             entrants.append(ourselves(own, place, cold, facts))
         noise = write_noise(cell, preparer.checkpoint.vae_factor, pictures / "noise.npy")
+        sweep.release()
         with console.job(title(cell)) as line:
             for peer in peers:
                 entrants.append(other(peer, cell, peer_dir, noise, bool(flags.cold_starts), line.show))

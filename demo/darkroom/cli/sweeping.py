@@ -116,6 +116,11 @@ class Sweep:
         engines.fingerprints.remember()
         return list(dict.fromkeys(cells))
 
+    def release(self) -> None:
+        """Lets go of the devices that the contenders need."""
+        for runtime, _ in self.pairs:
+            runtime.release()
+
     def built(self, cell: Cell, preparer: Preparer) -> dict[str, Any]:
         """Builds what a cell needs; what its line says of that, or the error that kept it from being there."""
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.extend.backend import clear_backends
 
 from darkroom.engines import RUNTIMES
 from darkroom.engines.cpu import processor
@@ -81,6 +82,11 @@ class Jax(Runtime):
     def short_of(self, facts: dict[str, Any]) -> str | None:
         here = jax.device_count()
         return None if facts["devices"] <= here else f"built for {facts['devices']} devices, of which {here} are here"
+
+    def release(self) -> None:
+        # A client keeps a TPU for its process alone, and most of a GPU's memory.
+        jax.clear_caches()
+        clear_backends()
 
     def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         from darkroom.engines.jax_build import write_program

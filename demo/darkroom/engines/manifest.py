@@ -12,7 +12,8 @@ USED = ".used"
 """A file beside it whose time says when the artefact was last used, to the hour."""
 
 PARTS = {"label": str, "key": dict, "files": dict, "made": dict}
-OF_AN_ENGINE = ("runtime", "version", "device", "precision")
+NAMED = {"engine": ("runtime", "version", "device", "precision"), "compiled": ("runtime", "version", "device")}
+"""What the key of a kind says in words."""
 
 
 class Damaged(Exception):
@@ -80,7 +81,7 @@ def _is_shaped(manifest: dict[str, Any]) -> bool:
     return (
         all(isinstance(manifest[part], kind) for part, kind in PARTS.items())
         and all(type(file["size"]) is int and isinstance(file["sha256"], str) for file in files.values())
-        and (key.get("kind") != "engine" or all(isinstance(key[name], str) for name in OF_AN_ENGINE))
+        and all(isinstance(key[name], str) for name in NAMED.get(key.get("kind"), ()))
         and all(isinstance(made.get(name, 0), int | float) for name in ("seconds", "at", "peak_bytes"))
         and all(isinstance(each.get("tensors", {}), dict) for each in networks.values())
         and all(name in PLACES and isinstance(value, str) for name, value in made.get("options", {}).items())

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import Profile, Stage
+
+if TYPE_CHECKING:
+    from darkroom.engines.store import Store
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -177,8 +180,11 @@ class Runtime(Protocol):
         """Why engines can be built but not run here; None where they can be."""
         return None
 
-    def keep_in(self, folder: Path) -> None:
+    def keep_in(self, store: "Store") -> None:
         """Where a runtime that compiles as it runs may keep what it compiled. Told before anything is loaded."""
+
+    def release(self) -> None:
+        """Lets go of a device that another process is to use. What was loaded before is of no more use."""
 
     def build(self, job: Job, source: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         """Compiles an ONNX graph, or the model folder, into files in `folder`. Returns facts for the manifest.

@@ -5,6 +5,7 @@ stands under a key is whole. Processes that need the same artefact wait for the 
 damaged is set aside and made again; what a killed process left is swept up by the next.
 """
 
+import atexit
 import contextlib
 import errno
 import json
@@ -161,6 +162,57 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 os.replace(folder, temporary)
                 shutil.rmtree(temporary)
+
+    def take(self, key: Key) -> Path | None:
+        """What `find` finds; what is damaged is set aside, where the store can be written."""
+        folder = self.root / key.folder_name
+        if not folder.exists() or self.damage(folder, key.facts) is None:
+            return self.find(key)
+        with contextlib.suppress(Failed), self.changing(key.folder_name):
+            if folder.exists() and (damage := self.damage(folder, key.facts)):
+                self._set_aside(folder, damage)
+        return None
+
+    def renew(self, key: Key, fill: Callable[[Path], None]) -> Path:
+        """The artefact's folder, made anew of what it holds and what `fill` adds. Raises as `make` does."""
+        folder = self.root / key.folder_name
+        with self.changing(key.folder_name), self._filled(folder) as temporary:
+            if folder.exists() and (damage := self.damage(folder, key.facts)):
+                self._set_aside(folder, damage)
+            if folder.exists():
+                shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, USED))
+            self._on_disk(lambda: fill(temporary) or {})
+            write_manifest(temporary, key.label, key.facts, {"at": int(time.time())}, self.fingerprints)
+            if folder.exists():
+                os.replace(folder, self._temporary(folder.name))
+        self.sweep()
+        return folder
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder of this process's own, which goes when it ends; where it is killed, the next sweep takes it.
+
+        Raises `Failed` when the store cannot be written.
+        """
+        from filelock import FileLock
+
+        own = f"{name}-{secrets.token_hex(4)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._lock(own))
+            lock.acquire()
+            folder = self._temporary(own)
+            folder.mkdir()
+        except OSError as error:
+            raise Failed(f"{self.root} cannot be written ({error.strerror or error}); name another folder.") from error
+
+        def end() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
+
+        atexit.register(end)
+        return folder
 
     def put(self, folder: Path, fill: Callable[[Path], None]) -> None:
         """Makes an artefact of what `fill` writes, manifest and all, once it is found whole. Raises `Damaged`."""

@@ -1,21 +1,21 @@
 """PyTorch, on an NVIDIA GPU where CUDA sees one and else on the CPU.
 
 Eager it is the reference that every other runtime is checked against; compiled by inductor it is an engine of its own.
-What inductor compiled is kept beside the engines, and found there by the next process.
+What inductor compiled is kept beside the engines, and found there by the next process: see `torch_cache`.
 """
 
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.engines.store import Store
+from darkroom.engines.torch_cache import keep_compiled
 from darkroom.engines.torch_run import TorchEngine, TorchUnet, out_of_memory
 from darkroom.engines.torch_tuning import check_quantization, fuse_projections, quantize
 from darkroom.errors import AskedWrongly, near_matches
@@ -29,9 +29,6 @@ TORCH_MODES = (EAGER, "default", "reduce-overhead", "max-autotune", "max-autotun
 WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """Modes in which inductor would capture CUDA graphs, a call at a time, and what is left of them when the whole loop is
 captured around it."""
-
-CACHE_VARIABLE, CACHE = "TORCHINDUCTOR_CACHE_DIR", ".inductor"
-"""Where inductor keeps what it compiled: kernels, graphs and what autotuning found. The store passes over the name."""
 
 SHAPES = 1000
 """Shapes and models that one process may compile for; torch would run what comes after the eighth as it is."""
@@ -69,10 +66,10 @@ class Torch(Runtime):
         """fp8 products with a scale for each row come out in bfloat16 alone."""
         return ("bf16",) if self.options.quantization == "fp8" else tuple(DTYPES)
 
-    def keep_in(self, folder: Path) -> None:
-        # torch itself sets the variable to its default, in the system's temporary folder, as soon as anybody asks.
-        if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()) and os.access(folder, os.W_OK):
-            os.environ[CACHE_VARIABLE] = str(folder.absolute() / CACHE)
+    def keep_in(self, store: Store) -> None:
+        if self._compiled:
+            facts = {"runtime": self.name, "version": self.version(), "revision": self.revision}
+            keep_compiled(store, facts | {"device": self.device()})
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         raise NotImplementedError("torch runs the model folder as it is")
