@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support import Diffusers, Studio, assert_refused, changed_copy, edit_json, psnr
 
@@ -65,6 +67,43 @@ def test_images_of_a_batch_are_those_of_diffusers(turbo: Studio, diffusers_lcm: 
     drawn = turbo.draw(PROMPT, batch_size=3, guidance_scale=8.5)
     expected = diffusers_lcm.draw(*[PROMPT] * 3, guidance_scale=8.5)
     assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    rows, columns = np.mgrid[0:64, 0:64]
+    pixels = np.stack([columns * 4, rows * 4, (rows // 8 + columns // 8) % 2 * 200], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "squares.png")
+    return tmp_path / "squares.png"
+
+
+@pytest.mark.parametrize(("strength", "engine"), [(0.5, "openvino"), (0.2, "torch"), (1.0, "onnxruntime")])
+def test_from_a_picture_all_steps_are_made_as_in_diffusers(
+    strength: float, engine: str, turbo: Studio, diffusers_lcm: Diffusers, picture: Path
+) -> None:
+    common = {"denoising_steps": 4, "guidance_scale": 8.5}
+    from_image = replace(turbo, script="demo_img2img.py")
+    drawn = from_image.draw(PROMPT, engine=engine, batch_size=2, input_image=picture, image_strength=strength, **common)
+    expected = diffusers_lcm.draw(*[PROMPT] * 2, image=Image.open(picture), strength=strength, **common)
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+    assert drawn.result["unet_calls"] == 4
+    assert psnr(*expected) < VISIBLE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--denoising-steps=4", "--image-strength=0.05"], "cannot make 4 denoising steps"),
+        (["--denoising-steps=4", "--image-strength=0.05", "--scheduler=Euler"], "leaves no step"),
+    ],
+    ids=["own scheduler", "Euler"],
+)
+def test_a_strength_that_leaves_too_little_is_refused(
+    arguments: list[str], said: str, turbo: Studio, picture: Path
+) -> None:
+    from_image = replace(turbo, script="demo_img2img.py")
+    asked = [PROMPT, f"--input-image={picture}", "--model", str(turbo.model), *arguments]
+    assert_refused(from_image.here(*asked, *turbo.folders()), said, "strength")
 
 
 def test_negative_prompt_has_nothing_to_act_on(turbo: Studio) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from darkroom import hub
+from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
 GIGA = 10**9
 UNET = "unet/diffusion_pytorch_model"
@@ -52,3 +53,34 @@ def test_of_a_network_that_is_kept_halved_the_halved_file_is_taken(asked: Any) -
 
 def test_without_the_plain_file_what_there_is_is_taken(asked: Any) -> None:
     assert f"{UNET}.fp16.safetensors" in asked(fp16_safetensors=GIGA)
+
+
+@pytest.mark.parametrize(
+    "source", ["./x", "../x", "/x", "~/x", "a/b/x", "a/b/", r"a\x", r".\x", "C:/x", "x", "a/x.ckpt"]
+)
+def test_what_can_only_be_a_path_is_no_repository(source: str) -> None:
+    assert hub.repository_of(source) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "raised", "said"),
+    [
+        ("models/emojy", AskedWrongly, "there is no folder models/emojy here. Did you mean 'models/emoji'? If"),
+        ("models/unheard-of", AskedWrongly, "there is no folder models/unheard-of here. If a repository is meant"),
+        ("model/emoji", Failed, "there is no folder model/emoji here. Did you mean 'models/emoji'? If"),
+        ("stabilityai/sd-turbo", Failed, "stabilityai/sd-turbo could not be fetched"),
+    ],
+)
+def test_what_may_be_a_mistyped_path_is_said_to_be_no_folder(
+    source: str, raised: type[DarkroomError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(endpoint: str) -> None:
+        raise TimeoutError
+
+    (tmp_path / "models" / "emoji").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_reachable", unreachable)
+    with pytest.raises(raised) as error:
+        hub.fetch(source, None, tmp_path / "downloads")
+    assert str(error.value).startswith(said) and f"{source} could not be fetched from the hub" in str(error.value)
+    assert type(error.value) is raised

@@ -72,6 +72,16 @@ def test_every_strength_means_what_it_means_in_diffusers(
         assert psnr(studio.draw(PROMPT, image_strength=0.5, **ours).pictures[0], expected) < VISIBLE
 
 
+@pytest.mark.parametrize("scale", [0, 1])
+def test_without_guidance_too(scale: float, both: tuple[Studio, Diffusers], picture: Path) -> None:
+    studio, diffusers = both
+    drawn = studio.draw(PROMPT, guidance_scale=scale, input_image=picture, image_strength=0.7)
+    common: dict[str, Any] = {"image": Image.open(picture), "strength": 0.7}
+    (expected,) = diffusers.draw(PROMPT, guidance_scale=float(scale), **common)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert psnr(diffusers.draw(PROMPT, **common)[0], expected) < VISIBLE
+
+
 def test_each_image_of_a_batch_has_its_own_stream(both: tuple[Studio, Diffusers], picture: Path) -> None:
     studio, diffusers = both
     asked: dict[str, Any] = {"scheduler": "EulerA", "guidance_scale": 7.5, "input_image": picture}

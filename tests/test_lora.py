@@ -1,6 +1,8 @@
 """LoRA files fused at export make the pictures that diffusers makes with them, in either layout, one or several."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,13 @@ TARGETS = {
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
 
-def write_lora(path, model, layout="diffusers", parts=("unet", "text_encoder"), seed=0):
+def write_lora(
+    path: Path,
+    model: Path,
+    layout: str = "diffusers",
+    parts: tuple[str, ...] = ("unet", "text_encoder"),
+    seed: int = 0,
+) -> Path:
     """Random changes to a model's layers, strong enough to see: tensors as diffusers or as kohya names them."""
     pipeline = Diffusers(model).pipeline
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +70,7 @@ def write_lora(path, model, layout="diffusers", parts=("unet", "text_encoder"), 
     return path
 
 
-def drawn_by_diffusers(model, loras, **asked):
+def drawn_by_diffusers(model: Path, loras: list[tuple[Path, float]], **asked: Any) -> np.ndarray:
     """`loras`: (file, strength) pairs."""
     diffusers = Diffusers(model)
     # What `Diffusers` adds for --clip-skip; with it, LoRA files are taken to be from another version.
@@ -75,21 +83,23 @@ def drawn_by_diffusers(model, loras, **asked):
 
 
 @pytest.fixture(scope="module")
-def files(tiny_model, tmp_path_factory):
+def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("loras")
     return {layout: write_lora(folder / f"{layout}.safetensors", tiny_model, layout) for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
-def test_one_lora_gives_diffusers_picture(studio, tiny_model, files, layout, engine):
+def test_one_lora_gives_diffusers_picture(
+    studio: Studio, tiny_model: Path, files: dict[str, Path], layout: str, engine: str
+) -> None:
     expected = drawn_by_diffusers(tiny_model, [(files[layout], 0.7)])
     drawn = studio.draw(PROMPT, engine=engine, lora_path=files[layout], lora_weight=0.7)
     assert psnr(drawn.pictures[0], expected) >= 45
     assert psnr(drawn.pictures[0], studio.draw(PROMPT, engine=engine).pictures[0]) < 30
 
 
-def test_several_loras_with_weights_and_a_scale(studio, tiny_model, files):
+def test_several_loras_with_weights_and_a_scale(studio: Studio, tiny_model: Path, files: dict[str, Path]) -> None:
     expected = drawn_by_diffusers(tiny_model, [(files["kohya"], 0.25), (files["diffusers"], 0.4)])
     arguments = ["--lora-path", str(files["kohya"]), str(files["diffusers"]), "--lora-weight", "0.5", "0.8"]
     ended = studio.here(
@@ -100,7 +110,7 @@ def test_several_loras_with_weights_and_a_scale(studio, tiny_model, files):
     assert psnr(pixels(ended.out.splitlines()[-1]), expected) >= 45
 
 
-def test_sdxl_with_both_text_encoders(xl_studio, tiny_xl_model, tmp_path):
+def test_sdxl_with_both_text_encoders(xl_studio: Studio, tiny_xl_model: Path, tmp_path: Path) -> None:
     parts = ("unet", "text_encoder", "text_encoder_2")
     for layout in ("diffusers", "kohya"):
         path = write_lora(tmp_path / f"{layout}.safetensors", tiny_xl_model, layout, parts)
@@ -109,7 +119,9 @@ def test_sdxl_with_both_text_encoders(xl_studio, tiny_xl_model, tmp_path):
         assert psnr(drawn.pictures[0], expected) >= 45, layout
 
 
-def test_the_refiner_goes_on_from_what_a_lora_made(xl_studio, tiny_xl_model, tiny_refiner, tmp_path):
+def test_the_refiner_goes_on_from_what_a_lora_made(
+    xl_studio: Studio, tiny_xl_model: Path, tiny_refiner: Path, tmp_path: Path
+) -> None:
     path = write_lora(tmp_path / "xl.safetensors", tiny_xl_model, parts=("unet", "text_encoder", "text_encoder_2"))
     from diffusers import DiffusionPipeline
 
@@ -125,8 +137,10 @@ def test_the_refiner_goes_on_from_what_a_lora_made(xl_studio, tiny_xl_model, tin
     assert psnr(xl_studio.draw(PROMPT, **refined).pictures[0], expected) < 30
 
 
-def test_engines_are_kept_apart_by_file_weight_and_scale_and_shared_otherwise(studio, tiny_model, files, tmp_path):
-    def artefacts(**asked):
+def test_engines_are_kept_apart_by_file_weight_and_scale_and_shared_otherwise(
+    studio: Studio, tiny_model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    def artefacts(**asked: Any) -> dict[str, str]:
         drawn = studio.draw(PROMPT, **asked)
         from darkroom.pictures import read_recipe
 
@@ -148,7 +162,7 @@ def test_engines_are_kept_apart_by_file_weight_and_scale_and_shared_otherwise(st
     assert artefacts(lora_path=unet_alone)["clip"] == plain["clip"]
 
 
-def test_a_recipe_remakes_the_picture_with_the_same_file_and_no_other(studio, files):
+def test_a_recipe_remakes_the_picture_with_the_same_file_and_no_other(studio: Studio, files: dict[str, Path]) -> None:
     drawn = studio.draw(PROMPT, lora_path=files["kohya"], lora_weight=0.6)
     recipe = {"recipe": drawn.paths[0]}
     again = studio.draw(lora_path=files["kohya"], **recipe)
@@ -163,7 +177,9 @@ def test_a_recipe_remakes_the_picture_with_the_same_file_and_no_other(studio, fi
         assert_refused(ended, words)
 
 
-def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl_model, files, tmp_path):
+def test_what_is_wrong_with_a_lora_is_said_in_a_line(
+    studio: Studio, tiny_model: Path, tiny_xl_model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
     truncated = tmp_path / "cut.safetensors"
     truncated.write_bytes(files["kohya"].read_bytes()[:-100])
     (tmp_path / "lora.ckpt").write_bytes(b"a pickle")
@@ -205,7 +221,9 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(studio, tiny_model, tiny_xl
         assert not made.onnx.exists() or not list(made.onnx.glob("clip-*"))
 
 
-def test_every_layer_of_a_kohya_file_has_its_own_alpha(tiny_model, files, tmp_path):
+def test_every_layer_of_a_kohya_file_has_its_own_alpha(
+    tiny_model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file
 
     from darkroom.export.fuse import fuse
@@ -232,7 +250,9 @@ def test_every_layer_of_a_kohya_file_has_its_own_alpha(tiny_model, files, tmp_pa
     assert changed == len(layers) > 10
 
 
-def test_a_lora_from_the_hub_is_found_on_disk_whatever_its_name(files, tmp_path, monkeypatch):
+def test_a_lora_from_the_hub_is_found_on_disk_whatever_its_name(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     from darkroom.hub import fetch_lora
@@ -246,7 +266,7 @@ def test_a_lora_from_the_hub_is_found_on_disk_whatever_its_name(files, tmp_path,
 @pytest.mark.parametrize(
     "lora", [{"source": 5}, {"weight": "1"}, {"weight": 10**400}, {"scale": float("nan")}, {"x": 1}]
 )
-def test_damaged_recipe_is_refused_in_a_line(lora):
+def test_damaged_recipe_is_refused_in_a_line(lora: dict[str, Any]) -> None:
     from darkroom.errors import AskedWrongly
     from darkroom.request import Request
     from tests.test_request import request
@@ -258,7 +278,7 @@ def test_damaged_recipe_is_refused_in_a_line(lora):
         Request.from_json(fields | {"loras": [whole | lora]})
 
 
-def test_recipes_from_before_loras_can_be_replayed():
+def test_recipes_from_before_loras_can_be_replayed() -> None:
     from darkroom.request import Request
     from tests.test_request import request
 
@@ -267,7 +287,9 @@ def test_recipes_from_before_loras_can_be_replayed():
     assert Request.from_json(fields) == request()
 
 
-def test_from_a_picture_and_without_torch_when_all_is_built(studio, tiny_model, files, diffusers_tiny, tmp_path):
+def test_from_a_picture_and_without_torch_when_all_is_built(
+    studio: Studio, tiny_model: Path, files: dict[str, Path], diffusers_tiny: Diffusers, tmp_path: Path
+) -> None:
     from PIL import Image
 
     image = Image.fromarray(diffusers_tiny.draw(PROMPT)[0])
@@ -288,7 +310,9 @@ def test_from_a_picture_and_without_torch_when_all_is_built(studio, tiny_model, 
     assert np.array_equal(pixels(ended.out.splitlines()[-1]), plain.pictures[0])
 
 
-def test_lcm_lora_makes_four_unguided_steps_of_lcm(studio, tiny_model, files, monkeypatch):
+def test_lcm_lora_makes_four_unguided_steps_of_lcm(
+    studio: Studio, tiny_model: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from darkroom.pictures import read_recipe
 
     asked = []
@@ -315,11 +339,11 @@ def test_lcm_lora_makes_four_unguided_steps_of_lcm(studio, tiny_model, files, mo
         (["--version=sd-turbo", "--lcm-lora"], "--lcm-lora has nothing to do for sd-turbo"),
     ],
 )
-def test_lcm_lora_is_for_models_of_many_steps(studio, arguments, words):
+def test_lcm_lora_is_for_models_of_many_steps(studio: Studio, arguments: list[str], words: str) -> None:
     ended = replace(studio, script="demo_turbo.py").here(PROMPT, *arguments, *studio.folders())
     assert_refused(ended, words)
 
 
-def test_lora_that_cannot_be_fetched_is_said_in_a_line(studio):
+def test_lora_that_cannot_be_fetched_is_said_in_a_line(studio: Studio) -> None:
     ended = studio.shell(PROMPT, f"--model={studio.model}", "--lora-path=some/lora", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "some/lora could not be fetched" in ended.err

@@ -1,11 +1,13 @@
 """SDXL with its refiner against diffusers' two pipelines, one after the other."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from darkroom.prepare import Prepared, Preparer
 from tests.support import Studio, assert_refused, changed_copy, edit_json, listing, psnr, silence_libraries
 
 PROMPT = "a red apple on the house"
@@ -90,6 +92,32 @@ def test_batches_recipes_and_tables(
     for flags, said in (([], "--refiner-model"), (["--refiner-model", str(xl_studio.model)], "--refiner-model")):
         ended = xl_studio.here(*recipe, *flags)
         assert_refused(ended, said)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_for_a_single_batch_the_first_model_is_gone_before_the_refiner_is_loaded(
+    engine: str, xl_studio: Studio, refined: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[list[str]] = []
+    engines: dict[str, weakref.ref[Any]] = {}
+    load = Preparer.load
+
+    def watched(self: Preparer, *arguments: Any) -> Prepared:
+        held.append([name for name, each in engines.items() if each() is not None])
+        prepared = load(self, *arguments)
+        pipeline = prepared.pipeline
+        engines.update({"unet": weakref.ref(pipeline.unet), "clip": weakref.ref(pipeline.encoders[0].engine)})
+        return prepared
+
+    monkeypatch.setattr(Preparer, "load", watched)
+    xl_studio.draw(PROMPT, engine=engine, **refined)
+    assert held == [[], []]
+    for more in ({"batch_count": 2}, {"num_warmup_runs": 1}):
+        held.clear()
+        engines.clear()
+        drawn = xl_studio.draw(PROMPT, engine=engine, **refined | more)
+        assert held == [[], ["unet", "clip"]]
+        assert drawn.result["refiner_unet_calls"] == 3
 
 
 def test_refiner_has_folders_of_its_own_where_asked(xl_studio: Studio, refined: dict[str, Any], tmp_path: Path) -> None:

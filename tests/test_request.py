@@ -159,10 +159,13 @@ def test_strength_counts_steps_as_diffusers_does(name: str) -> None:
     for strength in (-0.1, 1.1, math.nan):
         with pytest.raises(AskedWrongly, match="--image-strength"):
             request(**{start: "x", name: strength})
-    with pytest.raises(AskedWrongly, match="leaves no step"):
-        request(denoising_steps=3, **{start: "x", name: 0.33})
     with pytest.raises(AskedWrongly):
         request(**{name: 0.5})
+
+
+def test_a_refiner_is_left_a_step() -> None:
+    with pytest.raises(AskedWrongly, match="leaves no step"):
+        request(denoising_steps=3, refiner="x", refiner_strength=0.33)
 
 
 def test_drawn_seeds_are_short_and_differ() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,24 +12,24 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.single_file import published_config  # noqa: E402
 from tests.original_layout import write  # noqa: E402
-from tests.support import SOON, Diffusers, assert_refused, one_line, psnr  # noqa: E402
+from tests.support import SOON, Diffusers, Studio, assert_refused, one_line, psnr  # noqa: E402
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
 
 
 @pytest.fixture(scope="module")
-def file(tiny_model, tmp_path_factory):
+def file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(Diffusers(tiny_model).pipeline, tmp_path_factory.mktemp("single") / "tiny.safetensors")
 
 
 @pytest.fixture(autouse=True)
-def unpacking_here(monkeypatch):
+def unpacking_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child's work in this process, where torch is loaded already."""
     monkeypatch.setattr("darkroom.single_file.run_in_child", lambda function, *given, verbose: function(*given))
 
 
-def test_stable_diffusion(studio, tiny_model, file, diffusers_tiny):
+def test_stable_diffusion(studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers) -> None:
     drawn = studio.draw(PROMPT, model=file, config=tiny_model)
     assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
     again = studio.draw(PROMPT, model=file, config=tiny_model)
@@ -37,13 +38,13 @@ def test_stable_diffusion(studio, tiny_model, file, diffusers_tiny):
     assert psnr(remade.pictures[0], drawn.pictures[0]) == float("inf")
 
 
-def test_sdxl(xl_studio, tiny_xl_model, diffusers_tiny_xl, tmp_path):
+def test_sdxl(xl_studio: Studio, tiny_xl_model: Path, diffusers_tiny_xl: Diffusers, tmp_path: Path) -> None:
     file = write(diffusers_tiny_xl.pipeline, tmp_path / "xl.safetensors")
     drawn = xl_studio.draw(PROMPT, model=file, config=tiny_xl_model, guidance_scale=7.5)
     assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
 
 
-def test_its_own_precision_is_kept(studio, tiny_model, file, tmp_path):
+def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, half)
     studio.draw(PROMPT, model=half, config=tiny_model)
@@ -62,13 +63,15 @@ def test_its_own_precision_is_kept(studio, tiny_model, file, tmp_path):
         ("conditioner.embedders.0.model.positional_embedding", 1280, "xl-refiner-1.0"),
     ],
 )
-def test_the_published_architectures_are_told_by_their_tensors(name, size, repository, tmp_path):
+def test_the_published_architectures_are_told_by_their_tensors(
+    name: str, size: int, repository: str, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
     save_file({name: torch.zeros(1, size), "model.diffusion_model.out.2.bias": torch.zeros(4)}, path)
     assert published_config(path).endswith(repository)
 
 
-def test_its_configuration_is_fetched_from_the_hub(studio, tmp_path):
+def test_its_configuration_is_fetched_from_the_hub(studio: Studio, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     save_file({name: torch.zeros(1, 768)}, path)
@@ -77,7 +80,9 @@ def test_its_configuration_is_fetched_from_the_hub(studio, tmp_path):
     assert "model.safetensors: taken for a model like stable-diffusion-v1-5" in ended.out
 
 
-def test_what_is_wrong_with_a_file_is_said_in_a_line(studio, tiny_model, tiny_xl_model, file, tmp_path):
+def test_what_is_wrong_with_a_file_is_said_in_a_line(
+    studio: Studio, tiny_model: Path, tiny_xl_model: Path, file: Path, tmp_path: Path
+) -> None:
     tensors = load_file(file)
     unet = next(name for name in tensors if name.startswith("model.diffusion_model.middle"))
     save_file({name: value for name, value in tensors.items() if name != unet}, tmp_path / "less.safetensors")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import AskedWrongly, near_on_disk
 from darkroom.fingerprints import Fingerprints
 
 NETWORKS = {
@@ -29,6 +29,7 @@ FAMILIES = {
     "StableDiffusionPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,
     "LatentConsistencyModelPipeline": SD,
+    "LatentConsistencyModelImg2ImgPipeline": SD,
     "StableDiffusionXLPipeline": SDXL,
     "StableDiffusionXLImg2ImgPipeline": SDXL,
 }
@@ -119,6 +120,12 @@ class Checkpoint:
         return self.unet.get("time_cond_proj_dim") is not None
 
     @property
+    def spreads_steps(self) -> bool:
+        """Whether all steps are made from a picture too, over the timesteps that its strength leaves, as in diffusers'
+        pipelines for latent consistency models. The others leave steps out."""
+        return str(self.index.get("_class_name")).startswith("LatentConsistencyModel")
+
+    @property
     def vae_factor(self) -> int:
         """Pixels per latent, along each side: 8 for every Stable Diffusion model."""
         return 2 ** (len(self.vae["block_out_channels"]) - 1)
@@ -141,7 +148,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     Raises `AskedWrongly` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
     if not os.path.isdir(folder):
-        raise AskedWrongly(f"the model folder {folder} does not exist.")
+        raise AskedWrongly(f"the model folder {folder} does not exist.{near_on_disk(folder)}")
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
     family = FAMILIES.get(kind)

@@ -1,5 +1,7 @@
 """The two ways a run can end badly for reasons its user can understand."""
 
+from pathlib import Path
+
 
 class DarkroomError(Exception):
     """A failure with a one-line message for the user; `exit_code` is what the process ends with."""
@@ -21,8 +23,35 @@ class Failed(DarkroomError):
 
 def near_matches(word: str, choices: list[str]) -> str:
     """` Did you mean 'Euler' or 'EulerA'?`, or nothing when no choice is near."""
+    return _did_you_mean(_near(word, choices))
+
+
+def near_on_disk(path: Path) -> str:
+    """` Did you mean 'models/emoji'?` of a path that is not there, or nothing when nothing near is.
+
+    Where the folder that would hold it is not there either, those of a name near its are searched.
+    """
+    holders = [path.parent]
+    if not path.parent.is_dir():
+        above = path.parent.parent
+        holders = [above / name for name in _near(path.parent.name, _models_in(above))]
+    return _did_you_mean([str(holder / name) for holder in holders for name in _near(path.name, _models_in(holder))])
+
+
+def _models_in(folder: Path) -> list[str]:
+    """The names of what a model can be: folders and safetensors files."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() or path.suffix == ".safetensors")
+    except OSError:
+        return []
+
+
+def _near(word: str, choices: list[str]) -> list[str]:
     import difflib
 
     folded = {choice.lower(): choice for choice in choices}
-    near = [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.5)]
+    return [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.5)]
+
+
+def _did_you_mean(near: list[str]) -> str:
     return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

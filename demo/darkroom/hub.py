@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from darkroom.checkpoint import LARGE, NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
-from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.errors import AskedWrongly, DarkroomError, Failed, near_on_disk
 from darkroom.lora import DEFAULT_NAME
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -153,12 +153,24 @@ def _explained(repository: str, instead: str) -> Iterator[None]:
             f"pass --hf-token or set HF_TOKEN."
         ) from None
     except RepositoryNotFoundError:
-        raise AskedWrongly(f"the hub has no {repository}, or it is private and needs --hf-token.") from None
-    except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
-        raise Failed(
-            f"{repository} could not be fetched from the hub ({type(error).__name__}): connect to the network and run "
-            f"this again, or pass {instead}."
+        raise AskedWrongly(
+            f"{_not_here(repository)}the hub has no {repository}, or it is private and needs --hf-token."
         ) from None
+    except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
+        # With a folder of the owner's name here, a path is meant.
+        kind = AskedWrongly if Path(repository).parent.is_dir() else Failed
+        raise kind(
+            f"{_not_here(repository)}{repository} could not be fetched from the hub ({type(error).__name__}): connect "
+            f"to the network and run this again, or pass {instead}."
+        ) from None
+
+
+def _not_here(repository: str) -> str:
+    """How an error begins where a repository's name may be a mistyped path: with what is not there, and what is."""
+    near = near_on_disk(Path(repository))
+    if not near and not Path(repository).parent.is_dir():
+        return ""
+    return f"there is no folder {repository} here.{near} If a repository is meant: "
 
 
 def _whole(folder: Path, weights: bool) -> bool:

@@ -66,6 +66,17 @@ class Start:
         return np.float32(self.latent_scale) * (mean + deviation * initial_latents(streams, mean.shape))
 
 
+@dataclass(frozen=True)
+class Later:
+    """A refiner that is loaded once the first model is done and gone, so that memory holds one of them at a time.
+
+    `calls` are the network calls that a batch takes of it.
+    """
+
+    calls: int
+    load: Callable[[], "Pipeline"]
+
+
 @dataclass
 class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
@@ -73,7 +84,8 @@ class Pipeline:
     `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
     `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
     each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
-    picture to start from, if any; `vae` is None where a `refiner` goes on from this model's latents.
+    picture to start from, if any; `vae` is None where a `refiner` goes on from this model's latents. One that comes
+    `Later` takes this model's place: a single batch can be made.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -87,7 +99,7 @@ class Pipeline:
     added: dict[str, np.ndarray] = field(default_factory=dict)
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
     start: Start | None = None
-    refiner: "Pipeline | None" = None
+    refiner: "Pipeline | Later | None" = None
 
     @property
     def calls(self) -> int:
@@ -150,10 +162,18 @@ class Pipeline:
             clock.pipeline += 1000 * (time.perf_counter() - began)
             clock.refiner = StageClock()
             # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
-            return self.refiner._run(batch, streams, latents, clock.refiner, on_call)
+            return self._second_model()._run(batch, streams, latents, clock.refiner, on_call)
         pictures = self._decode(latents, clock)
         clock.pipeline += 1000 * (time.perf_counter() - began)
         return pictures
+
+    def _second_model(self) -> "Pipeline":
+        """The refiner. One that comes later is loaded now, when nothing of this model is left."""
+        if isinstance(self.refiner, Later):
+            self.encoders, self.start = (), None
+            del self.unet
+            self.refiner = self.refiner.load()
+        return self.refiner
 
     def _begin(
         self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock
@@ -191,7 +211,7 @@ class Pipeline:
         for encoder in self.encoders:
             encoder.forget()
         self.unet.forget()
-        if self.refiner:
+        if isinstance(self.refiner, Pipeline):
             self.refiner.forget()
 
     def condition(self, prompts: tuple[str, ...]) -> dict[str, np.ndarray]:

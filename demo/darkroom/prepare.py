@@ -21,10 +21,10 @@ from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime, as
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.lora import Lora
-from darkroom.pipeline import Pipeline, Start
+from darkroom.pipeline import Later, Pipeline, Start
 from darkroom.progress import Line
-from darkroom.request import Request
-from darkroom.schedule import scheduler_class
+from darkroom.request import Request, check_steps_left
+from darkroom.schedule import SPREADABLE, scheduler_class
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
 from darkroom.stages.contract import FREE, Profile, Stage, Tensor
@@ -201,6 +201,11 @@ class Preparer:
         )
         return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
+    def later(self, compiled: Compiled, request: Request) -> Later:
+        """What loads the pipeline when its turn comes, as `load` does."""
+        calls = len(Table.load(compiled.table_folder / TABLE_FILE))
+        return Later(calls, lambda: self.load(compiled, request).pipeline)
+
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
         contracts = stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
@@ -278,7 +283,8 @@ class Preparer:
         return Start(pixels, encoder, self.checkpoint.vae["scaling_factor"])
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:
-        """The scheduler's class, and its table's key."""
+        """The scheduler's class, and its table's key. Raises `AskedWrongly` where a picture to start from leaves no
+        step."""
         class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
         facts = {
             "kind": "schedule",
@@ -288,13 +294,18 @@ class Preparer:
             "skipped": request.skipped_steps,
             "revision": TABLE_REVISION,
         }
+        if request.image_strength is not None:
+            if self.checkpoint.spreads_steps and class_name == SPREADABLE:
+                facts |= {"skipped": 0, "share": request.image_strength}
+            else:
+                check_steps_left(request.denoising_steps, request.image_strength)
         return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
 
     def _compile_schedule(self, key: Key) -> Path:
         """Compiled before the store is touched: a schedule that cannot be made leaves nothing behind."""
         facts = key.facts
         with self.job(f"compiling the schedule {facts['class']}, {facts['steps']} steps"):
-            arguments = (facts["class"], facts["config"], facts["steps"], facts["skipped"])
+            arguments = (facts["class"], facts["config"], facts["steps"], facts["skipped"], facts.get("share", 1.0))
             table, diffusers = run_in_child(compile_table, *arguments, verbose=self.verbose)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -428,13 +439,15 @@ def _facts_of_weights(stage: Stage) -> dict[str, Any]:
     return facts
 
 
-def compile_table(class_name: str, config: dict[str, Any], steps: int, skipped: int | None) -> tuple[Table, str]:
+def compile_table(
+    class_name: str, config: dict[str, Any], steps: int, skipped: int | None, share: float
+) -> tuple[Table, str]:
     """Runs in a child: it imports diffusers, whose version it returns too."""
     import diffusers
 
     from darkroom.schedule.compile import compile_schedule
 
-    return compile_schedule(class_name, config, steps, skipped), diffusers.__version__
+    return compile_schedule(class_name, config, steps, skipped, share), diffusers.__version__
 
 
 def build_engine(

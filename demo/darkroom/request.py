@@ -105,10 +105,8 @@ class Request:
                 continue
             if not 0 <= strength <= 1:
                 raise AskedWrongly(f"--image-strength must be from 0 to 1, not {strength}.")
-            if not int(self.denoising_steps * strength):
-                raise AskedWrongly(
-                    f"--image-strength {strength} of {self.denoising_steps} denoising steps leaves no step."
-                )
+        if self.refiner_strength is not None:
+            check_steps_left(self.denoising_steps, self.refiner_strength)
         if self.precision not in PRECISIONS:
             near = near_matches(self.precision, list(PRECISIONS))
             raise AskedWrongly(
@@ -131,7 +129,8 @@ class Request:
 
     @property
     def skipped_steps(self) -> int | None:
-        """Steps that a picture to start from makes unnecessary, as diffusers counts them; None without one."""
+        """Steps that a picture to start from makes unnecessary, as diffusers counts them where not all are made; None
+        without one."""
         if self.image_strength is None:
             return None
         return self.denoising_steps - int(self.denoising_steps * self.image_strength)
@@ -182,6 +181,12 @@ class Request:
             return cls(**fields | {"prompts": prompts, "loras": loras})
         except (TypeError, KeyError, AttributeError) as error:
             raise AskedWrongly(f"the recipe does not hold a whole request ({error}).") from None
+
+
+def check_steps_left(steps: int, strength: float) -> None:
+    """Raises `AskedWrongly` where a picture to start from leaves none of so many steps."""
+    if not int(steps * strength):
+        raise AskedWrongly(f"--image-strength {strength} of {steps} denoising steps leaves no step.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The contenders of a comparison, and what makes them ready: environments, conversions, one protocol."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -279,6 +280,19 @@ def test_a_model_is_converted_once_for_its_weights_versions_and_precision(
     assert len({first, *others}) == 4
     assert len(Path("runs.txt").read_text().splitlines()) == 4
     assert "fp32" not in (others[0] / "arguments.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["run_openvino_genai", "run_optimum_intel"])
+def test_what_a_peer_keeps_with_its_conversion_is_no_damage(
+    exporting: Peer, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.syspath_prepend(str(CONTENDERS))
+    cache = importlib.import_module(name).CACHE
+    folder = prepare(exporting, Path(sys.executable), tiny_model, tmp_path / "converted", SETTINGS)
+    (folder / cache).mkdir()
+    (folder / cache / "1234.blob").write_bytes(b"compiled")
+    assert prepare(exporting, Path(sys.executable), tiny_model, tmp_path / "converted", SETTINGS) == folder
+    assert Path("runs.txt").read_text().split() == ["run"] and (folder / cache / "1234.blob").exists()
 
 
 @pytest.mark.parametrize(

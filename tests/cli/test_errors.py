@@ -214,6 +214,23 @@ def test_model_folder_that_is_not_there_is_refused_by_name(studio: Studio) -> No
     assert_nothing_came_of(studio, [PROMPT, "--model", str(missing), *studio.folders()], str(missing))
 
 
+@pytest.mark.parametrize(
+    ("asked", "near"), [("./models/emojy", "models/emoji"), ("model/emoji/", "models/emoji"), ("modles", "models")]
+)
+def test_near_matches_of_a_model_folder_that_is_not_there_are_named(
+    asked: str, near: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (studio.root / "models" / "emoji").mkdir(parents=True)
+    monkeypatch.chdir(studio.root)
+    assert_nothing_came_of(studio, [PROMPT, "--model", asked, *studio.folders()], f"Did you mean '{near}'?")
+
+
+def test_mistyped_path_of_one_slash_is_asked_wrongly_where_its_folder_is_there(studio: Studio) -> None:
+    (studio.root / "models" / "emoji").mkdir(parents=True)
+    ended = studio.shell(PROMPT, "--model=models/emojy", *studio.folders(), timeout=SOON)
+    assert_refused(ended, "there is no folder models/emojy here. Did you mean 'models/emoji'?", "hub")
+
+
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.bin"])
 def test_single_file_is_refused_as_a_model(name: str, studio: Studio) -> None:
     path = studio.root / name

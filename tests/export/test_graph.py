@@ -1,21 +1,25 @@
-"""Weights that the exporter scatters over files end up in one, each tensor as it was."""
+"""Weights that the exporter scatters over files end up in one, as they were; graphs unlike torch are refused."""
+
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from darkroom.export import graph
 from darkroom.export.graph import GRAPH, GRAPH_DATA, PAGE, _gather_external_data
+from tests.support import Studio, one_line
 
 
 @pytest.fixture
-def weights():
+def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {"first": rng.normal(size=(7, 5)).astype(np.float16), "second": rng.normal(size=(5, 3)).astype(np.float32)}
 
 
 @pytest.fixture
-def scattered(weights, tmp_path):
+def scattered(weights: dict[str, np.ndarray], tmp_path: Path) -> Path:
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     nodes = [
         helper.make_node("Cast", ["first"], ["wide"], to=TensorProto.FLOAT),
@@ -30,7 +34,7 @@ def scattered(weights, tmp_path):
     return path
 
 
-def test_one_file_holds_all_tensors_each_on_a_page(scattered, weights):
+def test_one_file_holds_all_tensors_each_on_a_page(scattered: Path, weights: dict[str, np.ndarray]) -> None:
     import onnxruntime
 
     _gather_external_data(scattered)
@@ -43,8 +47,27 @@ def test_one_file_holds_all_tensors_each_on_a_page(scattered, weights):
     np.testing.assert_allclose(session.run(None, {})[0], expected, rtol=1e-5)
 
 
-def test_a_graph_with_its_weights_inside_is_left_alone(tmp_path):
+def test_a_graph_with_its_weights_inside_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / GRAPH
     path.write_bytes(b"a graph")
     _gather_external_data(path)
     assert path.read_bytes() == b"a graph" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("factor", [1.01, np.nan], ids=["a hundredth off", "NaN"])
+def test_a_graph_that_differs_from_torch_is_not_kept(
+    factor: float, empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturb(path: Path) -> None:
+        model = onnx.load(str(path))
+        weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        changed = numpy_helper.to_array(weights) * np.float32(factor)
+        weights.CopyFrom(numpy_helper.from_array(changed, weights.name))
+        onnx.save_model(model, str(path))
+
+    monkeypatch.setattr(graph, "_gather_external_data", disturb)
+    arguments = ["a red apple", "--model", str(empty_studio.model), "--engine=openvino", "--denoising-steps=1"]
+    ended = empty_studio.here(*arguments, *empty_studio.folders())
+    assert ended.code == 1 and one_line(ended.err) and "graph differs from torch by" in ended.err
+    assert not [path for path in empty_studio.onnx.iterdir() if path.is_dir()]
+    assert not list(empty_studio.output.glob("*.png"))

@@ -1,8 +1,10 @@
 """Large networks keep their weights in float16 and compute in float32, in graphs and engines alike."""
 
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,7 +18,7 @@ PROMPT = "a red apple on the house"
 
 
 @pytest.fixture(scope="module")
-def half_model(tiny_xl_model, tmp_path_factory):
+def half_model(tiny_xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny SDXL as published models come: in float16."""
     folder = tmp_path_factory.mktemp("half") / "model"
     DiffusionPipeline.from_pretrained(tiny_xl_model, dtype=torch.float16).save_pretrained(folder)
@@ -24,16 +26,18 @@ def half_model(tiny_xl_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(half_model):
+def expected(half_model: Path) -> np.ndarray:
     return Diffusers(half_model).draw(PROMPT, guidance_scale=5.0)[0]
 
 
-def size_of(folder):
+def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix not in (".json", ".xml"))
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch", "jax"])
-def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_model, expected, tmp_path):
+def test_pictures_are_those_of_float32_and_files_half_as_large(
+    engine: str, half_model: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
     studio = Studio(tmp_path, half_model, script="demo_txt2img_xl.py")
     with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
         drawn = studio.draw(PROMPT, engine=engine)
@@ -55,7 +59,7 @@ def test_pictures_are_those_of_float32_and_files_half_as_large(engine, half_mode
         assert size_of(small) < 0.65 * size_of(large)
 
 
-def test_large_weights_are_half_and_what_is_computed_is_not(half_model):
+def test_large_weights_are_half_and_what_is_computed_is_not(half_model: Path) -> None:
     from darkroom.checkpoint import SDXL, open_checkpoint
     from darkroom.export.modules import example_inputs, load_module
     from darkroom.fingerprints import Fingerprints
@@ -77,7 +81,9 @@ def test_large_weights_are_half_and_what_is_computed_is_not(half_model):
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rounded_from_float32_the_pictures_stay_those_of_diffusers(xl_studio, tiny_xl_model, diffusers_tiny_xl):
+def test_rounded_from_float32_the_pictures_stay_those_of_diffusers(
+    xl_studio: Studio, tiny_xl_model: Path, diffusers_tiny_xl: Diffusers
+) -> None:
     with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
         drawn = xl_studio.draw(PROMPT)
     assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT, guidance_scale=5.0)[0]) >= 45

@@ -33,7 +33,7 @@ def unet(down: tuple[str, ...], up: tuple[str, ...], layers: int) -> UNet2DCondi
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_shared_guidance_equals_doubled_batch(name):
+def test_shared_guidance_equals_doubled_batch(name: str) -> None:
     plain = unet(*SHAPES[name])
     guided = GuidedUnet(copy.deepcopy(plain))
     assert guided.shares == (name != "text on the way up alone")

@@ -1,27 +1,29 @@
 """A training run that is stopped and resumed is the run that was never stopped."""
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.loop import Plan, Trainer, averaged  # noqa: E402
+from training.loop import Loss, Plan, Trainer, averaged  # noqa: E402
 
 
-def trainer(path, steps=12, seed=4):
+def trainer(path: Path, steps: int = 12, seed: int = 4) -> Trainer:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
     return Trainer(network, Plan(rate=1e-2, steps=steps, warmup=3, seed=seed), path)
 
 
-def loss_of(one):
-    def loss(step, progress, generator):
+def loss_of(one: Trainer) -> Loss:
+    def loss(step: int, progress: float, generator: torch.Generator) -> torch.Tensor:
         x = torch.randn(5, 3, generator=generator)
         return (one.module(x) - x.sum(1, keepdim=True)).square().mean()
 
     return loss
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole.pt")
     whole.run(loss_of(whole))
     first = trainer(tmp_path / "parts.pt")
@@ -37,7 +39,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
         assert torch.equal(value, averaged(tmp_path / "parts.pt")[name])
 
 
-def test_training_lowers_the_loss_and_another_seed_takes_another_way(tmp_path):
+def test_training_lowers_the_loss_and_another_seed_takes_another_way(tmp_path: Path) -> None:
     one, other = trainer(tmp_path / "a.pt", 200), trainer(tmp_path / "b.pt", 200, seed=5)
     before = loss_of(one)(0, 0.0, torch.Generator().manual_seed(1)).item()
     one.run(loss_of(one))
@@ -46,7 +48,7 @@ def test_training_lowers_the_loss_and_another_seed_takes_another_way(tmp_path):
     assert not torch.equal(one.module[0].weight, other.module[0].weight)
 
 
-def test_rate_warms_up_and_ends_near_zero():
+def test_rate_warms_up_and_ends_near_zero() -> None:
     plan = Plan(rate=1.0, steps=100, warmup=10)
     rates = [plan.rate_at(step, plan.progress(step, 0.0)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(rates[9], abs=0.02)

@@ -1,5 +1,7 @@
 """An exported model can be trained on where its checkpoints are gone."""
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,7 +19,9 @@ from training.restore import restore  # noqa: E402
         ("emoji-xl", ["vae.pt", "text_xl.pt", "unet_xl.pt"]),
     ],
 )
-def test_restored_checkpoints_hold_the_exported_weights_and_can_be_resumed(name, checkpoints, tmp_path):
+def test_restored_checkpoints_hold_the_exported_weights_and_can_be_resumed(
+    name: str, checkpoints: list[str], tmp_path: Path
+) -> None:
     assert restore(MODELS / name, tmp_path) == checkpoints
     assert restore(MODELS / name, tmp_path) == []
     torch.save({"scale": 0.25}, tmp_path / "latents.pt")

@@ -10,7 +10,7 @@ from training.latents import Cache  # noqa: E402
 from training.train_text import place_codes  # noqa: E402
 
 
-def test_each_place_is_read_by_its_own_reader_alone():
+def test_each_place_is_read_by_its_own_reader_alone() -> None:
     codes, readers = place_codes()
     torch.testing.assert_close(readers @ codes.T, torch.eye(64), rtol=0, atol=1e-5)
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(64))
@@ -19,7 +19,7 @@ def test_each_place_is_read_by_its_own_reader_alone():
     assert alike[27, 28] > 0.5 > alike[27, 31] and alike[27, 35] > 0.5 > alike[27, 59]
 
 
-def test_captions_come_with_their_picture_and_the_mean_of_what_they_may_mean():
+def test_captions_come_with_their_picture_and_the_mean_of_what_they_may_mean() -> None:
     pictures = len(artwork.STYLES) * len(concepts.load())
     generator = torch.Generator().manual_seed(3)
     colours = torch.stack([torch.randperm(len(NAMES), generator=generator)[:3] for _ in range(pictures)])
@@ -38,7 +38,7 @@ def test_captions_come_with_their_picture_and_the_mean_of_what_they_may_mean():
     assert 0.3 < sum(map(torch.equal, latents, means)) / 400 < 0.9
 
 
-def test_favourites_are_drawn_as_often_as_asked():
+def test_favourites_are_drawn_as_often_as_asked() -> None:
     listed = concepts.load()
     pictures = len(artwork.STYLES) * len(listed)
     cache = Cache(

@@ -87,14 +87,16 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         _check_weights(flags, recipe, base, refiner)
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
-    pipeline, made_with = _prepare(base, refiner, request, image)
-    facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
-    _warn_of_cuts(pipeline, request, console)
     batches = list(request.batches())
     if recipe is not None:
         batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
         if not batches:
             raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
+    once = len(batches) == 1 and not settings.num_warmup_runs
+    pipeline, made_with = _prepare(base, refiner, request, image, once)
+    facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
+    _warn_of_cuts(pipeline, request, console)
+    if recipe is not None:
         if any(recipe.get(key) != facts.get(key) for key in ("artefacts", "refiner_artefacts", "runtime")):
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:
@@ -214,9 +216,12 @@ def _check_same_latents(base: Preparer, refiner: Preparer) -> None:
 
 
 def _prepare(
-    base: Preparer, refiner: Preparer | None, request: Request, image: np.ndarray | None
+    base: Preparer, refiner: Preparer | None, request: Request, image: np.ndarray | None, once: bool
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """The pipeline, with its refiner if there is one, and what a recipe records of both."""
+    """The pipeline, with its refiner if there is one, and what a recipe records of both.
+
+    Where it runs `once`, the refiner is loaded when the first model is gone.
+    """
     if refiner is not None:
         refiner.check(request.refining())  # before anything is built for the first model
     compiled = base.compile(request, base.stages_for(request, image is not None, decodes=refiner is None))
@@ -231,9 +236,9 @@ def _prepare(
     if quantization := base.runtime.options.quantization:
         facts["quantization"] = quantization
     if refiner is not None and refining_compiled is not None:
-        refining = refiner.load(refining_compiled, request.refining())
-        prepared.pipeline.refiner = refining.pipeline
-        facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining.artefacts}
+        later = refiner.later(refining_compiled, request.refining())
+        prepared.pipeline.refiner = later if once else later.load()
+        facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining_compiled.artefacts}
     return prepared.pipeline, facts
 
 
@@ -252,7 +257,7 @@ def _loss(
     plain = find_runtime("torch")
     with console.job("making the same without quantization"):
         pipeline, _ = _prepare(
-            base.on(plain), refiner and refiner.on(plain), replace(request, engine=plain.name), image
+            base.on(plain), refiner and refiner.on(plain), replace(request, engine=plain.name), image, once=True
         )
         expected = pipeline.run(batch, StageClock())
     return psnr(*(to_bytes(made, "a picture of the first batch") for made in (pictures, expected)))

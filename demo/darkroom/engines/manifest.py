@@ -51,13 +51,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], fingerprints: Fingerprints, anew: bool = False) -> None:
-    """Raises `Damaged` for a file that is not the one it names, or that it does not name.
+    """Raises `Damaged` for a file that is not the one it names, or that it does not name; hidden ones, and what is in
+    hidden folders, are its users'.
 
     `anew` hashes also what seems untouched.
     """
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if name not in manifest["files"] and name != MANIFEST and not path.name.startswith(".") and not path.is_dir():
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name not in manifest["files"] and name != MANIFEST and not hidden and not path.is_dir():
             raise Damaged(f"{name} is none of its files")
     for name, file in manifest["files"].items():
         path = folder / name

@@ -17,6 +17,10 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
 """What `--scheduler` takes: the diffusers class, and what it is given beyond the model's own configuration."""
 
 
+SPREADABLE = "LCMScheduler"
+"""The diffusers class whose steps a pipeline spreads over a share of the timesteps."""
+
+
 def scheduler_class(name: str | None, model_config: dict) -> tuple[str, dict]:
     """The diffusers class and the full configuration for `--scheduler name`; the model's own without a name.
 

@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,18 @@ TOLERANCE = 3e-5
 schedulers divide by alphas down to 0.07, so their own rounding reaches 1e-6)."""
 
 
-def compile_schedule(class_name: str, config: dict[str, Any], steps: int, skipped: int | None = None) -> Table:
+def compile_schedule(
+    class_name: str, config: dict[str, Any], steps: int, skipped: int | None = None, share: float = 1.0
+) -> Table:
     """Compiles `steps` steps of the diffusers scheduler `class_name` made from `config`.
 
-    With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does.
+    With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does. A
+    `share` below 1, which SPREADABLE takes, spreads the steps over the timesteps with least noise.
     Raises `AskedWrongly` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
     scheduler = _make(class_name, config)
+    if share != 1:
+        scheduler.set_timesteps = partial(scheduler.set_timesteps, strength=share)
     name = class_name.removesuffix("Scheduler")
     for switch in NONLINEAR:
         if getattr(scheduler.config, switch, False):

@@ -5,7 +5,8 @@ from typing import Any
 
 from protocol import Clock, Make, Settings, serve
 
-CACHE = "cache-openvino-genai"
+CACHE = ".cache-openvino-genai"
+"""Hidden: the rest of a conversion's folder stays as it was made."""
 
 SCHEDULERS = {
     "DDIMScheduler": "DDIM",

@@ -5,7 +5,8 @@ from typing import Any
 
 from protocol import Make, Settings, serve
 
-CACHE = "cache-optimum-intel"
+CACHE = ".cache-optimum-intel"
+"""Hidden: the rest of a conversion's folder stays as it was made."""
 
 
 def load(settings: Settings) -> Make:
