@@ -33,6 +33,8 @@ ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
 
 PROMPT, SEED, STEPS, GUIDANCE, SIZE, IMAGES = "a red apple, noto style, blue background", 5, 4, 4.0, 128, 2
 
+os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # how the store keeps what is compiled belongs to what is tried
+
 LATEST = 0.6
 """Of the time: what begins later would hardly end in it."""
 

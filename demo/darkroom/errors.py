@@ -1,5 +1,6 @@
 """The two ways a run can end badly for reasons its user can understand."""
 
+import os
 from pathlib import Path
 
 
@@ -32,7 +33,7 @@ def near_on_disk(path: Path) -> str:
     Where the folder that would hold it is not there either, those of a name near its are searched.
     """
     holders = [path.parent]
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         above = path.parent.parent
         holders = [above / name for name in _near(path.parent.name, _models_in(above))]
     return _did_you_mean([str(holder / name) for holder in holders for name in _near(path.name, _models_in(holder))])
@@ -41,7 +42,7 @@ def near_on_disk(path: Path) -> str:
 def _models_in(folder: Path) -> list[str]:
     """The names of what a model can be: folders and safetensors files."""
     try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir() or path.suffix == ".safetensors")
+        return sorted(path.name for path in folder.iterdir() if os.path.isdir(path) or path.suffix == ".safetensors")
     except OSError:
         return []
 

@@ -158,7 +158,7 @@ def _explained(repository: str, instead: str) -> Iterator[None]:
         ) from None
     except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
         # With a folder of the owner's name here, a path is meant.
-        kind = AskedWrongly if Path(repository).parent.is_dir() else Failed
+        kind = AskedWrongly if os.path.isdir(Path(repository).parent) else Failed
         raise kind(
             f"{_not_here(repository)}{repository} could not be fetched from the hub ({type(error).__name__}): connect "
             f"to the network and run this again, or pass {instead}."
@@ -168,7 +168,7 @@ def _explained(repository: str, instead: str) -> Iterator[None]:
 def _not_here(repository: str) -> str:
     """How an error begins where a repository's name may be a mistyped path: with what is not there, and what is."""
     near = near_on_disk(Path(repository))
-    if not near and not Path(repository).parent.is_dir():
+    if not near and not os.path.isdir(Path(repository).parent):
         return ""
     return f"there is no folder {repository} here.{near} If a repository is meant: "
 

@@ -43,9 +43,17 @@ def test_speedups_and_savings_are_over_the_baseline(read_lines) -> None:
 
 
 def test_speedup_is_over_what_the_baseline_did_in_the_same_turns(read_lines) -> None:
-    beside = {"contender": "diffusers eager", "images_per_second": 0.5, "stages": {}}
+    beside = {"contender": "diffusers eager", "settings": DIFFUSERS["settings"], "images_per_second": 0.5}
     (section,) = sections(read_lines(DIFFUSERS, line("openvino fp32", 500.0, beside=beside)))
     assert speedups(section)["openvino fp32", ""] == 4.0
+
+
+def test_speedup_is_over_no_other_cell_of_the_baselines_label(read_lines) -> None:
+    beside = {"contender": "torch fp32", "settings": line("torch fp32", 1.0, threads=1)["settings"]}
+    one, two = line("torch fp32", 1000.0, threads=1), line("torch fp32", 500.0, threads=2)
+    rows = read_lines(one, two | {"beside": beside | {"images_per_second": 0.5}})
+    (section,) = sections(rows)
+    assert set(speedups(section).values()) == {1.0}
 
 
 def test_baseline_is_diffusers_then_torch_then_the_first(read_lines) -> None:

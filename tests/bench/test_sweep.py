@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from darkroom.bench.contender import Contender, seconds_to_picture
-from darkroom.bench.memory import room_for_another
+from darkroom.bench.memory import Room
 from darkroom.bench.sweep import Entrant, append, done, sample, take_turns
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
@@ -98,7 +98,7 @@ class TestTurns:
     def test_what_is_known_is_given_before_those_that_memory_has_no_room_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("darkroom.bench.sweep.room_for_another", lambda running: running < 2)
+        monkeypatch.setattr(Room, "for_another", lambda _, running: running < 2)
         log = tmp_path / "log"
         entrants = [entrant(name, ANSWERS, str(log), name, json.dumps([1] * 6)) for name in "abc"]
         turns = take_turns(entrants, 0, lambda text: None)
@@ -108,12 +108,13 @@ class TestTurns:
         ((third, late),) = turns
         # The first is there again, so that those it was measured without can be compared with it.
         assert third.name == "c" and log.read_text().split() == ["a", "b"] * 6 + ["a", "c"] * 6
-        assert late["beside"] == {"contender": "a", "images_per_second": 2000, "stages": {"UNet": 1, "Pipeline": 1}}
+        beside = {"contender": "a", "settings": entrants[0].settings, "images_per_second": 2000}
+        assert late["beside"] == beside | {"stages": {"UNet": 1, "Pipeline": 1}}
         assert "beside" not in found
 
     def test_a_first_that_fails_is_nobodys_company(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         room = {1: True, 2: False}
-        monkeypatch.setattr("darkroom.bench.sweep.room_for_another", lambda running: room[running])
+        monkeypatch.setattr(Room, "for_another", lambda _, running: room[running])
         log = str(tmp_path / "log")
         good = [entrant(name, ANSWERS, log, name, json.dumps([1] * 6)) for name in "bcd"]
         broken, *others, last = measured(entrant("a", "raise ValueError('no')"), *good)
@@ -164,17 +165,23 @@ def test_a_sample_is_what_a_hand_computes() -> None:
 def test_contenders_wait_in_the_memory_of_the_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 90))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     asked, answer = tmp_path / "asked", tmp_path / "nvidia-smi"
-    for free, room in (("90000", True), ("55000", False)):
-        answer.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "100000, {free}"\n')
+
+    def free(megabytes: int) -> None:
+        answer.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "100000, {megabytes}"\n')
         answer.chmod(0o755)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-        assert room_for_another(1) is room
+
+    free(60_000)  # what is taken before is not a contender's
+    room = Room()
+    for left, enough in ((40_000, True), (35_000, False)):
+        free(left)
+        assert room.for_another(1) is enough
         assert asked.read_text().startswith("-i 2 ")
     answer.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
-    assert room_for_another(1)
+    assert Room().for_another(1)
     monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 50))
-    assert not room_for_another(1)
+    assert not room.for_another(1)
 
 
 class TestFile:

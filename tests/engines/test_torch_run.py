@@ -19,7 +19,7 @@ from darkroom.engines.store import Store
 from darkroom.engines.torch_cache import VARIABLE
 from darkroom.engines.torch_run import Captures
 from darkroom.engines.torch_tuning import fuse_projections
-from darkroom.errors import AskedWrongly
+from darkroom.errors import AskedWrongly, Failed
 from darkroom.export.modules import example_inputs, load_module
 from darkroom.stages.contract import Profile
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
@@ -93,8 +93,11 @@ class TestCompiled:
     """What inductor compiled, for the next process."""
 
     @pytest.fixture(autouse=True)
-    def _nobodys(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv(VARIABLE, raising=False)
+    def _nobodys(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv(VARIABLE, "")  # so that what was there comes back, if that was nothing, too
+        monkeypatch.delenv(VARIABLE)
+        yield
+        torch._dynamo.callback.callback_handler.clear()
 
     @staticmethod
     def begin(store: Store) -> None:
@@ -140,6 +143,28 @@ class TestCompiled:
         (folder,) = store.folders()
         assert {path.name for path in folder.iterdir()} == {"one", "other", MANIFEST}
 
+    def test_is_kept_anew_where_it_was_changed(self, tmp_path: Path) -> None:
+        """As what autotuning found is, in a file that grows; but for Triton's folder."""
+        store = Store(tmp_path)
+        self.begin(store)
+        mine = Path(os.environ[VARIABLE])
+        (mine / "triton").mkdir()
+        for each in ("1", "12"):
+            (mine / "found").write_text(each)
+            (mine / "triton" / "kernel").write_text(each)
+            torch._dynamo.callback.callback_handler.run_end_callbacks(None)
+            (folder,) = store.folders()
+            assert (folder / "found").read_text() == each and not (folder / "triton").exists()
+
+    def test_that_was_given_up_is_no_reason_to_keep_nothing(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        self.begin(store)
+        (Path(os.environ[VARIABLE]) / "graph").write_text("1")
+        handler = torch._dynamo.callback.callback_handler
+        with pytest.raises(torch._dynamo.exc.SkipFrame), handler.install_callbacks(None, ""):
+            raise torch._dynamo.exc.SkipFrame("nothing to compile")
+        assert [(folder / "graph").exists() for folder in store.folders()] == [True]
+
     def test_by_half_is_not_kept(self, tmp_path: Path) -> None:
         store = Store(tmp_path)
         self.begin(store)
@@ -163,12 +188,32 @@ class TestCompiled:
         self.begin(Store(tmp_path))
         Store(tmp_path).sweep()
         assert [path for path in tmp_path.glob(".*.tmp") if str(path) != os.environ[VARIABLE]] == []
+        assert len(list(tmp_path.glob(".*.own.lock"))) == 1, "this process's"
         assert Path(os.environ[VARIABLE]).is_dir()
 
     def test_where_a_user_says_is_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(VARIABLE, "elsewhere")
         find_runtime("torch-compile").keep_in(Store(tmp_path))
         assert os.environ[VARIABLE] == "elsewhere" and list(tmp_path.iterdir()) == []
+
+    def test_is_served_by_a_store_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[str] = []
+        store = Store(tmp_path, told.append)
+        self.begin(store)
+        (Path(os.environ[VARIABLE]) / "graph").write_text("1")
+        torch._dynamo.callback.callback_handler.run_end_callbacks(None)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+        def refused(*_: object) -> None:
+            raise Failed(f"{tmp_path} cannot be written.")
+
+        monkeypatch.setattr(Store, "scratch", refused)
+        self.begin(store)
+        assert (Path(os.environ[VARIABLE]) / "graph").read_text() == "1"
+        monkeypatch.setattr(Store, "renew", refused)
+        (Path(os.environ[VARIABLE]) / "another").write_text("2")
+        torch._dynamo.callback.callback_handler.run_end_callbacks(None)
+        assert len(told) == 1 and "not kept" in told[0] and "cannot be written" in told[0]
 
     def test_in_a_store_that_cannot_be_written_is_left_to_torch(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

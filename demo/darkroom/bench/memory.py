@@ -11,10 +11,20 @@ SAVED_ROOM = 0.15
 SECONDS_TO_ANSWER = 20
 
 
-def room_for_another(running: int) -> bool:
-    """Whether memory is left for one more like those that are running. True where the system does not say."""
-    known = [each for each in (_host(), _device()) if each is not None]
-    return all(free - (total - free) / running > SAVED_ROOM * total for total, free in known)
+class Room:
+    """Made before anybody is loaded: what is taken by then is others'."""
+
+    def __init__(self) -> None:
+        self._before = [free for _, free in _places()]
+
+    def for_another(self, running: int) -> bool:
+        """Whether memory is left for one more like those that are running. True where the system does not say."""
+        places = zip(_places(), self._before, strict=False)
+        return all(free - (before - free) / running > SAVED_ROOM * total for (total, free), before in places)
+
+
+def _places() -> list[tuple[int, int]]:
+    return [place for place in (_host(), _device()) if place is not None]
 
 
 def _host() -> tuple[int, int] | None:

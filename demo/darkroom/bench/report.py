@@ -123,7 +123,7 @@ def _flat(row: Row) -> dict[str, Any]:
         if isinstance(value, dict):
             for member, within in value.items():
                 add(f"{name}_{JSON_NAMES.get(member, member)}", within)
-        elif value is not None or name != "cold_start":  # which has members, where it was measured
+        elif value is not None or name not in ("cold_start", "beside"):  # which have members, where they are there
             flat[name] = str(value).lower() if isinstance(value, bool) else value
 
     for name, value in asdict(row).items():

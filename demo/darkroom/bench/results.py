@@ -94,11 +94,17 @@ class Beside:
     """What another contender did in the same turns, where memory had no room for all at a time."""
 
     contender: str
+    settings: Settings
     images_per_second: float
 
     def __post_init__(self) -> None:
         if not self.images_per_second > 0:
             raise Damaged("beside.images_per_second must be above 0")
+
+    @property
+    def key(self) -> tuple[str, Settings]:
+        """As that of a `Row`, without the machine."""
+        return self.contender, replace(self.settings, cold_starts=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +171,10 @@ def read(files: Iterable[Path]) -> list[Row]:
             raise AskedWrongly(f"{file} holds no results. Give a file that `benchmark.py run` wrote.")
         for row in found:
             before = rows.get(row.key)
-            rows[row.key] = row if row.cold_start or before is None else replace(row, cold_start=before.cold_start)
+            if before and before.cold_start and row.error is None and not row.cold_start:
+                settings = replace(row.settings, cold_starts=before.settings.cold_starts)
+                row = replace(row, settings=settings, cold_start=before.cold_start)
+            rows[row.key] = row
     return list(rows.values())
 
 
@@ -217,8 +226,14 @@ def row_of(line: Any) -> Row:
         finished=_time(line.get("finished")),
         stages=stages,
         cold_start=None if cold_start is None else _made(Sample, cold_start, "cold_start"),
-        beside=None if beside is None else _made(Beside, beside, "beside"),
+        beside=None if beside is None else _beside(beside),
     )
+
+
+def _beside(value: Any) -> Beside:
+    if not isinstance(value, dict):
+        raise Damaged("beside is not an object")
+    return _made(Beside, value, "beside", settings=_made(Settings, value.get("settings"), "beside.settings"))
 
 
 def _object(line: dict[str, Any], name: str, within: str = "") -> dict[str, Any]:

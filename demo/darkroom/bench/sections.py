@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.bench.results import PIPELINE, Row
+from darkroom.bench.results import PIPELINE, Beside, Row
 from darkroom.bench.words import counted, processor_name, words
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.timing import ROWS
@@ -271,6 +271,7 @@ def _entry(row: Row, name: str, group: Group, base: Row | None) -> Entry:
     if row.peak_host_bytes is not None and base.peak_host_bytes:
         saved = base.peak_host_bytes - row.peak_host_bytes
         share = saved / base.peak_host_bytes
-    # Turns that both took tell more than those of different times.
-    beside = row.beside if row.beside and row.beside.contender == base.contender else base
-    return Entry(row, name, group, row.images_per_second / beside.images_per_second, saved, share)
+    other: Row | Beside = base
+    if row is not base and row.beside and row.beside.key == base.key[:2]:
+        other = row.beside  # turns that both took tell more than those of different times
+    return Entry(row, name, group, row.images_per_second / other.images_per_second, saved, share)

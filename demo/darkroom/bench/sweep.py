@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from typing import Any
 
 from darkroom.bench.cell import Cell, Place
 from darkroom.bench.contender import Contender, seconds_to_picture
-from darkroom.bench.memory import room_for_another
+from darkroom.bench.memory import Room
 from darkroom.bench.results import FORMAT, PIPELINE
 from darkroom.errors import AskedWrongly, Failed
 
@@ -68,6 +68,7 @@ def take_turns(
     waiting = [each for each in entrants if "error" not in found[each.name]]
     yield from ((each, found[each.name]) for each in entrants if "error" in found[each.name])
     first: Entrant | None = None
+    room = Room()
     while waiting:
         group, again = [], {}
         with ExitStack() as stack:
@@ -75,12 +76,12 @@ def take_turns(
             if first is not None:
                 again[first.name] = {}
                 running |= _loaded(first, again[first.name], stack, show)
-                if running and not room_for_another(1):
+                if running and not room.for_another(1):
                     running.pop(first.name).close()
-            while waiting and (not running or not group or room_for_another(len(running))):
+            while waiting and (not running or not group or room.for_another(len(running))):
                 group.append(waiting.pop(0))
                 running |= _loaded(group[-1], found[group[-1].name], stack, show)
-            _measure({each.name: each for each in entrants}, running, found | again, show, pictures)
+            _measure({each.name: each for each in entrants}, running, found | again, show, pictures, again)
         for each in group:
             if first is not None and "images_per_second" in again[first.name] and "error" not in found[each.name]:
                 found[each.name]["beside"] = _beside(first, again[first.name])
@@ -103,9 +104,10 @@ def _loaded(
 
 
 def _beside(entrant: Entrant, found: dict[str, Any]) -> dict[str, Any]:
-    """Images a second, and each stage's median in milliseconds."""
+    """Who it was, its images a second, and each stage's median in milliseconds."""
     medians = {stage: each["median"] for stage, each in found["stages"].items()}
-    return {"contender": entrant.label, "images_per_second": found["images_per_second"], "stages": medians}
+    who = {"contender": entrant.label, "settings": entrant.settings}
+    return who | {"images_per_second": found["images_per_second"], "stages": medians}
 
 
 def _start_cold(
@@ -135,7 +137,9 @@ def _measure(
     found: dict[str, dict[str, Any]],
     show: Callable[[str], None],
     pictures: Path | None,
+    drawn: Collection[str],
 ) -> None:
+    """Adds to `found` what the running ones do, turn by turn. The pictures of those who are `drawn` are there."""
     turns = {name: entrants[name].settings["warmup_runs"] + entrants[name].settings["repeat"] for name in running}
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
 
@@ -152,7 +156,7 @@ def _measure(
                 if (answer := ask(name, Contender.run)) is not None:
                     answers[name].append(answer)
     for name in running:
-        if pictures is not None:
+        if pictures is not None and name not in drawn:
             paths = ask(name, lambda contender, name=name: contender.save(pictures / _safe(name)))
             found[name]["pictures"] = [str(path) for path in paths or ()]
         ended = ask(name, Contender.quit)

@@ -104,7 +104,8 @@ def parser_of(script: Script) -> Parser:
             "--image-strength",
             type=float,
             metavar="X",
-            help=f"how far to leave it: the share of the steps that are made, to 1; default {DEFAULT_STRENGTH}",
+            help="how far to leave it: the share of the steps that are made, or of the schedule with a latent "
+            f"consistency model, to 1; default {DEFAULT_STRENGTH}",
         )
     if script.refiner:
         picture.add_argument(

@@ -40,7 +40,7 @@ from darkroom.hub import fetch, fetch_vae, repository_of
 from darkroom.other_vae import check_vae, with_vae
 from darkroom.pipeline import Pipeline
 from darkroom.prepare import Preparer
-from darkroom.request import Batch, Request
+from darkroom.request import Batch, Request, check_steps_left
 from darkroom.single_file import check_single_file, published_config, unpacked
 from darkroom.timing import StageClock, medians, table, throughput
 
@@ -69,7 +69,9 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     engine = asked_engine(flags)
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        asked_request(flags, version, image, second, None, engine)
+        asked = asked_request(flags, version, image, second, None, engine)
+        if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
+            check_steps_left(asked.denoising_steps, asked.image_strength)
     runtime = asked_runtime(flags, recipe, engine, settings, console)
     models = Models(script, settings, runtime, vae, console)
     base = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)

@@ -24,7 +24,7 @@ from darkroom.errors import AskedWrongly, Failed
 from darkroom.fingerprints import Fingerprints, hash_json
 
 DIGITS = 12
-TEMPORARY, ASIDE = ".tmp", ".aside"
+TEMPORARY, ASIDE, OWN = ".tmp", ".aside", ".own"
 HOUR = 3600.0
 SCARCE = 16 * 2**20
 """Bytes: with less of them free, whatever a library says when it cannot write means a full disk."""
@@ -154,6 +154,8 @@ class Store:
             lock = contextlib.nullcontext() if name == held else FileLock(self._lock(name), timeout=0)
             with contextlib.suppress(Timeout, OSError), lock:
                 shutil.rmtree(path)
+                if name.endswith(OWN):  # nobody waits for it
+                    self._lock(name).unlink(missing_ok=True)
 
     def remove(self, folder: Path) -> None:
         """Removes an artefact, or what was set aside: at once for whoever looks, then file by file."""
@@ -167,11 +169,11 @@ class Store:
         """What `find` finds; what is damaged is set aside, where the store can be written."""
         folder = self.root / key.folder_name
         if not folder.exists() or self.damage(folder, key.facts) is None:
-            return self.find(key)
+            return folder if folder.exists() else None
         with contextlib.suppress(Failed), self.changing(key.folder_name):
             if folder.exists() and (damage := self.damage(folder, key.facts)):
                 self._set_aside(folder, damage)
-        return None
+        return self.find(key)
 
     def renew(self, key: Key, fill: Callable[[Path], None]) -> Path:
         """The artefact's folder, made anew of what it holds and what `fill` adds. Raises as `make` does."""
@@ -195,7 +197,7 @@ class Store:
         """
         from filelock import FileLock
 
-        own = f"{name}-{secrets.token_hex(4)}"
+        own = f"{name}-{secrets.token_hex(4)}{OWN}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self._lock(own))
