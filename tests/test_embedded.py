@@ -73,8 +73,8 @@ def test_on_the_other_engines_too(engine: str, script: str, studio: Studio, diff
     assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
 
 
-@pytest.mark.parametrize("script", MODELS)
-def test_a_batch_of_three(script: str, studio: Studio, diffusers_of: dict[str, Diffusers]) -> None:
+def test_a_batch_of_three(studio: Studio, diffusers_of: dict[str, Diffusers]) -> None:
+    script = next(iter(MODELS))
     drawn = embedded(studio, script).draw(*PROMPTS, batch_size=3, batch_count=1, denoising_steps=4, guidance_scale=4.0)
     # Prompt by prompt: the first three pictures are of the first prompt.
     expected = diffusers_of[MODELS[script]].draw(*[PROMPTS[0]] * 3, denoising_steps=4, guidance_scale=4.0)

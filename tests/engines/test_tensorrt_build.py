@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from darkroom.engines.tensorrt_graph import read_graph, tidy
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.stages.contract import Profile, Stage, Tensor
 from tests.engines.stand_ins import CudaStandIn, TensorRtStandIn
-from tests.support import ROOT, Ended, Studio, assert_refused, flags, listing, one_line
+from tests.support import ROOT, Ended, Studio, assert_refused, flags, listing, one_line, until
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 if Path("/dev/nvidiactl").exists():
@@ -147,16 +146,13 @@ class TestWithoutGpu:
         command = [sys.executable, str(ROOT / "demo" / "build_engines.py"), "build", "--engine=tensorrt"]
         folders = flags(onnx_dir=empty_studio.onnx, engine_dir=empty_studio.engines)
         child = subprocess.Popen(
-            [*command, "--version=emoji", *folders],
+            [*command, *flags(model=empty_studio.model), *folders],
             env=empty_studio.environment(),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 240
-        while not list(empty_studio.engines.glob(".unet*.tmp")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1.0)
+        until(lambda: list(empty_studio.engines.glob(".unet*.tmp")), within=240)
         os.killpg(child.pid, signal.SIGINT)
         _, said = child.communicate(timeout=60)
         assert child.returncode == 130 and said.endswith("nothing half-made was kept.\n")
