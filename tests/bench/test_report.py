@@ -124,6 +124,13 @@ def test_groups_are_named_for_what_varies_and_nothing_else(read_lines, changes: 
     assert [group.label for group in section.groups] == labels
 
 
+def test_version_that_was_not_recorded_is_no_other(read_lines) -> None:
+    known = MACHINE | {"packages": MACHINE["packages"] | {"jax": "0.10.2"}}
+    rows = read_lines(DIFFUSERS, OPENVINO, line("openvino fp32", 300.0, batch_size=4, machine=known))
+    (section,) = sections(rows)
+    assert {entry.group.label for entry in section.entries} == {"batch 1", "batch 4"}
+
+
 def test_baseline_of_one_stream_is_what_many_streams_are_compared_with(read_lines) -> None:
     (section,) = sections(
         read_lines(DIFFUSERS, OPENVINO, line("openvino fp32", 500.0, streams=2, images_per_second=4.0))

@@ -137,12 +137,15 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def _varying(rows: Iterable[Row], fields: Iterable[str] | None = None) -> list[str]:
-    """The facts that are not the same for all these rows, those of `WORK` first."""
+    """The facts that are not the same for all these rows, those of `WORK` first. A package whose version was not
+    recorded is no other version."""
+    rows = list(rows)
     facts = [_facts(row) for row in rows]
-    known = dict.fromkeys([*WORK, *(name for each in facts for name in each)])
-    return [
-        name for name in known if (fields is None or name in fields) and len({each.get(name) for each in facts}) > 1
-    ]
+    packages = {name for row in rows for name, _ in row.machine.packages}
+    values: dict[str, set[Any]] = {name: set() for name in (*WORK, *(name for each in facts for name in each))}
+    for name, found in values.items():
+        found |= {each.get(name) for each in facts} - ({None} if name in packages else set())
+    return [name for name, found in values.items() if (fields is None or name in fields) and len(found) > 1]
 
 
 def _own_ways(rows: list[Row]) -> list[str]:
