@@ -1,5 +1,6 @@
 """PyTorch as an engine: the loop on the device, compiled, captured and quantized, as far as that shows on a CPU."""
 
+import errno
 import importlib.util
 import os
 import subprocess
@@ -164,6 +165,20 @@ class TestCompiled:
         with pytest.raises(torch._dynamo.exc.SkipFrame), handler.install_callbacks(None, ""):
             raise torch._dynamo.exc.SkipFrame("nothing to compile")
         assert [(folder / "graph").exists() for folder in store.folders()] == [True]
+
+    def test_that_cannot_be_copied_whole_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store(tmp_path)
+        self.begin(store)
+        (Path(os.environ[VARIABLE]) / "library.so").write_text("whole")
+        torch._dynamo.callback.callback_handler.run_end_callbacks(None)
+
+        def full(_: Path, target: Path, **__: object) -> None:
+            (target / "library.so").write_text("wh")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("shutil.copytree", full)
+        self.begin(store)
+        assert list(Path(os.environ[VARIABLE]).iterdir()) == []
 
     def test_by_half_is_not_kept(self, tmp_path: Path) -> None:
         store = Store(tmp_path)

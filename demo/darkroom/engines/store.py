@@ -168,8 +168,10 @@ class Store:
     def take(self, key: Key) -> Path | None:
         """What `find` finds; what is damaged is set aside, where the store can be written."""
         folder = self.root / key.folder_name
-        if not folder.exists() or self.damage(folder, key.facts) is None:
-            return folder if folder.exists() else None
+        if not folder.exists():
+            return None
+        if self.damage(folder, key.facts) is None:
+            return folder
         with contextlib.suppress(Failed), self.changing(key.folder_name):
             if folder.exists() and (damage := self.damage(folder, key.facts)):
                 self._set_aside(folder, damage)

@@ -65,9 +65,11 @@ class _Kept:
             self._folder = Path(tempfile.mkdtemp(prefix="darkroom-"))
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         if found:
-            # What another process renews meanwhile, or a full disk keeps out, is compiled again.
-            with contextlib.suppress(OSError):
+            try:
                 shutil.copytree(found, self._folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, USED))
+            except OSError:  # another process renews it, or the disk is full: half a library is worse than none
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.mkdir(exist_ok=True)
             self._store.note_use(found)
         self._known = self._files()
         os.environ[VARIABLE] = str(self._folder)
