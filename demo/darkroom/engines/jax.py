@@ -81,7 +81,8 @@ class Jax(Runtime):
 
     def short_of(self, facts: dict[str, Any]) -> str | None:
         here = jax.device_count()
-        return None if facts["devices"] <= here else f"built for {facts['devices']} devices, of which {here} are here"
+        wanted = facts.get("devices", 1)
+        return None if wanted <= here else f"built for {wanted} devices, of which {here} are here"
 
     def release(self) -> None:
         # A client keeps a TPU for its process alone, and most of a GPU's memory.
