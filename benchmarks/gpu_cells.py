@@ -93,7 +93,7 @@ def measure(part: Part) -> int:
         model = Model(part.work, Path(folder))
         for name in part.contenders:
             left = [cell for cell in part.cells if not _is_done(part, name, *cell, here)]
-            if left:
+            if left or _lacks_trace(part, name):
                 failed += _all_of(part, name, model, left, here)
             gc.collect()
             if part.work.device != "cpu":
@@ -118,9 +118,19 @@ def _all_of(part: Part, name: str, model: Model, cells: list[tuple[int, int]], h
         append(Path(part.results), line)
         say(words_of(line))
         failed += line["error"] is not None
-    if part.trace and name == next(each for each in part.contenders if each.startswith(OURS)):
-        failed += not _traced(contender, *min(cells, key=lambda cell: cell[0] * cell[1]), Path(part.trace))
+    if part.trace and name == _first_of_ours(part):
+        failed += not _traced(contender, *min(part.cells, key=lambda cell: cell[0] * cell[1]), Path(part.trace))
     return failed
+
+
+def _first_of_ours(part: Part) -> str | None:
+    """The contender of which a run is profiled."""
+    return next((name for name in part.contenders if name.startswith(OURS)), None)
+
+
+def _lacks_trace(part: Part, name: str) -> bool:
+    """Whether a run of this contender is to be profiled, and none was."""
+    return bool(part.trace) and name == _first_of_ours(part) and not Path(part.trace).with_suffix(".txt").exists()
 
 
 def _is_done(part: Part, name: str, batch: int, steps: int, here: dict[str, Any]) -> bool:
@@ -205,6 +215,8 @@ def _traced(contender: Contender, batch: int, steps: int, file: Path) -> bool:
     on_gpu = torch.cuda.is_available()
     try:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        for _ in range(WARMUP):
+            contender.run(batch, steps)
         with profile(activities=activities) as profiler:
             contender.run(batch, steps)
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"

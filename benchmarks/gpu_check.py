@@ -112,6 +112,10 @@ XL, XL_TURBO, SD, SD_TURBO = (
 )
 """Models, with pixels along each side and guidance."""
 
+FEW_STEPS = tuple((batch, steps) for batch in (1, 4, 8) for steps in (4, 1))
+MANY_STEPS = tuple((batch, steps) for batch in (1, 4, 8) for steps in (20, 30))
+"""What models are seldom asked for, and the table holds for completeness."""
+
 TABLE = (
     ("sdxl", XL, ((1, 30), (1, 20)), ALL, 230),
     ("sdxl-turbo", XL_TURBO, ((1, 4), (1, 1)), ALL, 170),
@@ -124,6 +128,10 @@ TABLE = (
     ("sdxl-turbo-batches", XL_TURBO, ((4, 4), (4, 1), (8, 4), (8, 1)), ALL, 200),
     ("sd-1.5-batches", SD, ((4, 20), (4, 30), (8, 20), (8, 30)), ALL, 240),
     ("sd-turbo-batches", SD_TURBO, ((4, 4), (4, 1), (8, 4), (8, 1)), ALL, 160),
+    ("sdxl-few-steps", XL, FEW_STEPS, ALL, 200),
+    ("sd-1.5-few-steps", SD, FEW_STEPS, ALL, 160),
+    ("sdxl-turbo-many-steps", XL_TURBO, MANY_STEPS, ALL, 240),
+    ("sd-turbo-many-steps", SD_TURBO, MANY_STEPS, ALL, 200),
 )
 """The parts of the table, the most important first: name, model, cells (batch, steps), contenders, most seconds."""
 

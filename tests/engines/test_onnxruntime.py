@@ -29,6 +29,27 @@ STAGE = Stage(
 JOB = Job(STAGE, Profile(None, None, None, vae_factor=2), "fp32")
 
 
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        ("libcudnn.so.9: cannot open shared object file", "libcudnn.so.9: cannot open shared object file"),
+        ("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost", None),
+    ],
+)
+def test_provider_that_lacks_its_host_alone_lacks_nothing(
+    said: str, missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: str) -> None:
+        raise OSError(said)
+
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"")
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime_providers.ctypes, "CDLL", load)
+    assert onnxruntime_providers.missing_library.__wrapped__("cuda") == missing
+
+
 def expected(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What `session` computes, by NumPy."""
     shaded = np.exp(inputs["latents"] * inputs["text"][:, :, None, None])

@@ -5,9 +5,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,11 +21,11 @@ import torch
 
 from darkroom.engines import find_runtime
 from darkroom.engines.manifest import MANIFEST
-from darkroom.engines.runtime import Denoiser, Options
+from darkroom.engines.runtime import Denoiser, Job, Options
 from darkroom.engines.store import Store
 from darkroom.engines.torch_cache import VARIABLE
 from darkroom.engines.torch_run import Captures
-from darkroom.engines.torch_tuning import fuse_projections
+from darkroom.engines.torch_tuning import fuse_projections, least_rows
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.export.modules import example_inputs, load_module
 from darkroom.stages.contract import Profile
@@ -295,6 +301,26 @@ class TestCaptures:
                 assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
         assert len([each for each in told if "captured" in str(each.message)]) == 1
 
+    def test_only_one_thread_at_a_time_does_what_no_graph_does_yet(self, captured: list) -> None:
+        beside: list[bool] = []
+        inside = threading.Lock()
+
+        class Exclusive(Small):
+            def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+                beside.append(not inside.acquire(blocking=False))
+                time.sleep(0.01)
+                made = super().forward(*inputs)
+                inside.release() if not beside[-1] else None
+                return made
+
+        table = schedule()
+        engines = [engine_of(Exclusive()) for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            made = list(pool.map(lambda engine: [denoised(engine, table, seed) for seed in range(2)], engines))
+        assert len(captured) == 3
+        assert beside and not any(beside)
+        assert all((np.array(each) == np.array(made[0])).all() for each in made)
+
     def test_call_that_came_twice_is_replayed_on_new_inputs(self, captured: list) -> None:
         module = Small()
         engine = engine_of(module)
@@ -347,6 +373,30 @@ def test_what_cannot_be_had_here_is_refused_in_one_line(
     assert_refused(ended, asked[0].split("=")[0], word)
 
 
+def test_products_launched_one_by_one_are_captured_by_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.engines.torch.Torch._on_gpu", True)
+    with pytest.raises(AskedWrongly, match=r"--use-cuda-graph .* int8 .* torch-compile"):
+        find_runtime("torch", Options(quantization="int8", use_cuda_graph=True))
+
+
+@pytest.mark.parametrize(
+    ("guided", "batch", "size", "rows"),
+    [(False, 1, 128, 16), (True, 1, 128, 32), (False, 2, 96, 18), (True, 1, 104, 32)],
+)
+def test_smallest_products_have_the_rows_of_the_lowest_level(guided: bool, batch: int, size: int, rows: int) -> None:
+    job = Job(replace(STAGE, options={"guided": guided}), Profile(batch, size, size), "fp32")
+    assert least_rows(job, 3) == rows
+
+
+def test_product_of_too_few_rows_is_refused_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.engines.torch.Torch._on_gpu", True)
+    monkeypatch.setattr("darkroom.engines.torch.Torch._check_options", lambda self: None)
+    module = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=[1, 1, 1, 1])))
+    job = Job(STAGE, Profile(1, 256, 256), "fp32")
+    with pytest.raises(AskedWrongly, match="17 rows or more on a GPU, and a part of this picture has 16"):
+        find_runtime("torch-compile", Options(quantization="int8"))._check_rows(job, module)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_quantization_is_for_torch(engine: str) -> None:
     with pytest.raises(AskedWrongly, match=r"--quantization has nothing to act on .* torch or torch-compile"):
@@ -362,3 +412,30 @@ def test_quantized_picture_tells_its_loss_and_is_remade(studio: Studio, diffuser
     assert f"int8: PSNR {loss:.1f} dB" in drawn.err
     again = studio.draw(recipe=drawn.paths[0])
     assert (again.pictures[0] == drawn.pictures[0]).all()
+
+
+def test_weights_kept_in_half_precision_can_be_quantized(studio: Studio) -> None:
+    with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
+        drawn = studio.draw(PROMPT, engine="torch", quantization="int8")
+    assert 20 < drawn.result["quantization_psnr"] < 100
+
+
+def test_way_of_compiling_is_recorded_and_replayed(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | None] = []
+
+    def compiled(module: Any, **_: Any) -> Any:
+        return module
+
+    real = torch._inductor.list_mode_options
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(
+        torch._inductor, "list_mode_options", lambda mode, *more: modes.append(mode) or real(mode, *more)
+    )
+    plain = studio.draw(PROMPT, torch_inference="default")
+    tuned = studio.draw(PROMPT, torch_inference="max-autotune-no-cudagraphs")
+    assert "torch_inference" not in plain.result
+    assert tuned.result["torch_inference"] == "max-autotune-no-cudagraphs"
+    assert tuned.paths[0] != plain.paths[0]
+    modes.clear()
+    studio.draw(recipe=tuned.paths[0])
+    assert set(modes) == {"max-autotune-no-cudagraphs"}

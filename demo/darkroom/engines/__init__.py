@@ -44,7 +44,7 @@ RUNTIMES = {
     "torch-compile": Listed(
         "torch", ("torch",), "pip install torch==2.13.0", TORCH, tools={"compiler": "apt-get install g++"}
     ),
-    "jax": Listed("jax", ("jax",), "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers", JAX),
+    "jax": Listed("jax", ("jax",), "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers safetensors", JAX),
 }
 """In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
 

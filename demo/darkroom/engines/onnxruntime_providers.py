@@ -7,6 +7,7 @@ CPU, have been run: nothing else was at hand.
 import contextlib
 import ctypes
 import io
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def missing_library(provider: str) -> str | None:
     try:
         ctypes.CDLL(str(library)) if library.exists() else None
     except OSError as error:
-        return str(error)
+        # Alone it always lacks its host, which ONNX Runtime loads before it; that is looked for when all else is there.
+        return None if "Provider_GetHost" in str(error) else str(error)
     return None
 
 
@@ -98,6 +100,8 @@ def stack(
 
     What a provider has no kernel for goes to the next.
     """
+    if provider == TENSORRT and precision == "fp32":
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # as below: it has no option of its own
     cuda = (
         "CUDAExecutionProvider",
         {

@@ -52,12 +52,23 @@ class Options:
         return [name for name, value in values.items() if value is not None and value is not False]
 
     def place(self) -> dict[str, str]:
-        """What of them says where networks run: recipes and manifests have it too."""
+        """What of them says where networks run: manifests have it too."""
         return {name: value for name in PLACES if (value := getattr(self, name)) is not None}
+
+    def recorded(self) -> dict[str, str]:
+        """What of them recipes hold, because pixels depend on it."""
+        mode = self.torch_inference
+        return self.place() | ({} if mode in (None, *UNTUNED) else {"torch_inference": mode})
 
 
 PLACES = ("provider", "device")
 """The options that say where a runtime runs networks."""
+
+RECORDED = (*PLACES, "torch_inference")
+"""The options that recipes hold."""
+
+UNTUNED = ("eager", "default")
+"""The modes of torch that the engine's name says already."""
 
 ON_NVIDIA = ("cuda", "tensorrt")
 """The providers whose GPUs are CUDA's to choose."""

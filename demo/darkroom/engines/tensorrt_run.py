@@ -6,6 +6,7 @@ can be replayed. The host waits once, for the last sample.
 """
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ ITEM = 4
 
 
 class Session:
-    """The device as all engines of a run share it: its stream, and scratch memory as large as the largest needs."""
+    """The device as all engines of a run share it: its stream, and scratch memory as large as the largest needs.
+
+    `lock` is held by whoever works with the stream: what another thread gave it, or its waiting, would otherwise get
+    into a capture.
+    """
 
     def __init__(self, trt: Any, cuda_api: Any, options: Options) -> None:
         self.trt = trt
@@ -37,6 +42,7 @@ class Session:
         self.options = options
         self.log = make_log(trt)
         self.runtime = trt.Runtime(self.log)
+        self.lock = threading.Lock()
         self._networks: list[_Network] = []
         self._settled = 0
         self._scratch: int | None = None
@@ -230,8 +236,8 @@ class TensorRtEngine(Engine):
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         cuda, network = self._session.cuda, self._network
-        self._session.settle()
-        with self._session.range(network.stage.name):
+        with self._session.lock, self._session.range(network.stage.name):
+            self._session.settle()
             cuda.record(self._start)
             for tensor in network.stage.inputs:
                 network.give(tensor.name, inputs[tensor.name])
@@ -266,28 +272,30 @@ class TensorRtUnet(TensorRtEngine):
         self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
     ) -> Iterator[np.ndarray | None]:
         """See `Denoiser`. With CUDA graphs, a loop that came twice is captured whole, and from then on one launch."""
-        cuda, calls = self._session.cuda, len(table)
+        cuda, calls, lock = self._session.cuda, len(table), self._session.lock
         kind = calls, len(noises)
-        self._session.settle()
         with self._session.range("unet"):
-            cuda.record(self._start)
-            self._upload(table, sample, noises, conditions)
-            if whole := self._captures.get(kind):
-                cuda.launch(whole)
-                yield from [None] * (calls - 1)
-            else:
-                for call in range(calls):
-                    self._launch("step", self._advance)
-                    if call < calls - 1:
-                        yield None
-            cuda.record(self._end)
-            samples = self._step.buffers["samples"]
-            cuda.download(samples.pinned[: sample.nbytes], samples.address)  # the newest stands first
-            cuda.wait()
-        self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
-        self._runs[kind] += 1
-        if self._session.options.use_cuda_graph and not whole and self._runs[kind] > 1:
-            self._captures.capture(kind, lambda: [self._advance() for _ in range(calls)])  # on nobody's clock
+            with lock:
+                self._session.settle()
+                cuda.record(self._start)
+                self._upload(table, sample, noises, conditions)
+                if whole := self._captures.get(kind):
+                    cuda.launch(whole)
+            for call in range(calls):
+                if not whole:
+                    with lock:
+                        self._launch("step", self._advance)
+                if call < calls - 1:
+                    yield None
+            with lock:
+                cuda.record(self._end)
+                samples = self._step.buffers["samples"]
+                cuda.download(samples.pinned[: sample.nbytes], samples.address)  # the newest stands first
+                cuda.wait()
+                self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+                self._runs[kind] += 1
+                if self._session.options.use_cuda_graph and not whole and self._runs[kind] > 1:
+                    self._captures.capture(kind, lambda: [self._advance() for _ in range(calls)])  # on nobody's clock
         yield samples.host(sample.shape).copy()
 
     def _advance(self) -> None:

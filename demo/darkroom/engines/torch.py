@@ -17,7 +17,7 @@ from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
 from darkroom.engines.store import Store
 from darkroom.engines.torch_cache import keep_compiled
 from darkroom.engines.torch_run import TorchEngine, TorchUnet, out_of_memory
-from darkroom.engines.torch_tuning import check_quantization, fuse_projections, quantize
+from darkroom.engines.torch_tuning import ROWS_OF_INT8, check_quantization, fuse_projections, least_rows, quantize
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.export.loop import LoopStep
 from darkroom.export.modules import DTYPES, load_module
@@ -87,6 +87,7 @@ class Torch(Runtime):
                 fuse_projections(module)
             module.to(self._device, memory_format=torch.channels_last)
             if quantized:
+                self._check_rows(job, module)
                 quantize(module, quantized)
         except torch.OutOfMemoryError:
             raise out_of_memory(stage, self._device) from None
@@ -121,6 +122,17 @@ class Torch(Runtime):
         options = options | {"conv_1x1_as_mm": True}
         return torch.compile(module, dynamic=dynamic, options=options)
 
+    def _check_rows(self, job: Job, module: nn.Module) -> None:
+        """Raises `AskedWrongly` where inductor would have to choose a kernel that CUDA has for more rows alone."""
+        if not (self._on_gpu and self._compiled and self.options.quantization == "int8"):
+            return
+        rows = least_rows(job, len(module.unet.config.block_out_channels))
+        if rows is not None and rows < ROWS_OF_INT8:
+            raise AskedWrongly(
+                f"--quantization int8 with --engine torch-compile multiplies {ROWS_OF_INT8} rows or more on a GPU, and "
+                f"a part of this picture has {rows}: take a larger --batch-size, or --engine torch."
+            )
+
     def _check_options(self) -> None:
         """Raises `AskedWrongly` for what is not known, or cannot be had on this machine."""
         mode = self.options.torch_inference
@@ -131,6 +143,10 @@ class Torch(Runtime):
             raise AskedWrongly(f"--use-cuda-graph needs an NVIDIA GPU, and --engine {self.name} finds none here.")
         if self.options.quantization is not None:
             check_quantization(self.options.quantization, self._device)
+            if self.options.quantization == "int8" and self.options.use_cuda_graph and not self._compiled:
+                raise AskedWrongly(
+                    "--use-cuda-graph cannot capture the int8 products of --engine torch: take --engine torch-compile."
+                )
         if not self._compiled:
             return
         if not (shutil.which("g++") or shutil.which("clang++")):

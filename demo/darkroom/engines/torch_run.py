@@ -4,10 +4,11 @@ On CUDA, work that comes again is captured as a CUDA graph and replayed from the
 denoising loop with the schedule's arithmetic in it. Without one the same code runs step by step.
 """
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from darkroom.export.loop import rows_of
 from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table
 from darkroom.stages.contract import Stage
 from darkroom.stages.step import ROWS
+
+SETTLING = threading.RLock()
+"""Held while a graph is captured, and wherever one is still to come: what is done for the first time waits for the
+whole device, by which the capture of another thread would end."""
 
 
 class Buffers:
@@ -55,6 +60,7 @@ class Captures:
         self._layout = 0
         # Of each engine's own: what one replays must not overwrite what another has made, and nobody has fetched yet.
         self._pool: Any = None
+        self._stream: Any = None
 
     def get(self, name: Hashable) -> tuple[Callable[[], None], Any] | None:
         """What replays the work, and what it returned: tensors that every replay fills anew. None without a graph."""
@@ -83,11 +89,15 @@ class Captures:
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile, with stages of other batches, is none of the capture's business.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = work()
+            # A stream of their own, too: the workspaces of a stream's graphs lie in the pool of the first.
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # What other threads replay meanwhile, with stages of other batches, is none of the capture's business.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                made = work()
+        finally:
+            torch.cuda.set_stream(before)  # which a capture that fails at its end does not
         return graph.replay, made
 
 
@@ -106,18 +116,25 @@ class TorchEngine(Engine):
         with self._computing():
             start = self._mark()
             given = [self._buffers.give(tensor.name, inputs[tensor.name]) for tensor in self._stage.inputs]
-            captured = self._captures.get("call")
-            if captured:
+            if captured := self._captures.get("call"):
                 replay, made = captured
                 replay()
+                outputs = self._all_fetched(made, start)
             else:
-                made = self._module(*given)
-            values = made if isinstance(made, tuple) else (made,)
-            outputs = [self._fetched(value) for value in values]
-            self._wait(start)
-            if not captured:
-                self._captures.done("call", lambda: self._module(*given))
+                with self._settling():
+                    outputs = self._all_fetched(self._module(*given), start)
+                    self._captures.done("call", lambda: self._module(*given))
         return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, outputs, strict=True)}
+
+    def _all_fetched(self, made: Any, start: Any) -> list[torch.Tensor]:
+        """What a module gave, on the host; `start` is when it was called."""
+        outputs = [self._fetched(value) for value in (made if isinstance(made, tuple) else (made,))]
+        self._wait(start)
+        return outputs
+
+    def _settling(self) -> AbstractContextManager[Any]:
+        """For what is done without a graph: see `SETTLING`."""
+        return SETTLING if self._graphs else nullcontext()
 
     def _fetched(self, value: torch.Tensor) -> torch.Tensor:
         """A copy on the host, whole after `_wait`, in memory that the device writes to while the host goes on."""
@@ -175,7 +192,7 @@ class TorchUnet(TorchEngine):
         # No block is open while the generator stands: what it changes would hold for whoever is running then.
         for call, turn in enumerate(turns):
             if not captured:
-                with self._computing():
+                with self._computing(), self._settling():
                     self._step(*turn)
             if call < len(turns) - 1:
                 yield None
@@ -183,7 +200,8 @@ class TorchUnet(TorchEngine):
             latest = self._fetched(samples[0])
             self._wait(start)
             if not captured:
-                self._loops.done(kind, lambda: [self._step(*turn) for turn in turns])  # on nobody's clock
+                with self._settling():
+                    self._loops.done(kind, lambda: [self._step(*turn) for turn in turns])  # on nobody's clock
         yield latest.numpy()
 
     def _begun(

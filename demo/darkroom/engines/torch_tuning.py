@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from darkroom.engines.runtime import Job
 from darkroom.errors import AskedWrongly, near_matches
 
 QUANTIZATIONS = ("int8", "fp8")
@@ -20,6 +21,21 @@ FP8_FROM = (8, 9)
 
 ALIGNED = 16
 """Products in 8 bits take sizes that are multiples."""
+
+
+ROWS_OF_INT8 = 17
+"""The least that CUDA's product of int8 matrices takes (`torch._int_mm`)."""
+
+
+def least_rows(job: Job, levels: int) -> int | None:
+    """Rows of the smallest products in a UNet's transformer blocks, at its lowest of so many levels; None where sizes
+    are free."""
+    profile = job.profile
+    if profile.height is None or profile.width is None:
+        return None
+    pixels = profile.vae_factor * 2 ** (levels - 1)
+    calls = 2 if job.stage.options.get("guided") else 1
+    return calls * (profile.batch or 1) * -(-profile.height // pixels) * -(-profile.width // pixels)
 
 
 def fuse_projections(module: nn.Module) -> None:
@@ -75,6 +91,9 @@ def quantize(unet: nn.Module, kind: str) -> None:
             and layer.in_features % ALIGNED == layer.out_features % ALIGNED == 0
         )
 
+    for name, layer in unet.named_modules():
+        if is_meant(layer, name) and nn.utils.parametrize.is_parametrized(layer, "weight"):
+            nn.utils.parametrize.remove_parametrizations(layer, "weight")  # it is widened once, and then in 8 bits
     # What torchao would set in inductor holds for the whole process; the engine says itself how it is compiled.
     if kind == "int8":
         config: Any = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
