@@ -78,6 +78,35 @@ def test_configuration_that_is_no_object_is_named(name: str, content: bytes, mod
 
 
 @pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("vae", {"block_out_channels": 5}),
+        ("vae", {"block_out_channels": []}),
+        ("vae", {"scaling_factor": "0.2"}),
+        ("vae", {"scaling_factor": float("nan")}),
+        ("unet", {"sample_size": "abc"}),
+        ("unet", {"sample_size": []}),
+        ("unet", {"in_channels": None}),
+        ("text_encoder", {"num_hidden_layers": "three"}),
+        ("text_encoder", {"hidden_size": -1}),
+    ],
+    ids=str,
+)
+def test_value_of_another_kind_is_named_with_its_file(part: str, wrong: dict[str, object], model: Path) -> None:
+    edit_json(model / part / "config.json", **wrong)
+    said = refusal(model)
+    assert str(model / part / "config.json") in said and f"{next(iter(wrong))} must be" in said
+
+
+@pytest.mark.parametrize("weight_map", [{"a": 1}, {}, {"a": ["b"]}, []])
+def test_index_that_names_no_files_is_named(weight_map: object, model: Path) -> None:
+    (model / WEIGHTS["unet"]).unlink()
+    index = model / f"{WEIGHTS['unet']}.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert str(index) in refusal(model)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"\xff" * 64,

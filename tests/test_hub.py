@@ -84,3 +84,15 @@ def test_what_may_be_a_mistyped_path_is_said_to_be_no_folder(
         hub.fetch(source, None, tmp_path / "downloads")
     assert str(error.value).startswith(said) and f"{source} could not be fetched from the hub" in str(error.value)
     assert type(error.value) is raised
+
+
+def test_name_that_nobody_typed_is_no_mistyped_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(endpoint: str) -> None:
+        raise TimeoutError
+
+    (tmp_path / "stabilityai").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_reachable", unreachable)
+    with pytest.raises(Failed) as error:
+        hub.fetch("stabilityai/sd-turbo", None, tmp_path / "downloads", may_be_path=False)
+    assert str(error.value).startswith("stabilityai/sd-turbo could not be fetched")

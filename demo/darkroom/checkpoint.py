@@ -173,6 +173,8 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
                 rest.append(hashlib.sha256((folder / tokenizer / name).read_bytes()).hexdigest())
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, family, digests, revision)
+    for part in digests:
+        _check_config(part, checkpoint.config(part), folder)
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     added = checkpoint.unet.get("addition_embed_type")
@@ -183,6 +185,31 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             if checkpoint.config(part).get(name) is not None:
                 raise AskedWrongly(f"the {part} of {folder} has {name} in its configuration, which Darkroom has not.")
     return checkpoint
+
+
+def _check_config(part: str, config: dict[str, Any], folder: Path) -> None:
+    """Raises `AskedWrongly` for a value that Darkroom reads and that is of another kind than the libraries write."""
+    for name in DEFAULTS[part]:
+        value = config[name]
+        match name:
+            case "block_out_channels":
+                kind, fits = "a list of counts", _are_counts(value)
+            case "scaling_factor":
+                kind, fits = "a number above 0", isinstance(value, int | float) and 0 < value < math.inf
+            case "sample_size":
+                kind, fits = "a count or two", value is None or _is_count(value) or _are_counts(value)
+            case _:
+                kind, fits = "a count", _is_count(value)
+        if not fits:
+            raise AskedWrongly(f"{folder / part / 'config.json'}: {name} must be {kind}, not {value!r}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_count, value))
 
 
 def networks(index: dict[str, Any]) -> list[str]:
@@ -206,8 +233,11 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         if index.is_file():
             try:
                 shards = sorted(set(read_json(index)["weight_map"].values()))
+                whole = bool(shards) and all(isinstance(shard, str) for shard in shards)
             except (KeyError, AttributeError, TypeError):
-                raise AskedWrongly(f"{index} names no weight files.") from None
+                whole = False
+            if not whole:
+                raise AskedWrongly(f"{index} names no weight files.")
             for shard in shards:
                 if not (folder / shard).is_file():
                     raise AskedWrongly(f"{folder / shard} is missing; {index.name} names it.")

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import math
 import os
 import signal
 import sys
@@ -91,6 +92,14 @@ def peak_memory() -> int:
         return 0
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
+
+
+def machine_memory() -> float:
+    """Bytes of memory in this machine; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        return math.inf
 
 
 def _work(

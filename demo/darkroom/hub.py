@@ -26,9 +26,11 @@ WEIGHTS = tuple(f"{part}/{stem}" for part, stem in NETWORKS.items())
 SECONDS_TO_CONNECT = "5"
 
 
-def fetch(repository: str, token: str | None, folder: Path | None, weights: bool = True) -> Path:
+def fetch(
+    repository: str, token: str | None, folder: Path | None, weights: bool = True, may_be_path: bool = True
+) -> Path:
     """The folder of a hub repository's model: what is on disk already, or else downloaded; without `weights`, only its
-    configurations and tokenizers.
+    configurations and tokenizers. `may_be_path` is false for a name that nobody typed.
 
     Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
     handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.
@@ -41,7 +43,7 @@ def fetch(repository: str, token: str | None, folder: Path | None, weights: bool
     wanted = WEIGHTS if weights else ()
     patterns = _patterns(wanted)
     instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
-    with _explained(repository, instead):
+    with _explained(repository, instead, may_be_path):
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
         files = api.list_repo_files(repository)
@@ -136,13 +138,16 @@ def _settings() -> None:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS_TO_CONNECT)
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS_TO_CONNECT)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a job's one line is Darkroom's own
 
 
 @contextlib.contextmanager
-def _explained(repository: str, instead: str) -> Iterator[None]:
+def _explained(repository: str, instead: str, may_be_path: bool = True) -> Iterator[None]:
     """Raises what goes wrong with the hub in one line. `instead` says what can be passed to do without."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    # With a folder of the owner's name here, a path is meant.
+    not_here = _not_here(repository) if may_be_path else ""
     try:
         yield
     except DarkroomError:
@@ -153,14 +158,11 @@ def _explained(repository: str, instead: str) -> Iterator[None]:
             f"pass --hf-token or set HF_TOKEN."
         ) from None
     except RepositoryNotFoundError:
-        raise AskedWrongly(
-            f"{_not_here(repository)}the hub has no {repository}, or it is private and needs --hf-token."
-        ) from None
+        raise AskedWrongly(f"{not_here}the hub has no {repository}, or it is private and needs --hf-token.") from None
     except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
-        # With a folder of the owner's name here, a path is meant.
-        kind = AskedWrongly if os.path.isdir(Path(repository).parent) else Failed
+        kind = AskedWrongly if may_be_path and os.path.isdir(Path(repository).parent) else Failed
         raise kind(
-            f"{_not_here(repository)}{repository} could not be fetched from the hub ({type(error).__name__}): connect "
+            f"{not_here}{repository} could not be fetched from the hub ({type(error).__name__}): connect "
             f"to the network and run this again, or pass {instead}."
         ) from None
 

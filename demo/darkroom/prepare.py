@@ -16,7 +16,7 @@ import numpy as np
 
 from darkroom.assembly import Traits, assemble, text_encoders
 from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
-from darkroom.child import peak_memory, run_in_child
+from darkroom.child import machine_memory, peak_memory, run_in_child
 from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime, asked_as
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly, Failed
@@ -35,6 +35,9 @@ TABLE_REVISION = 2
 """Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
 
 TABLE_FILE = "table.npz"
+
+BYTES_OF_A_PIXEL = 12
+"""Of a decoded picture: three numbers in float32."""
 
 BATCHES = (1, 1, 8)
 """Images that an engine with a free batch takes: least, best, most."""
@@ -255,6 +258,12 @@ class Preparer:
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
                 )
 
+        least = BYTES_OF_A_PIXEL * request.batch_size * request.height * request.width
+        if least > (room := machine_memory()):
+            raise AskedWrongly(
+                f"--batch-size {request.batch_size} with {request.width}x{request.height} pixels: the pictures alone "
+                f"would take {least / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}."
+            )
         self._check_bounds(request)
         for lora in self.loras:
             if not lora.networks & self.checkpoint.digests.keys():

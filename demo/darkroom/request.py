@@ -18,6 +18,9 @@ PIXEL_MULTIPLE = 8
 OPSETS = range(17, 21)
 """ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
 
+TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
+"""What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
+
 BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
 
@@ -87,7 +90,7 @@ class Request:
         for name in ("height", "width"):
             pixels = getattr(self, name)
             if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
-                near = max(PIXEL_MULTIPLE, round(pixels / PIXEL_MULTIPLE) * PIXEL_MULTIPLE)
+                near = max(PIXEL_MULTIPLE, (pixels + PIXEL_MULTIPLE // 2) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
                 raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise AskedWrongly(f"--guidance-scale must be a number from 0 up, not {self.guidance_scale}.")
@@ -152,16 +155,23 @@ class Request:
     def image_count(self) -> int:
         return len(self.prompts) * self.batch_size * self.batch_count
 
+    @property
+    def batch_total(self) -> int:
+        """Batches of all prompts together."""
+        return len(self.prompts) * self.batch_count
+
+    def batch(self, number: int) -> "Batch":
+        """One of the full batches that the images are cut into in order, prompt by prompt; counted from 0."""
+        first = number * self.batch_size
+        return Batch(
+            first,
+            (self.prompts[number // self.batch_count],) * self.batch_size,
+            tuple(range(self.seed + first, self.seed + first + self.batch_size)),
+        )
+
     def batches(self) -> Iterator["Batch"]:
-        """The images in order, prompt by prompt, cut into full batches."""
-        each = self.batch_size * self.batch_count
-        for first in range(0, self.image_count, self.batch_size):
-            images = range(first, first + self.batch_size)
-            yield Batch(
-                first,
-                tuple(self.prompts[image // each] for image in images),
-                tuple(self.seed + image for image in images),
-            )
+        """All of them."""
+        return map(self.batch, range(self.batch_total))
 
     def as_json(self) -> dict[str, Any]:
         lists = {"prompts": list(self.prompts), "loras": [dataclasses.asdict(lora) for lora in self.loras]}
@@ -187,6 +197,13 @@ def check_steps_left(steps: int, strength: float) -> None:
     """Raises `AskedWrongly` where a picture to start from leaves none of so many steps."""
     if not int(steps * strength):
         raise AskedWrongly(f"--image-strength {strength} of {steps} denoising steps leaves no step.")
+
+
+def check_published_steps(request: "Request") -> None:
+    """Raises `AskedWrongly` for more steps than any published model's scheduler makes, before a model is fetched."""
+    limit = DISTILLED_TIMESTEPS if request.scheduler in ("LCM", "TCD") else TRAINED_TIMESTEPS
+    if request.denoising_steps > limit:
+        raise AskedWrongly(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
 
 
 @dataclass(frozen=True)

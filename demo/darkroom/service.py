@@ -150,7 +150,7 @@ class Plan:
             "seed": request.seed,
             "slot": 0,
             "prompt": request.prompts[0],
-        } | self.options.place()
+        } | self.options.recorded()
 
     def moved(self, place: Callable[[Path], Path]) -> "Plan":
         """The same with its folders elsewhere."""

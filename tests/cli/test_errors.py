@@ -50,6 +50,9 @@ def assert_nothing_came_of(studio: Studio, arguments: list[str], said: str, code
         ([PROMPT, "--width=-64"], "--width"),
         ([PROMPT, "--height=tall"], "--height"),
         ([PROMPT, "--height=64.5"], "--height"),
+        ([PROMPT, f"--height={9**320}"], "--height"),
+        ([PROMPT, f"--height={2**40}"], "GB"),
+        ([PROMPT, "--batch-size=1000000000"], "GB"),
         ([PROMPT, "--guidance-scale=nan"], "--guidance-scale"),
         ([PROMPT, "--guidance-scale=inf"], "--guidance-scale"),
         ([PROMPT, "--guidance-scale=-1"], "--guidance-scale"),
@@ -225,6 +228,30 @@ def test_near_matches_of_a_model_folder_that_is_not_there_are_named(
     assert_nothing_came_of(studio, [PROMPT, "--model", asked, *studio.folders()], f"Did you mean '{near}'?")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--denoising-steps=1001"], "1000"),
+        (["--denoising-steps=51", "--scheduler=LCM"], "50"),
+        (["--engine=onnxruntime", "--precision=fp16"], "fp16"),
+    ],
+)
+def test_what_no_published_model_can_do_is_refused_before_one_is_fetched(
+    arguments: list[str], said: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom.cli.main.fetch", lambda *_: pytest.fail("a model was fetched"))
+    assert_nothing_came_of(studio, [PROMPT, "--version=1.5", *arguments, *studio.folders()], said)
+
+
+@pytest.mark.parametrize("arguments", [["--denoising-steps=1001"], ["--clip-skip=99"]])
+def test_nothing_is_said_of_the_embedded_model_before_a_refusal(arguments: list[str], studio: Studio) -> None:
+    assert_nothing_came_of(studio, [PROMPT, *arguments, *studio.folders()], arguments[0].partition("=")[0])
+
+
+def test_refusal_is_one_line_whatever_it_repeats(studio: Studio) -> None:
+    assert_nothing_came_of(studio, [PROMPT, "--model", "no\nwhere", *studio.folders()], "no where does not exist")
+
+
 def test_mistyped_path_of_one_slash_is_asked_wrongly_where_its_folder_is_there(studio: Studio) -> None:
     (studio.root / "models" / "emoji").mkdir(parents=True)
     ended = studio.shell(PROMPT, "--model=models/emojy", *studio.folders(), timeout=SOON)
@@ -284,6 +311,15 @@ def test_output_folder_without_permission_is_refused(studio: Studio) -> None:
         studio.output.chmod(0o700)
 
 
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_output_folder_under_a_link_to_nowhere_is_refused(below: str, studio: Studio) -> None:
+    link = studio.root / "link"
+    link.symlink_to(studio.root / "nowhere")
+    folders = [flag for flag in studio.folders() if not flag.startswith("--output-dir")]
+    arguments = [PROMPT, "--model", str(studio.model), *folders, f"--output-dir={link / below}"]
+    assert_nothing_came_of(studio, arguments, "--output-dir")
+
+
 @pytest.mark.parametrize("name", ["onnx", "engines"])
 def test_artefact_folder_that_is_a_file_ends_in_one_line(name: str, empty_studio: Studio) -> None:
     (empty_studio.root / name).write_text("kept")
@@ -296,7 +332,7 @@ def test_artefact_folder_that_is_a_file_ends_in_one_line(name: str, empty_studio
 
 
 def test_mistyped_token_flag_does_not_show_the_token(studio: Studio) -> None:
-    for flag in ("--hf_token", "--hf-tokn", "--token"):
+    for flag in ("--hf_token", "--hf-tokn", "--token", "-hf-token"):
         ended = studio.here(PROMPT, f"{flag}=hf_VerySecretToken0123456789")
         assert_refused(ended)
         assert "VerySecret" not in ended.err

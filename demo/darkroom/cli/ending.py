@@ -21,7 +21,7 @@ def ended(program: str, work: Callable[[], None]) -> int:
     try:
         work()
     except DarkroomError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: stopped; nothing half-made was kept.", file=sys.stderr)

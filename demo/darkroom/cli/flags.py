@@ -31,6 +31,9 @@ class Parser(argparse.ArgumentParser):
             unknown = next((word for word in words if word.startswith("-")), repr(" ".join(words))).split("=")[0]
             flags = [flag for flag in self._flags() if flag.startswith("--")]
             message = f"{unknown} is not a flag of this script.{near_matches(unknown, flags)}"
+        flag, ignored, _ = message.removeprefix("argument ").partition(": ignored explicit argument")
+        if ignored:  # which is not repeated: it may be a token, as in -hf-token=...
+            message = f"{flag} takes nothing behind it."
         raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
     def _flags(self) -> Iterator[str]:

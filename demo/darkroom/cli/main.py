@@ -33,14 +33,14 @@ from darkroom.cli.flags import parsed
 from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Folders, Settings, make_folder
 from darkroom.engines import automatic, find_runtime, has_cuda_graphs
-from darkroom.engines.runtime import PLACES, Options, Runtime, asked_as
+from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.engines.store import Store
 from darkroom.errors import AskedWrongly, DarkroomError
 from darkroom.hub import fetch, fetch_vae, repository_of
 from darkroom.other_vae import check_vae, with_vae
 from darkroom.pipeline import Pipeline
-from darkroom.prepare import Preparer
-from darkroom.request import Batch, Request, check_steps_left
+from darkroom.prepare import Preparer, check_precision
+from darkroom.request import Batch, Request, check_published_steps, check_steps_left
 from darkroom.single_file import check_single_file, published_config, unpacked
 from darkroom.timing import StageClock, medians, table, throughput
 
@@ -73,6 +73,10 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
             check_steps_left(asked.denoising_steps, asked.image_strength)
     runtime = asked_runtime(flags, recipe, engine, settings, console)
+    if recipe is None:
+        check_precision(runtime, asked.precision)
+        if version.name in script.versions and not version.embedded:
+            check_published_steps(asked)
     models = Models(script, settings, runtime, vae, console)
     base = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
@@ -83,19 +87,21 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     )
     if recipe is None:
         request = asked_request(flags, version, image, second, base.checkpoint, runtime.name, choices)
-        say_what_ships(version, flags, script, console)
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
-    batches = list(request.batches())
+    batches = range(request.batch_total)
     if recipe is not None:
-        batches = [batch for batch in batches if recipe["image"] - 1 in batch.images]
-        if not batches:
+        if not 1 <= recipe["image"] <= request.image_count:
             raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
+        number = (recipe["image"] - 1) // request.batch_size
+        batches = range(number, number + 1)
     once = len(batches) == 1 and not settings.num_warmup_runs
     pipeline, made_with = _prepare(base, refiner, request, image, once)
+    if recipe is None:
+        say_what_ships(version, flags, script, console)
     facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
     _warn_of_cuts(pipeline, request, console)
     if recipe is not None:
@@ -103,18 +109,19 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:
         console.say(f"seed: {request.seed}")
-    _warm_up(pipeline, batches[0], settings.num_warmup_runs, console)
+    first = request.batch(batches[0])
+    _warm_up(pipeline, first, settings.num_warmup_runs, console)
 
     make_folder(settings.output_dir)
     clocks: list[StageClock] = []
     made: list[dict[str, Any]] = []
-    first: np.ndarray | None = None
+    pictures_of_first: np.ndarray | None = None
     try:
         with console.job("denoising", len(batches) * pipeline.calls) as advance:
-            for batch in batches:
+            for batch in map(request.batch, batches):
                 clocks.append(StageClock())
                 pictures = pipeline.run(batch, clocks[-1], advance)
-                first = pictures if first is None else first
+                pictures_of_first = pictures if pictures_of_first is None else pictures_of_first
                 for picture in _keep(batch, pictures, facts, recipe, settings.output_dir, script.pipeline):
                     made.append(picture)
     except DarkroomError as error:
@@ -127,7 +134,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     console.say(table(clocks, request.batch_size))
     told = _timings(clocks, request.batch_size)
     if quantization := runtime.options.quantization:
-        told["quantization_psnr"] = _loss(first, base, refiner, request, image, batches[0], console)
+        told["quantization_psnr"] = _loss(pictures_of_first, base, refiner, request, image, first, console)
         console.say(f"{quantization}: PSNR {told['quantization_psnr']:.1f} dB against the same pictures without it")
     if flags.json:
         console.result(json.dumps(facts | {"images": made} | told))
@@ -177,8 +184,8 @@ def asked_runtime(
     """The runtime that is meant. Refuses flags that it has no use for."""
     options = settings.options
     if recipe:
-        places = {name: recipe[name] for name in PLACES if isinstance(recipe.get(name), str)}
-        options = replace(options, quantization=recipe.get("quantization"), **places)
+        recorded = {name: recipe[name] for name in RECORDED if isinstance(recipe.get(name), str)}
+        options = replace(options, quantization=recipe.get("quantization"), **recorded)
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
@@ -234,7 +241,7 @@ def _prepare(
         "scheduler": prepared.scheduler,
         "artefacts": prepared.artefacts,
         "runtime": f"{base.runtime.name} {prepared.runtime_version}",
-    } | base.runtime.options.place()
+    } | base.runtime.options.recorded()
     if quantization := base.runtime.options.quantization:
         facts["quantization"] = quantization
     if refiner is not None and refining_compiled is not None:
@@ -307,21 +314,22 @@ def open_model(version: Version, config: str | None, settings: Folders, graphs: 
     `config` says where a single file's configuration is, None for the published one.
     """
 
-    def fetched(repository: str, weights: bool = True) -> Path:
+    def fetched(repository: str, weights: bool, typed: bool) -> Path:
         with console.job(f"fetching {repository}"):
-            return fetch(repository, settings.hf_token, settings.framework_model_dir, weights)
+            return fetch(repository, settings.hf_token, settings.framework_model_dir, weights, typed)
 
     if not version.embedded:
-        return fetched(version.source)
+        return fetched(version.source, weights=True, typed=version.name == version.source)
     if not os.path.isfile(version.source):
         return Path(version.source)
     file = Path(version.source)
     check_single_file(file)
+    typed = config is not None
     if config is None:
         # Two models of one architecture may differ in what their configurations say alone.
         config = published_config(file)
         console.say(f"{file.name}: taken for a model like {config}; --config names another")
-    described = fetched(config, weights=False) if repository_of(config) else Path(config)
+    described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):
         return unpacked(file, described, graphs, verbose=console.verbose)
 

@@ -162,7 +162,7 @@ class Run:
         """All that determines pixels, beside rows and seed."""
         plan = self._orders.plan
         defaults = {name: value for name, value in self._default.as_json().items() if name not in ("prompts", "seed")}
-        return [__version__, defaults | plan.options.place(), plan.revision, _runtime(plan)]
+        return [__version__, defaults | plan.options.recorded(), plan.revision, _runtime(plan)]
 
     def _there(self, past: Past) -> Iterator[Record]:
         """What of the run is there, with what the past knows of it."""

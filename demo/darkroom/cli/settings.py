@@ -122,7 +122,7 @@ def _folder(asked: str | None, name: str) -> Path:
 def output_folder(asked: str | None) -> Path:
     """Where pictures go. Raises `AskedWrongly` where they could not be written; leaves nothing there."""
     folder = _folder(asked, "output")
-    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not os.path.isdir(standing):
         raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")
     try:

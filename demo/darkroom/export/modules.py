@@ -246,7 +246,8 @@ def _load_network(network: str, folder: Path, dtype: torch.dtype) -> Any:
         options |= {"torch_dtype": dtype}
     try:
         module, found = cls.from_pretrained(folder, **options)
-    except (KeyError, RuntimeError, ValueError) as error:  # the libraries' ways of saying that weights do not fit
+    # The libraries' ways of saying that weights do not fit, or that a configuration makes no network.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise AskedWrongly(f"the weights in {folder / network} do not fit its config.json: {reason}") from None
     if missing := sorted(found["missing_keys"]):  # else they would be random numbers
