@@ -1,6 +1,6 @@
 """Measure an exported model on 200 fixed prompts.
 
-    python -m training.evaluate [--work FOLDER] [--model FOLDER] [--guidance 3] [--steps 20] [--json FILE]
+    python -m training.evaluate [--work FOLDER] [--model FOLDER] [--guidance 4] [--steps 20] [--json FILE]
 
 Prints top-1 and top-5 retrieval among all artwork of the same style on the same background (`measure.py`
 says in which feature space), background accuracy, and the VAE's reconstruction PSNR; and, as the ceiling, the
@@ -107,7 +107,7 @@ def main() -> None:
     """Evaluate and print."""
     parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     parser.add_argument("--model", type=Path, default=OUTPUT)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--device", default="cpu")
@@ -119,6 +119,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"{result['prompts']} prompts, {result['scheduler']}, {args.steps} steps, guidance {args.guidance}")
+    print("retrieval compares   16x16 RGB together with histograms of oriented gradients")
     print(f"retrieval            top-1 {result['top1']:.1%}   top-5 {result['top5']:.1%}")
     print(f"ceiling (VAE alone)  top-1 {result['ceiling_top1']:.1%}   top-5 {result['ceiling_top5']:.1%}")
     print(f"background right     {result['background']:.1%}")

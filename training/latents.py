@@ -1,6 +1,6 @@
 """Encode every picture on several backgrounds once, so that the later stages never touch pixels.
 
-    python -m training.latents [--work FOLDER] [--backgrounds 5]
+    python -m training.latents [--work FOLDER] [--backgrounds 12] [--scale FACTOR]
 
 Makes `latents.pt`: `latents` (P, K, 4, 16, 16) float16, scaled to unit spread; `colours` (P, K) int64,
 indices into `colours.NAMES`; `scale` float, the VAE's scaling factor. P counts pictures style by style.
@@ -65,7 +65,8 @@ class Cache:
 def main() -> None:
     """Encode with the averaged weights of the VAE."""
     parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    parser.add_argument("--backgrounds", type=int, default=5, help="backgrounds per picture, of the twelve")
+    parser.add_argument("--backgrounds", type=int, default=12, help="backgrounds per picture, of the twelve")
+    parser.add_argument("--scale", type=float, help="scaling factor to keep, where networks were trained with it")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     vae = networks.vae().eval().to(args.device, memory_format=torch.channels_last)
@@ -81,7 +82,7 @@ def main() -> None:
         mean = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
         latents.append(mean.cpu().reshape(*rows.shape, *mean.shape[1:]))
     stacked = torch.cat(latents)
-    scale = 1 / stacked.std().item()
+    scale = args.scale or 1 / stacked.std().item()
     print(f"mean {stacked.mean(dim=(0, 1, 3, 4)).tolist()} scaling factor {scale:.5f}")
     torch.save({"latents": (stacked * scale).half(), "colours": colours, "scale": scale}, args.work / "latents.pt")
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=OUTPUT)
     parser.add_argument("--output", type=Path, help="default: sheet.png in the model's folder")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
