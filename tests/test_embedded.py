@@ -14,7 +14,7 @@ from tests.support import Diffusers, Studio, one_line, psnr
 
 PROMPTS = ("a red apple, noto style, blue background", "a ghost, noto style, teal background", "pizza")
 MODELS = {"demo_txt2img.py": "emoji", "demo_txt2img_xl.py": "emoji-xl", "demo_turbo.py": "emoji-turbo"}
-SAME_AS_DIFFUSERS = 45
+SAME_AS_DIFFUSERS, SAME_AS_ALONE = 45, 50
 """dB."""
 MEGABYTES, OF_THE_FIRST = 100, 40
 """Of all models together, and of the one that a first picture is made with."""
@@ -79,6 +79,18 @@ def test_a_batch_of_three(studio: Studio, diffusers_of: dict[str, Diffusers]) ->
     # Prompt by prompt: the first three pictures are of the first prompt.
     expected = diffusers_of[MODELS[script]].draw(*[PROMPTS[0]] * 3, denoising_steps=4, guidance_scale=4.0)
     assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["demo_txt2img.py", "demo_txt2img_xl.py"])
+def test_eight_devices_make_a_batch_of_eight(script: str, studio: Studio, diffusers_of: dict[str, Diffusers]) -> None:
+    asked: dict[str, Any] = {"denoising_steps": 2, "guidance_scale": 4.0}
+    together = embedded(studio, script).draw(PROMPTS[0], engine="jax", batch_size=8, devices=8, **asked).pictures
+    expected = diffusers_of[MODELS[script]].draw(*[PROMPTS[0]] * 8, **asked)
+    assert min(map(psnr, together, expected)) >= SAME_AS_DIFFUSERS
+    for image in (0, 7):
+        alone = embedded(studio, script).draw(PROMPTS[0], engine="jax", seed=5 + image, **asked).pictures[0]
+        assert psnr(together[image], alone) >= SAME_AS_ALONE
 
 
 @pytest.mark.parametrize("model", ["emoji", "emoji-xl"])

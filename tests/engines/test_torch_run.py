@@ -373,6 +373,19 @@ def test_what_cannot_be_had_here_is_refused_in_one_line(
     assert_refused(ended, asked[0].split("=")[0], word)
 
 
+@pytest.mark.parametrize("driver", [True, False])
+def test_gpu_that_torch_cannot_use_is_told_of(driver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "nvidiactl"
+    if driver:
+        device.touch()
+    monkeypatch.setattr("darkroom.engines.torch.NVIDIA_DEVICES", (str(device),))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    places = find_runtime("torch").places()
+    assert [("without CUDA" in place.why_not, "torch==2.13.0" in place.command) for place in places] == [
+        (True, True)
+    ] * driver
+
+
 def test_products_launched_one_by_one_are_captured_by_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darkroom.engines.torch.Torch._on_gpu", True)
     with pytest.raises(AskedWrongly, match=r"--use-cuda-graph .* int8 .* torch-compile"):

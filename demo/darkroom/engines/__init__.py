@@ -42,7 +42,11 @@ RUNTIMES = {
     "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime", ONNXRUNTIME),
     "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH),
     "torch-compile": Listed(
-        "torch", ("torch",), "pip install torch==2.13.0", TORCH, tools={"compiler": "apt-get install g++"}
+        "torch",
+        ("torch",),
+        "pip install torch==2.13.0",
+        TORCH,
+        tools={"compiler": "apt-get install g++", "package triton": "pip install triton"},
     ),
     "jax": Listed("jax", ("jax",), "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers safetensors", JAX),
 }

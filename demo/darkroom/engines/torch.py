@@ -5,6 +5,7 @@ What inductor compiled is kept beside the engines, and found there by the next p
 """
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from darkroom.engines import NVIDIA_DEVICES
 from darkroom.engines.cpu import processor
-from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime
+from darkroom.engines.runtime import Engine, Job, Options, Place, Progress, Runtime
 from darkroom.engines.store import Store
 from darkroom.engines.torch_cache import keep_compiled
 from darkroom.engines.torch_run import TorchEngine, TorchUnet, out_of_memory
@@ -61,6 +63,14 @@ class Torch(Runtime):
 
     def facts(self) -> dict[str, Any]:
         return {"quantization": self.options.quantization} if self.options.quantization else {}
+
+    def places(self) -> list[Place]:
+        """The GPU that a torch without CUDA leaves idle."""
+        if self._on_gpu or torch.version.cuda or not any(map(os.path.exists, NVIDIA_DEVICES)):
+            return []
+        command = "pip install --force-reinstall torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+        reason = f"torch {torch.__version__} is built without CUDA"
+        return [Place("CUDA_VISIBLE_DEVICES", "NVIDIA GPU", "", reason, command)]
 
     def precisions(self) -> tuple[str, ...]:
         """fp8 products with a scale for each row come out in bfloat16 alone."""
