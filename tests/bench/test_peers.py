@@ -173,11 +173,12 @@ def test_settings_that_make_no_sense_are_one_line(fake: list[str], settings: str
     assert list(json.loads(ended.stdout)) == ["error"]
 
 
+@pytest.mark.parametrize("peer", ["diffusers", "diffusers-default"])
 def test_diffusers_contender_draws_what_diffusers_draws(
-    tiny_model: Path, diffusers_tiny: Diffusers, tmp_path: Path
+    peer: str, tiny_model: Path, diffusers_tiny: Diffusers, tmp_path: Path
 ) -> None:
     expected = diffusers_tiny.draw(*[SETTINGS["prompt"]] * 2)
-    started = command(PEERS["diffusers"], Path(sys.executable), tiny_model, SETTINGS)
+    started = command(PEERS[peer], Path(sys.executable), tiny_model, SETTINGS)
     with contender(started) as made:
         assert made.hear()["loaded"] > 0
         answer = made.ask("run")

@@ -60,6 +60,7 @@ def test_baseline_is_diffusers_then_torch_then_the_first(read_lines) -> None:
     onnxruntime = line("onnxruntime fp32", 500.0)
     for lines, baseline in (
         ((OPENVINO, TORCH, DIFFUSERS), "diffusers eager"),
+        ((line("diffusers eager (as it comes)", 600.0), DIFFUSERS), "diffusers eager"),
         ((OPENVINO, onnxruntime, TORCH), "torch fp32"),
         ((OPENVINO, onnxruntime), "openvino fp32"),
         ((failed("diffusers eager", "no memory"), OPENVINO, TORCH), "torch fp32"),

@@ -98,6 +98,7 @@ _OF_OPENVINO = {
 
 PEERS: dict[str, Peer] = {
     "diffusers": Peer("diffusers eager", **_OF_DIFFUSERS),
+    "diffusers-default": Peer("diffusers eager (as it comes)", **_OF_DIFFUSERS, options={"channels_last": False}),
     "diffusers-compile": Peer("diffusers, torch.compile", **_OF_DIFFUSERS, options={"compile": True}),
     "optimum-onnx": Peer(
         "optimum-onnx (ONNX Runtime)",

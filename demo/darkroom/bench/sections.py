@@ -239,7 +239,7 @@ def _baseline(present: list[str], asked: str | None) -> str | None:
     if asked is not None:
         return asked if asked in present else None
     likely = [name for part in (PREFERRED, OTHERWISE) for name in present if part in name.lower()]
-    return next(iter([*likely, *present]), None)
+    return next(iter([*(name for name in likely if name == PREFERRED), *likely, *present]), None)
 
 
 def _order(values: list[Any]) -> list[Any]:

@@ -50,6 +50,7 @@ class Settings:
     seed: int = 0
     precision: str | None = None
     compile: bool = False
+    channels_last: bool = True
     threads: int | None = None
     latents: str | None = None
 
