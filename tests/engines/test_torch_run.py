@@ -444,8 +444,8 @@ def test_way_of_compiling_is_recorded_and_replayed(studio: Studio, monkeypatch: 
     monkeypatch.setattr(
         torch._inductor, "list_mode_options", lambda mode, *more: modes.append(mode) or real(mode, *more)
     )
-    plain = studio.draw(PROMPT, torch_inference="default")
-    tuned = studio.draw(PROMPT, torch_inference="max-autotune-no-cudagraphs")
+    plain = studio.draw(PROMPT, engine="torch-compile", torch_inference="default")
+    tuned = studio.draw(PROMPT, engine="torch-compile", torch_inference="max-autotune-no-cudagraphs")
     assert "torch_inference" not in plain.result
     assert tuned.result["torch_inference"] == "max-autotune-no-cudagraphs"
     assert tuned.paths[0] != plain.paths[0]

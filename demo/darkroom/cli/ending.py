@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from darkroom.errors import DarkroomError
+from darkroom.errors import AskedWrongly, DarkroomError
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -21,7 +21,9 @@ def ended(program: str, work: Callable[[], None]) -> int:
     try:
         work()
     except DarkroomError as error:
-        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # A refusal repeats what was typed, which may have lines of its own.
+        said = " ".join(str(error).splitlines()) if isinstance(error, AskedWrongly) else error
+        print(f"{program}: {said}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: stopped; nothing half-made was kept.", file=sys.stderr)

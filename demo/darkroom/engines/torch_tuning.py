@@ -93,7 +93,9 @@ def quantize(unet: nn.Module, kind: str) -> None:
 
     for name, layer in unet.named_modules():
         if is_meant(layer, name) and nn.utils.parametrize.is_parametrized(layer, "weight"):
-            nn.utils.parametrize.remove_parametrizations(layer, "weight")  # it is widened once, and then in 8 bits
+            wide = layer.weight.detach()  # once, and then in 8 bits
+            nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            layer.weight = nn.Parameter(wide, requires_grad=False)
     # What torchao would set in inductor holds for the whole process; the engine says itself how it is compiled.
     if kind == "int8":
         config: Any = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
