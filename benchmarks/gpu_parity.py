@@ -184,20 +184,12 @@ def not_here(way: Way) -> str | None:
     return None
 
 
-def not_meant(way: Way) -> str | None:
-    """Why nothing is to be expected of it on this GPU, which its library is not for; None where something is."""
-    if way.engine != "tensorrt":
-        return None
-    runtime = find_runtime(way.engine, way.options)
-    if runtime.unusable() or runtime.is_meant_for_this_gpu():
-        return None
-    return f"{runtime.device()} is no GPU that TensorRT-RTX says it is for"
-
-
 def tried(way: Way, part: str, folder: Path) -> tuple[str, bool]:
     """What came of it, in half a line, and whether that is well."""
     try:
         runtime = find_runtime(way.engine, way.options)
+        if way.engine == "tensorrt" and not runtime.unusable() and not runtime.is_meant_for_this_gpu():
+            return f"skipped, {runtime.device()} is no GPU that TensorRT-RTX says it is for", True
         check_place(part, runtime.device())
         found = likeness(way, runtime, folder, expected(folder))
     except Exception as error:  # whatever keeps one way from working, others may
@@ -219,9 +211,6 @@ def main(folder: Path, seconds: float, part: str) -> int:
         if reason := late or not_here(way):
             skipped.append(f"{way}: skipped, {reason}")
             print(skipped[-1], flush=True)
-            continue
-        if reason := not_meant(way):  # nothing is wrong with that
-            print(f"{way}: skipped, {reason}", flush=True)
             continue
         told, well = tried(way, part, folder)
         wrong += [] if well else [f"{way}: {told}"]

@@ -158,7 +158,9 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     for part in networks(index):
         stem = NETWORKS[part]
         config = folder / part / "config.json"
-        contents = [json.dumps(read_json(config), sort_keys=True)]
+        described = read_json(config)
+        _check_config(config, {name: described.get(name, usual) for name, usual in DEFAULTS[part].items()})
+        contents = [json.dumps(described, sort_keys=True)]
         for weights in weight_files(folder / part, stem):
             try:
                 contents.append(fingerprints.sha256(weights, check=check_safetensors))
@@ -173,8 +175,6 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
                 rest.append(hashlib.sha256((folder / tokenizer / name).read_bytes()).hexdigest())
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, family, digests, revision)
-    for part in digests:
-        _check_config(part, checkpoint.config(part), folder)
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     added = checkpoint.unet.get("addition_embed_type")
@@ -187,10 +187,9 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     return checkpoint
 
 
-def _check_config(part: str, config: dict[str, Any], folder: Path) -> None:
+def _check_config(file: Path, config: dict[str, Any]) -> None:
     """Raises `AskedWrongly` for a value that Darkroom reads and that is of another kind than the libraries write."""
-    for name in DEFAULTS[part]:
-        value = config[name]
+    for name, value in config.items():
         match name:
             case "block_out_channels":
                 kind, fits = "a list of counts", _are_counts(value)
@@ -201,7 +200,7 @@ def _check_config(part: str, config: dict[str, Any], folder: Path) -> None:
             case _:
                 kind, fits = "a count", _is_count(value)
         if not fits:
-            raise AskedWrongly(f"{folder / part / 'config.json'}: {name} must be {kind}, not {value!r}.")
+            raise AskedWrongly(f"{file}: {name} must be {kind}, not {value!r}.")
 
 
 def _is_count(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import math
 import os
 import signal
 import sys
@@ -94,12 +93,12 @@ def peak_memory() -> int:
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
-def machine_memory() -> float:
-    """Bytes of memory in this machine; infinite where the system does not say."""
+def machine_memory() -> int | None:
+    """Bytes of memory in this machine. None where the system does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # Windows
-        return math.inf
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
 
 
 def _work(

@@ -259,7 +259,8 @@ class Preparer:
                 )
 
         least = BYTES_OF_A_PIXEL * request.batch_size * request.height * request.width
-        if least > (room := machine_memory()):
+        room = machine_memory()
+        if room is not None and least > room:
             raise AskedWrongly(
                 f"--batch-size {request.batch_size} with {request.width}x{request.height} pixels: the pictures alone "
                 f"would take {least / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}."

@@ -7,6 +7,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,9 @@ def test_contenders_make_the_same_pictures(
     capfd.readouterr()
     assert measure(part) == 0  # goes on where it was: nothing is left
     assert Path(part.results).read_bytes() == content and capfd.readouterr().out == ""
+    Path(part.trace).with_suffix(".txt").unlink()
+    assert measure(part) == 0  # a trace that was lost is made again, and nothing else
+    assert Path(part.results).read_bytes() == content and "aten::" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -267,6 +271,17 @@ class TestParity:
         monkeypatch.setattr(gpu_parity, "expected", lambda folder: None)
         monkeypatch.setattr(gpu_parity, "likeness", lambda *_: found)
         assert gpu_parity.main(tmp_path, 60, "openvino") == code
+
+    @pytest.mark.parametrize("meant", [True, False])
+    def test_expects_nothing_of_a_gpu_that_the_library_is_not_for(
+        self, meant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        runtime = SimpleNamespace(device=lambda: "a GPU", unusable=lambda: None, is_meant_for_this_gpu=lambda: meant)
+        monkeypatch.setattr(gpu_parity, "find_runtime", lambda *_: runtime)
+        monkeypatch.setattr(gpu_parity, "expected", lambda folder: None)
+        monkeypatch.setattr(gpu_parity, "likeness", lambda *_: 10.0)
+        assert gpu_parity.main(tmp_path, 60, "tensorrt") == int(meant)
+        assert ("skipped, a GPU is no GPU that TensorRT-RTX says" in capfd.readouterr().out) != meant
 
     def test_fails_where_a_gpu_is_there_and_the_engine_is_on_the_cpu(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from darkroom.engines import tensorrt
 from darkroom.engines.cuda import Cuda
-from darkroom.engines.runtime import Options
+from darkroom.engines.runtime import Job, Options
 from darkroom.engines.store import MANIFEST
 from darkroom.engines.tensorrt_graph import read_graph, tidy
 from darkroom.engines.tensorrt_run import Session
@@ -128,7 +129,6 @@ class TestPictures:
 @pytest.fixture
 def loop(tmp_path: Path) -> Callable[..., Any]:
     """A UNet that halves its input, with the schedule's step, in a session of its own."""
-    from darkroom.engines.runtime import Job
     from darkroom.stages.contract import Stage
 
     def made(**options: Any) -> tuple[CudaStandIn, Any]:
@@ -205,6 +205,27 @@ class TestLoop:
             launches.append(cuda.launched)
         # The first call settles TensorRT, the others replay its capture; a loop that came twice is one graph.
         assert launches == [4, 5, 1, 1]
+
+    def test_is_captured_without_what_another_thread_asks_for(self, loop: Callable[..., Any], tmp_path: Path) -> None:
+        cuda, unet = loop(use_cuda_graph=True)
+        stage, profile = replace(unet._network.stage, name="vae"), unet._network.profile
+        decoder = unet._session.load(Job(stage, profile, "fp32"), tmp_path / "engine.plan", tmp_path / "step.plan")
+        inputs = {"latents": np.ones((2, 4, 8, 8), np.float32), "timestep": np.zeros(2, np.float32)}
+        begin, asked = cuda.cudaStreamBeginCapture, []
+
+        def begun(*more: Any) -> tuple:
+            answer = begin(*more)
+            if not asked:
+                asked.append(pool.submit(decoder, inputs))
+                wait(asked, timeout=0.2)  # it has all the time to get into the capture
+            return answer
+
+        cuda.cudaStreamBeginCapture = begun
+        with ThreadPoolExecutor(1) as pool:
+            for seed in range(3):
+                made, expected = run(unet, table_of("DDIM", 3), seed)
+                np.testing.assert_allclose(made, expected, atol=1e-5)
+        assert (asked[0].result()["output"] == 0.5).all()
 
     def test_captures_again_when_addresses_have_changed(self, loop: Callable[..., Any]) -> None:
         """More noises need another buffer: what was captured with the old one would read freed memory."""

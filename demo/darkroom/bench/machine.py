@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from darkroom import __version__
+from darkroom.child import machine_memory
 from darkroom.engines.cpu import processor
 
 PACKAGES = (
@@ -21,14 +22,10 @@ PACKAGES = (
 
 def machine() -> dict[str, Any]:
     """Processor, cores that may be used, memory in bytes, system, GPU, and versions of what this process runs."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        memory = None
     return {
         "processor": processor(),
         "cores": usable_cores(),
-        "memory_bytes": memory,
+        "memory_bytes": machine_memory(),
         "system": platform.platform(),
         "gpu": _gpu(),
         "python": platform.python_version(),
