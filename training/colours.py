@@ -9,7 +9,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
     "red": (220, 50, 50),
     "orange": (245, 140, 40),
-    "yellow": (250, 215, 70),
+    "yellow": (255, 235, 110),  # paler than the yellow of many emoji, which would vanish on it
     "green": (70, 160, 80),
     "teal": (40, 160, 160),
     "light blue": (130, 195, 240),

@@ -3,7 +3,8 @@
     python -m training.latents [--work FOLDER] [--backgrounds 12] [--scale FACTOR]
 
 Makes `latents.pt`: `latents` (P, K, 4, 16, 16) float16, scaled to unit spread; `colours` (P, K) int64,
-indices into `colours.NAMES`; `scale` float, the VAE's scaling factor. P counts pictures style by style.
+indices into `colours.NAMES`; `scale` float, the VAE's scaling factor; `contrast` (P, K) float32, how far each picture
+stands out from its background. P counts pictures style by style.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class Cache:
     latents: Tensor
     colours: Tensor
     scale: float
+    contrast: Tensor
 
     @staticmethod
     def load(work: Path) -> Cache:
@@ -40,14 +43,18 @@ class Cache:
         self.styles = list(artwork.STYLES)
         self.mean = self.latents.float().mean((0, 1))
 
-    def draw(self, size: int, generator: torch.Generator, favour: float = 1.0) -> tuple[list[str], Tensor, Tensor]:
+    def draw(
+        self, size: int, generator: torch.Generator, favour: float = 1.0, faint: float = 1.0
+    ) -> tuple[list[str], Tensor, Tensor]:
         """Random captions; the latents of one picture each; and the mean of all pictures that each may mean.
 
-        Both are (size, 4, 16, 16) float32. Favourites are drawn `favour` times as often as others.
+        Both are (size, 4, 16, 16) float32. Favourites are drawn `favour` times as often as others; a picture that
+        stands out less from its background than most do, up to `faint` times as often.
         """
         often = torch.tensor([favour if each.favourite else 1.0 for each in self.concepts] * len(self.styles))
-        picture = torch.multinomial(often, size, replacement=True, generator=generator)
-        which = torch.randint(self.latents.shape[1], (size,), generator=generator)
+        faintness = (self.contrast.median() / self.contrast.clamp(min=1e-3)).square().clamp(1, faint)
+        drawn = torch.multinomial((often[:, None] * faintness).flatten(), size, replacement=True, generator=generator)
+        picture, which = drawn // self.latents.shape[1], drawn % self.latents.shape[1]
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         latents = self.latents[picture, which].float()
         texts, means = [], latents.clone()
@@ -59,6 +66,17 @@ class Cache:
             if not caption.says_colour:
                 means[i] = self.latents[p].float().mean(0) if caption.text else self.mean
         return texts, latents, means
+
+
+def contrast(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Root mean square distance of what is drawn from the background's colour, 0..1.
+
+    rgba: (N, H, W, 4), background: (N, 3), both uint8; returns (N,) float32.
+    """
+    alpha = rgba[..., 3].astype(np.float32) / 255
+    distance = (rgba[..., :3].astype(np.float32) - background[:, None, None]) / 255
+    mean = (distance**2).mean(-1) * alpha
+    return np.sqrt(mean.sum((1, 2)) / np.maximum(alpha.sum((1, 2)), 1))
 
 
 @torch.no_grad()
@@ -74,17 +92,20 @@ def main() -> None:
     rgba = artwork.load(args.work).reshape(-1, artwork.SIZE, artwork.SIZE, 4)
     generator = torch.Generator().manual_seed(0)
     colours = torch.stack([torch.randperm(len(NAMES), generator=generator)[: args.backgrounds] for _ in rgba])
-    latents = []
+    latents, contrasts = [], []
     for p in range(0, len(rgba), 8):
         rows = colours[p : p + 8]
         pictures = rgba[p : p + 8].repeat(args.backgrounds, axis=0)
-        pixels = torch.from_numpy(artwork.composite(pictures, TABLE[rows.flatten()])).to(args.device)
+        behind = TABLE[rows.flatten()]
+        contrasts.append(torch.from_numpy(contrast(pictures, behind)).reshape(rows.shape))
+        pixels = torch.from_numpy(artwork.composite(pictures, behind)).to(args.device)
         mean = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
         latents.append(mean.cpu().reshape(*rows.shape, *mean.shape[1:]))
     stacked = torch.cat(latents)
     scale = args.scale or 1 / stacked.std().item()
     print(f"mean {stacked.mean(dim=(0, 1, 3, 4)).tolist()} scaling factor {scale:.5f}")
-    torch.save({"latents": (stacked * scale).half(), "colours": colours, "scale": scale}, args.work / "latents.pt")
+    kept = {"latents": (stacked * scale).half(), "colours": colours, "scale": scale, "contrast": torch.cat(contrasts)}
+    torch.save(kept, args.work / "latents.pt")
 
 
 if __name__ == "__main__":

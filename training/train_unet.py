@@ -82,12 +82,13 @@ class Pool:
         size: int,
         device: str,
         favour: float = 1.0,
+        faint: float = 1.0,
     ) -> Pool:
         """The same for every run, and unlike what `train_text` drew. `encode` takes ids (B, 77); float16 is kept."""
         captions, latents, whole, encoded = [], [], [], []
         for start in range(0, size, 256):
             texts, z, means = cache.draw(
-                min(256, size - start), torch.Generator().manual_seed(7_000_000 + start), favour
+                min(256, size - start), torch.Generator().manual_seed(7_000_000 + start), favour, faint
             )
             captions += texts
             latents.append(z)
@@ -111,11 +112,12 @@ def main() -> None:
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 60, 64, 1e-3)
     parser.add_argument("--pool", type=int, default=24_576, help="captions encoded in advance (30 KB each)")
     parser.add_argument("--favour", type=float, default=1.0, help="how often what people ask for first is drawn")
+    parser.add_argument("--favour-faint", type=float, default=1.0, help="the same for what hardly shows, at most")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     text = load_text(args.work, tokens, args.device)
-    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, args.favour)
+    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, args.favour, args.favour_faint)
     (hidden,) = pool.encoded
     unet = networks.unet().to(args.device, memory_format=torch.channels_last)
     trainer = Trainer(unet, Plan.of(args, average=0.998), args.work / "unet.pt")
