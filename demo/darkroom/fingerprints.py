@@ -60,12 +60,12 @@ class Fingerprints:
             return
         self._known = {path: known for path, known in self._known.items() if os.path.exists(path)}
         temporary = self._memory.with_name(f".{self._memory.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-            temporary.replace(self._memory)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):
+            try:
+                temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+                temporary.replace(self._memory)
+            finally:  # also where Ctrl-C broke in
+                temporary.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> list[int]:

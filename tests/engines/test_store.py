@@ -1,6 +1,7 @@
 """What stands in the store under a key is whole, is for that key alone, and was made once."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -10,16 +11,21 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import darkroom.engines.store
+import darkroom.fingerprints
 from darkroom.engines.store import MANIFEST, USED, Key, Store, last_use
 from darkroom.errors import Failed
 from tests.support import ROOT, listing
 
 KEY = Key("unet-tiny-b1", {"kind": "network", "weights": "abc", "shapes": {"latents": [1, 4, 8, 8]}})
+OTHER = Key(KEY.label, KEY.facts | {"weights": "abd"})
 
 
 class Builder:
@@ -309,6 +315,64 @@ def test_a_builder_killed_at_any_moment_leaves_nothing_in_the_way(tmp_path: Path
     store.sweep()
     assert [path.name for path in root.iterdir() if path.name.endswith(".tmp")] == []
     assert store.folders() == [folder]
+
+
+def interrupted_at(moment: int, work: Callable[[], object]) -> bool:
+    """Does `work` with Ctrl-C at one of the steps that Python takes in the store's own code: whether it came so far."""
+    own, left = (darkroom.engines.store.__file__, darkroom.fingerprints.__file__), moment
+
+    def trace(frame: types.FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        # Beside it what enters and leaves its blocks.
+        asking = frame.f_back if frame.f_code.co_filename == contextlib.__file__ else frame
+        if asking is None or asking.f_code.co_filename not in own:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda store: store.make(KEY, lambda folder: {}),
+        lambda store: store.renew(OTHER, lambda folder: None),
+        lambda store: store.scratch("own"),
+        lambda store: store.fingerprints.remember(),
+    ],
+    ids=["make", "renew", "scratch", "remember"],
+)
+def test_ctrl_c_at_any_moment_leaves_nothing_half_made(
+    work: Callable[[Store], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each moment has a store of its own; artefacts of no files are made in a millisecond."""
+    ends: list[Callable[[], None]] = []
+    monkeypatch.setattr("atexit.register", ends.append)
+    monkeypatch.setattr("darkroom.fingerprints.TICK", 0)
+    for moment in itertools.count():
+        store = Store(tmp_path / str(moment))
+        store.fingerprints.sha256(store.make(OTHER, lambda folder: {}) / MANIFEST)
+        whole = not interrupted_at(moment, lambda store=store: work(store))
+        while ends:  # as when the process ends
+            ends.pop()()
+        left = {path.name for path in store.root.iterdir() if path.suffix != ".lock"}
+        assert left <= {KEY.folder_name, OTHER.folder_name, ".fingerprints.json"}, moment
+        if whole:
+            break
+    assert moment > 30
 
 
 def test_what_another_process_is_making_is_not_swept_away(tmp_path: Path) -> None:

@@ -187,9 +187,6 @@ class Store:
                 shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, USED))
             self._on_disk(lambda: fill(temporary) or {})
             write_manifest(temporary, key.label, key.facts, {"at": int(time.time())}, self.fingerprints)
-            if folder.exists():
-                os.replace(folder, self._temporary(folder.name))
-        self.sweep()
         return folder
 
     def scratch(self, name: str) -> Path:
@@ -200,14 +197,7 @@ class Store:
         from filelock import FileLock
 
         own = f"{name}-{secrets.token_hex(4)}{OWN}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._lock(own))
-            lock.acquire()
-            folder = self._temporary(own)
-            folder.mkdir()
-        except OSError as error:
-            raise Failed(f"{self.root} cannot be written ({error.strerror or error}); name another folder.") from error
+        folder, lock = self._temporary(own), FileLock(self._lock(own))
 
         def end() -> None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -215,7 +205,13 @@ class Store:
             with contextlib.suppress(OSError):
                 os.unlink(lock.lock_file)
 
-        atexit.register(end)
+        atexit.register(end)  # first: Ctrl-C must not come between the folder and what removes it
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            folder.mkdir()
+        except OSError as error:
+            raise Failed(f"{self.root} cannot be written ({error.strerror or error}); name another folder.") from error
         return folder
 
     def put(self, folder: Path, fill: Callable[[Path], None]) -> None:
@@ -250,14 +246,18 @@ class Store:
 
         Its name is its own: what a killed process left may still be written to where children outlive their parents.
         """
-        temporary = self._temporary(folder.name)
-        temporary.mkdir()
+        temporary, old = self._temporary(folder.name), self._temporary(folder.name)
         try:
+            temporary.mkdir()  # in here, where Ctrl-C cannot come between it and what removes it
             yield temporary
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder, old)
             os.replace(temporary, folder)
             self.fingerprints.moved(temporary, folder)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left in (temporary, old):  # something only where it did not end well
+                shutil.rmtree(left, ignore_errors=True)
 
     def _on_disk(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `build` returns. Libraries have words of their own for a full disk: they become the system's."""
