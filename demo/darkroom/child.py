@@ -46,10 +46,10 @@ def run_in_child(
     child = context.Process(
         target=_work, args=(sender, os.getpid(), verbose, reports, function, arguments), daemon=True
     )
-    with _environment(MEMORY):
-        child.start()
-    sender.close()
     try:
+        with _environment(MEMORY), deaf_to_interrupts():
+            child.start()
+        sender.close()
         while (received := receiver.recv())[0] == REPORT:
             progress(*received[1])
         ended_well, value = received
@@ -60,15 +60,34 @@ def run_in_child(
         )
         raise Failed(f"the process that ran {function.__name__} ended early: {reason}.") from None
     except BaseException:
-        child.terminate()
-        child.join(SECONDS_TO_END)
-        child.kill()
-        child.join()
+        if child.pid is not None:  # it has begun
+            child.terminate()
+            child.join(SECONDS_TO_END)
+            child.kill()
+            child.join()
         raise
     child.join()
     if ended_well:
         return value
     raise value
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that begin in the block never hear Ctrl-C, which a terminal sends to all: it is their parent's to pass
+    on. This process hears what falls into the block when it ends."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: they hear it until they ignore it themselves
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # or else it begins in the block, and lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

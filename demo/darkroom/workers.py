@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 from darkroom.batching import Counts, Made
-from darkroom.child import PR_SET_PDEATHSIG
+from darkroom.child import PR_SET_PDEATHSIG, deaf_to_interrupts
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 from darkroom.pictures import save
 from darkroom.request import Request
@@ -181,10 +181,17 @@ class Process(Worker):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, os.getpid(), orders, variables), daemon=True)
-        self.process.start()
-        theirs.close()
         self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        try:
+            with deaf_to_interrupts():
+                self.process.start()
+            theirs.close()
+            self._listener.start()
+        except BaseException:
+            if self.process.pid is not None:  # it has begun, and nobody else knows of it
+                self.process.kill()
+                self.process.join()
+            raise
 
     def give(self, task: Task) -> None:
         self._send(task)
