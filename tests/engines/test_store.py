@@ -278,6 +278,70 @@ class TestDamage:
         assert Store(tmp_path).find(KEY) == made
 
 
+def stand_in_the_way(path: Path, what: str) -> None:
+    """Puts what is no folder of an artefact under its name."""
+    elsewhere = path.parent.parent / "elsewhere"
+    if path.exists():
+        shutil.rmtree(path)
+    if what == "file":
+        path.write_text("no artefact")
+    elif what == "link to a folder":
+        elsewhere.mkdir(exist_ok=True)
+        path.symlink_to(elsewhere)
+    elif what == "link to nothing":
+        path.symlink_to(path.parent / "nothing")
+    else:
+        path.mkdir()
+
+
+WAYS = ["file", "link to a folder", "link to nothing", "folder"]
+
+
+@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("then", WAYS)
+def test_whatever_stands_under_a_key_is_set_aside_as_often_as_it_does(first: str, then: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    store = Store(tmp_path / "engines", told.append)
+    made = store.make(KEY, Builder())
+    for what in (first, then):
+        stand_in_the_way(made, what)
+        assert store.make(KEY, Builder()) == made
+        assert store.find(KEY) == made and (made / "engine.bin").is_file() and not made.is_symlink()
+    assert len(told) == 2
+    assert {path.name for path in store.root.iterdir() if path.suffix != ".lock"} == {
+        KEY.folder_name,
+        f".{KEY.folder_name}.aside",
+    }
+
+
+@pytest.mark.parametrize("what", WAYS)
+@pytest.mark.parametrize("work", ["take", "renew", "put", "remove", "sweep"])
+def test_what_is_no_folder_is_in_nobodys_way(what: str, work: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "engines")
+    made = store.make(KEY, Builder())
+    whole = shutil.copytree(made, tmp_path / "whole")
+    for _ in range(2):
+        stand_in_the_way(made, what)
+        if work == "take":
+            assert store.take(KEY) is None
+        elif work == "renew":
+            store.renew(KEY, lambda folder: None)
+        elif work == "put":
+            store.put(made, lambda folder: shutil.copytree(whole, folder, dirs_exist_ok=True))
+        elif work == "remove":
+            store.remove(made)
+        else:
+            made.rename(store.root / f".{KEY.folder_name}.01234567.tmp")
+            store.sweep()
+        assert (store.find(KEY) == made) is (work in ("renew", "put"))
+        assert not list(store.root.glob(".*.tmp"))
+    for aside in store.aside():
+        store.remove(aside)
+    assert store.aside() == []
+    if what == "link to a folder":
+        assert (tmp_path / "elsewhere").is_dir(), "what a link leads to is somebody's"
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

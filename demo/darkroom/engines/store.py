@@ -113,7 +113,7 @@ class Store:
             return folder
         folder = self.root / key.folder_name
         with self.changing(key.folder_name):
-            if folder.exists():
+            if os.path.lexists(folder):
                 if (damage := self.damage(folder, key.facts)) is None:
                     return folder
                 self._set_aside(folder, damage)
@@ -153,7 +153,7 @@ class Store:
             name = path.name[1:].rsplit(".", 2)[0]
             lock = contextlib.nullcontext() if name == held else FileLock(self._lock(name), timeout=0)
             with contextlib.suppress(Timeout, OSError), lock:
-                shutil.rmtree(path)
+                _remove(path)
                 if name.endswith(OWN):  # nobody waits for it
                     self._lock(name).unlink(missing_ok=True)
 
@@ -163,17 +163,17 @@ class Store:
             temporary = self._temporary(folder.name)
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 os.replace(folder, temporary)
-                shutil.rmtree(temporary)
+                _remove(temporary)
 
     def take(self, key: Key) -> Path | None:
         """What `find` finds; what is damaged is set aside, where the store can be written."""
         folder = self.root / key.folder_name
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return None
         if self.damage(folder, key.facts) is None:
             return folder
         with contextlib.suppress(Failed), self.changing(key.folder_name):
-            if folder.exists() and (damage := self.damage(folder, key.facts)):
+            if os.path.lexists(folder) and (damage := self.damage(folder, key.facts)):
                 self._set_aside(folder, damage)
         return self.find(key)
 
@@ -181,7 +181,7 @@ class Store:
         """The artefact's folder, made anew of what it holds and what `fill` adds. Raises as `make` does."""
         folder = self.root / key.folder_name
         with self.changing(key.folder_name), self._filled(folder) as temporary:
-            if folder.exists() and (damage := self.damage(folder, key.facts)):
+            if os.path.lexists(folder) and (damage := self.damage(folder, key.facts)):
                 self._set_aside(folder, damage)
             if folder.exists():
                 shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, USED))
@@ -222,7 +222,7 @@ class Store:
             if Key(manifest["label"], manifest["key"]).folder_name != folder.name:
                 raise Damaged(f"{MANIFEST} is that of another artefact")
             check_files(temporary, manifest, self.fingerprints)
-            if folder.exists():
+            if os.path.lexists(folder):
                 self._set_aside(folder, self.damage(folder) or "it was replaced")
 
     def note_use(self, folder: Path) -> None:
@@ -254,10 +254,12 @@ class Store:
                 os.replace(folder, old)
             os.replace(temporary, folder)
             self.fingerprints.moved(temporary, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _remove(old)
         finally:
             for left in (temporary, old):  # something only where it did not end well
-                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    _remove(left)
 
     def _on_disk(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `build` returns. Libraries have words of their own for a full disk: they become the system's."""
@@ -272,8 +274,8 @@ class Store:
 
     def _set_aside(self, folder: Path, why: str) -> None:
         aside = self.root / f".{folder.name}{ASIDE}"
-        if aside.exists():
-            shutil.rmtree(aside)
+        if os.path.lexists(aside):
+            _remove(aside)
         os.replace(folder, aside)
         self.tell(f"{folder} is damaged ({why}): it was set aside as {aside.name}, and is made again.")
 
@@ -282,6 +284,14 @@ class Store:
 
     def _temporary(self, name: str) -> Path:
         return self.root / f".{name}.{secrets.token_hex(4)}{TEMPORARY}"
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or what stands in the place of one: a file, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def last_use(folder: Path) -> float:
