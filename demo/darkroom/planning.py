@@ -36,9 +36,11 @@ def planned(
 
     `request` is what a request is by default. UNets are built for each of `batches`; None means one for any batch. With
     a `request` whose build is "dynamic-shape", engines are for any size and batch.
-    Raises `AskedWrongly` and `Failed` as `Preparer.compile` does.
+    Raises `AskedWrongly` and `Failed` as `Preparer.compile` does; what does not fit is refused before any is built.
     """
-    preparer.check(request)
+    most = max(batch or 1 for batch in batches)
+    for height, width in sizes:
+        preparer.check(replace(request, height=height, width=width, batch_size=most))
     free = request.build == "dynamic-shape"
     lanes = []
     for height, width in sizes[:1] if free else sizes:

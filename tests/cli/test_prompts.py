@@ -418,6 +418,23 @@ class TestRefusing:
     def test_flags_that_cannot_act(self, asked: dict[str, Any], said: str, empty_studio: Studio) -> None:
         self.refused(Desk(empty_studio, rows_of(2)), said, **asked)
 
+    @pytest.mark.parametrize("asked", [{}, {"build_dynamic_batch": True}, {"engine": "torch"}], ids=str)
+    def test_more_at_a_time_than_memory_holds(
+        self, asked: dict[str, Any], empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("darkroom.prepare.machine_memory", lambda: 10**9)
+        said = f"--batch-size 100000 with {SIZE}x{SIZE} pixels: the pictures alone would take 5 GB"
+        self.refused(Desk(empty_studio, rows_of(2)), said, batch_size=100_000, **asked)
+
+    def test_a_size_that_so_many_at_a_time_leave_no_memory_for(
+        self, empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("darkroom.prepare.machine_memory", lambda: 10**9)
+        desk = Desk(empty_studio, [{"prompt": "good"}, {"prompt": "a", "height": 6400, "width": 6400}])
+        ended = desk.run(batch_size=10)
+        assert_refused(ended, f"{desk.file}:2: ", "10 with 6400x6400 pixels: the pictures alone would take 5 GB")
+        assert not list(empty_studio.engines.glob("unet-*"))
+
     def test_a_prompt_beside_it(self, empty_studio: Studio) -> None:
         desk = Desk(empty_studio, rows_of(1))
         ended = empty_studio.here("a red apple", *desk.arguments())

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,12 @@ def test_place_that_cannot_serve_is_refused(arguments: list[str], said: str) -> 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert run(["--model=emoji", *arguments]) == 2
     assert one_line(err.getvalue()) and said in err.getvalue() and not out.getvalue()
+
+
+def test_more_at_a_time_than_memory_holds_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    folders = [f"--{name}-dir={tmp_path / name}" for name in ("onnx", "engine")]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert run(["--model=emoji", f"--model-repository={tmp_path}", "--batches=1000000000", *folders]) == 2
+    assert one_line(err.getvalue()) and "1000000000 with 128x128 pixels" in err.getvalue() and not out.getvalue()
+    assert list(tmp_path.iterdir()) == []

@@ -147,7 +147,7 @@ def _check_number(number: str, device: str, runtime: Runtime) -> None:
 
 def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:
     """Engines and schedules for what the rows ask for, and no more. What cannot be made is refused with its line."""
-    preparer.check(default)
+    preparer.check(replace(default, batch_size=slots))
     sizes: dict[bool, dict[tuple[int, int], Asked]] = {}
     schedules: dict[tuple[str | None, int], Asked] = {}
     for asked in prompts.rows(default):
@@ -163,7 +163,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
     for of_guidance in sizes.values():
         for (height, width), asked in of_guidance.items():
             with _at(prompts.place(asked.line)):
-                preparer.check(replace(default, height=height, width=width))
+                preparer.check(replace(default, height=height, width=width, batch_size=slots))
     bundle = Bundle(compiled_schedules(preparer, schedules))
     for schedule, asked in schedules.items():
         with _at(prompts.place(asked.line)):
