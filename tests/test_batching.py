@@ -388,6 +388,56 @@ def test_who_goes_away_leaves_the_slot(place: Callable[..., Place]) -> None:
     other.result(WAIT)
 
 
+def test_a_picture_that_is_late_by_its_decoding_is_not_handed_out(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little: the clock stands still but for the decoder, which takes less than there is between two looks."""
+    now = time.perf_counter()
+    monkeypatch.setattr("darkroom.batching.time.perf_counter", lambda: now)
+    here = place(slots=1, batches=(1,))
+    decoded = here.vae.answer
+
+    def take(seconds: float) -> None:
+        def answer(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            nonlocal now
+            now += seconds
+            return decoded(inputs)
+
+        here.vae.answer = answer
+
+    take(0.01)
+    here.submit(1, seconds=0.02)[0].result(WAIT)
+    take(0.03)
+    with pytest.raises(Late, match=r"0\.02 seconds"):
+        here.submit(2, seconds=0.02)[0].result(WAIT)
+
+
+@pytest.mark.parametrize("why", [Late, Unwanted])
+def test_what_nobody_waits_for_is_not_decoded(
+    why: type[Failed], place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time ends, or its client goes, while it waits for another to be decoded."""
+    now, there = time.perf_counter(), threading.Event()
+    there.set()
+    monkeypatch.setattr("darkroom.batching.time.perf_counter", lambda: now)
+    here = place(slots=2, batches=(1,))
+    here.vae.gate.clear()
+    (other,) = here.submit(1)
+    until(lambda: here.batcher._decoding == 1)
+    (image,) = here.submit(2, seconds=0.02, wanted=there.is_set)
+    until(lambda: here.batcher._decoding == 2)
+    if why is Late:
+        now += 0.03
+    else:
+        there.clear()
+    here.vae.gate.set()
+    with pytest.raises(why):
+        image.result(WAIT)
+    other.result(WAIT)
+    until(lambda: here.batcher.counts().finished == 2)
+    assert len(here.vae.calls) == 1
+
+
 def test_a_fault_in_a_call_is_that_of_its_images_alone(place: Callable[..., Place]) -> None:
     here = place(slots=4, batches=(1,))
 

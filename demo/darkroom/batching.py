@@ -157,6 +157,19 @@ class _Image:
         with contextlib.suppress(InvalidStateError):  # another thread may have ended it already
             self.future.set_exception(error if known else Failed(f"{type(error).__name__}: {error}"))
 
+    def end_if_late(self) -> bool:
+        """Whether its time is over; then it fails."""
+        if self.deadline is None or time.perf_counter() <= self.deadline:
+            return False
+        self.fail(Late(f"not finished within the {self.deadline - self.arrived:g} seconds it was given."))
+        return True
+
+    def end_if_unwanted(self, wanted: bool) -> bool:
+        """Whether nobody waits for it any more, as `wanted` says; then it fails."""
+        if not wanted:
+            self.fail(Unwanted("nobody waits for it any more."))
+        return not wanted
+
     @property
     def ready(self) -> bool:
         return self.encoding is not None and self.encoding.done()
@@ -360,13 +373,11 @@ class StepBatcher:
         self._looked = now
         answers: dict[int, bool] = {}
         for image in (*self._waiting, *self._running):
-            if image.deadline is not None and now > image.deadline:
-                image.fail(Late(f"not finished within the {image.deadline - image.arrived:g} seconds it was given."))
+            if image.end_if_late():
                 continue
             if image.group not in answers:
                 answers[image.group] = image.wanted()
-            if not answers[image.group]:
-                image.fail(Unwanted("nobody waits for it any more."))
+            image.end_if_unwanted(answers[image.group])
         before = len(self._waiting) + len(self._running)
         self._waiting = [image for image in self._waiting if not image.future.done()]
         self._running = [image for image in self._running if not image.future.done()]
@@ -436,14 +447,12 @@ class StepBatcher:
         return stacked
 
     def _decode(self, image: _Image) -> None:
-        from darkroom.pictures import to_bytes
-
         try:
-            with image.clock.time("VAE-Dec", image.lane.vae):
-                (picture,) = image.pipeline.decode(image.trajectory.sample)
-            pixels = to_bytes(picture, f"the picture (seed {image.request.seed})")
-            image.clock.pipeline = 1000 * (time.perf_counter() - image.arrived)
-            image.future.set_result(Made(pixels, image.clock))
+            # It may have waited here for others: longer than it was given, or than anybody waits for it.
+            if not image.end_if_late() and not image.end_if_unwanted(image.wanted()):
+                made = self._picture(image)
+                if not image.end_if_late():
+                    image.future.set_result(made)
         except Exception as error:
             image.fail(error)
         with self._changed:
@@ -451,6 +460,16 @@ class StepBatcher:
             self._finished += 1
             self._observe(self.counts())
             self._changed.notify()
+
+    @staticmethod
+    def _picture(image: _Image) -> Made:
+        from darkroom.pictures import to_bytes
+
+        with image.clock.time("VAE-Dec", image.lane.vae):
+            (picture,) = image.pipeline.decode(image.trajectory.sample)
+        pixels = to_bytes(picture, f"the picture (seed {image.request.seed})")
+        image.clock.pipeline = 1000 * (time.perf_counter() - image.arrived)
+        return Made(pixels, image.clock)
 
 
 def all_of(futures: Iterable["Future[Made]"], then: Callable[[list[Made] | BaseException], None]) -> None:
