@@ -86,6 +86,14 @@ def command(
     return line
 
 
+@dataclass
+class _Said:
+    """What one server's process has said of its end: its lines are read on when the next one runs already."""
+
+    complaint: str = ""
+    crashed: bool = False
+
+
 class Triton:
     """A server that runs while the block does. `log` gets the lines that it prints; `tell` what happens to it.
 
@@ -114,13 +122,16 @@ class Triton:
         self._log = log
         self.process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}
-        self._complaint = ""
-        self._crashed = False
+        self._said = _Said()
         self._starts: list[float] = []
 
     def __enter__(self) -> "Triton":
         self.address.check_free()
-        self._start()
+        try:
+            self._start()
+        except BaseException:  # the block is not entered, and nobody leaves it
+            self.__exit__()
+            raise
         return self
 
     def _start(self) -> None:
@@ -137,29 +148,30 @@ class Triton:
             )
         except OSError as error:
             raise Failed(f"{self._line[0]} cannot be started: {error.strerror}.") from None
-        self._crashed = False
-        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self._said = _Said()
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout, self._said), daemon=True)
         self._reader.start()
 
     def __exit__(self, *_: Any) -> None:
         self.stop(SECONDS_TO_STOP + 10)
 
-    def _read(self, printed: IO[bytes]) -> None:
+    def _read(self, printed: IO[bytes], said: _Said) -> None:
         """Passes on what the server prints, and keeps why it ends if it does."""
         for line in io.TextIOWrapper(printed, errors="replace"):
             if line.startswith("error: "):
-                self._complaint = line.removeprefix("error: ").strip()
+                said.complaint = line.removeprefix("error: ").strip()
             if line.strip() in CRASHES:
-                self._crashed = True
+                said.crashed = True
             self._log(line.rstrip("\n"))
 
     def wait_until_ready(self, seconds: float) -> None:
         """Returns when all models are loaded."""
         until = time.monotonic() + seconds
-        while not (self._is_up() and all(self.is_ready(model) for model in self.models)):
+        # Whether it runs is asked last: another may answer at the address of one that has ended.
+        while not (self._is_up() and all(map(self.is_ready, self.models)) and self.process.poll() is None):
             if self.process.poll() is not None:
                 self._reader.join(5)
-                why = _gist(self._complaint) or f"it ended with {self.process.returncode}"
+                why = _gist(self._said.complaint) or f"it ended with {self.process.returncode}"
                 raise Failed(f"the server could not be started: {why}.")
             if self._is_up() and (reasons := self._failures()):
                 raise Failed("; ".join(f"{model} was not loaded: {reason}" for model, reason in reasons.items()))
@@ -184,7 +196,7 @@ class Triton:
         if (code := self.process.poll()) is not None:
             self._start_again(f"the server has died, with {code}", seconds)
             return
-        if self._crashed:
+        if self._said.crashed:
             self._start_again("the server has crashed", seconds)
             return
         running = self._running_stubs()
