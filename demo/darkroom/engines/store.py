@@ -153,7 +153,7 @@ class Store:
             name = path.name[1:].rsplit(".", 2)[0]
             lock = contextlib.nullcontext() if name == held else FileLock(self._lock(name), timeout=0)
             with contextlib.suppress(Timeout, OSError), lock:
-                _remove(path)
+                clear(path)
                 if name.endswith(OWN):  # nobody waits for it
                     self._lock(name).unlink(missing_ok=True)
 
@@ -163,7 +163,7 @@ class Store:
             temporary = self._temporary(folder.name)
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 os.replace(folder, temporary)
-                _remove(temporary)
+                clear(temporary)
 
     def take(self, key: Key) -> Path | None:
         """What `find` finds; what is damaged is set aside, where the store can be written."""
@@ -255,11 +255,11 @@ class Store:
             os.replace(temporary, folder)
             self.fingerprints.moved(temporary, folder)
             with contextlib.suppress(OSError):
-                _remove(old)
+                clear(old)
         finally:
             for left in (temporary, old):  # something only where it did not end well
                 with contextlib.suppress(OSError):
-                    _remove(left)
+                    clear(left)
 
     def _on_disk(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `build` returns. Libraries have words of their own for a full disk: they become the system's."""
@@ -275,7 +275,7 @@ class Store:
     def _set_aside(self, folder: Path, why: str) -> None:
         aside = self.root / f".{folder.name}{ASIDE}"
         if os.path.lexists(aside):
-            _remove(aside)
+            clear(aside)
         os.replace(folder, aside)
         self.tell(f"{folder} is damaged ({why}): it was set aside as {aside.name}, and is made again.")
 
@@ -286,7 +286,7 @@ class Store:
         return self.root / f".{name}.{secrets.token_hex(4)}{TEMPORARY}"
 
 
-def _remove(path: Path) -> None:
+def clear(path: Path) -> None:
     """Removes a folder, or what stands in the place of one: a file, or a link but not what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

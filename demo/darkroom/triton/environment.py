@@ -132,5 +132,8 @@ def installed(
 def _put(target: Path, make: Callable[[Path], object]) -> None:
     """Makes a file or link whole, whoever else is doing the same."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    make(temporary)
-    os.replace(temporary, target)
+    try:
+        make(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.checkpoint import NETWORKS, TOKENIZERS
-from darkroom.engines.store import TEMPORARY
+from darkroom.engines.store import TEMPORARY, clear
 from darkroom.errors import Failed
 from darkroom.service import PLAN, Plan, check_whole
 from darkroom.triton.config import AFTER, BEFORE, CONFIG
@@ -86,11 +86,14 @@ def write_ensemble(repository: Path, name: str, texts: dict[str, str]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Under a temporary name first."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
 
@@ -119,17 +122,18 @@ def _replaced(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):  # by one that was killed
-            shutil.rmtree(left)
+            clear(left)
         temporary.mkdir()
         yield temporary
-        if folder.exists():
+        with contextlib.suppress(FileNotFoundError):
             os.replace(folder, old)
         os.replace(temporary, folder)
     except OSError as error:
         raise Failed(f"{folder} cannot be written: {error.strerror or error}.") from error
     finally:
         for each in (temporary, old):
-            shutil.rmtree(each, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                clear(each)
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:
