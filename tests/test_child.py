@@ -3,9 +3,12 @@
 import importlib
 import os
 import signal
-from multiprocessing.context import SpawnProcess
+import socket
+import threading
+from multiprocessing import resource_tracker, util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -56,24 +59,41 @@ def test_ctrl_c_while_a_worker_begins_is_its_parents(
 
 
 @pytest.mark.parametrize("kind", ["child", "worker"])
-def test_what_ctrl_c_finds_begun_is_ended(kind: str, interrupted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[SpawnProcess] = []
-    start = SpawnProcess.start
+def test_what_ctrl_c_finds_beginning_is_ended(
+    kind: str, interrupted: ModuleType, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It falls between the process's first instant and what it is told to do, and another thread hears of it first."""
+    begun: list[int] = []
+    spawn = util.spawnv_passfds
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    heard, hears = socket.socketpair()
+    hears.setblocking(False)
 
-    def start_and_interrupt(process: SpawnProcess) -> None:
-        start(process)
-        begun.append(process)
-        signal.raise_signal(signal.SIGINT)
+    def spawn_and_interrupt(*given: Any) -> int:
+        begun.append(spawn(*given))
+        signal.pthread_kill(thread.ident, signal.SIGINT)
+        heard.recv(1)
+        return begun[0]
 
-    monkeypatch.setattr(SpawnProcess, "start", start_and_interrupt)
+    resource_tracker.ensure_running()
+    monkeypatch.setattr(util, "spawnv_passfds", spawn_and_interrupt)
     monkeypatch.setattr("darkroom.workers._work", interrupted.forever)
-    with pytest.raises(KeyboardInterrupt):
-        if kind == "child":
-            run_in_child(interrupted.forever)
-        else:
-            Process("worker 1", Orders(None, 1, Path(), ""), {}, lambda news: None)
-    (process,) = begun
-    alive = process.is_alive()
-    process.kill()
-    assert not alive
+    thread.start()
+    before = signal.set_wakeup_fd(hears.fileno())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            if kind == "child":
+                run_in_child(interrupted.forever)
+            else:
+                Process("worker 1", Orders(None, 1, Path(), ""), {}, lambda news: None)
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        heard.close()
+        hears.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], signal.SIGKILL)
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,12 +83,26 @@ def deaf_to_interrupts() -> Iterator[None]:
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # or else it begins in the block, and lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    heard = False
+
+    def hear(*_: Any) -> None:
+        nonlocal heard
+        heard = True
+
+    # Blocked is what a process that begins inherits. This one's other threads may hear Ctrl-C all the same, and its
+    # handler would break in here, between a process that has begun and what it is told to do.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    main = threading.current_thread() is threading.main_thread()  # no other has handlers
+    handler = signal.signal(signal.SIGINT, hear) if main else None
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
