@@ -138,6 +138,60 @@ def test_missing_tokenizer_is_named(name: str, model: Path) -> None:
     assert str(model / "tokenizer" / name) in refusal(model)
 
 
+@pytest.mark.parametrize("beside", [(), ("tokenizer.json",)], ids=["pair", "tokenizer.json too"])
+@pytest.mark.parametrize("lines", [0, 1, 7, -1])
+def test_truncated_merges_are_named(lines: int, beside: tuple[str, ...], model: Path) -> None:
+    """Any beginning of them is a list of merges, and reads prompts otherwise."""
+    from transformers import CLIPTokenizer
+
+    folder = model / "tokenizer"
+    if beside:
+        CLIPTokenizer.from_pretrained(folder).save_pretrained(model / "saved")
+        shutil.copy(model / "saved" / "tokenizer.json", folder)
+    merges = folder / "merges.txt"
+    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:lines]))
+    said = refusal(model)
+    assert str(merges) in said and "is cut off" in said
+
+
+@pytest.mark.parametrize("merge", ["x y", "red</w> x", "red on</w>", "a", "a b c"])
+def test_merge_of_or_into_no_token_is_named(merge: str, model: Path) -> None:
+    merges = model / "tokenizer" / "merges.txt"
+    merges.write_text(f"{merges.read_text()}{merge}\n")
+    assert str(merges) in refusal(model)
+
+
+def test_merges_that_tokenizer_json_lacks_are_named(model: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    folder = model / "tokenizer"
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(model / "saved")
+    shutil.rmtree(folder)
+    (model / "saved").rename(folder)
+    opened(model)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    del whole["model"]["merges"][-3:]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert str(folder / "tokenizer.json") in refusal(model)
+
+
+def test_words_that_were_added_take_no_merge(model: Path) -> None:
+    vocabulary = json.loads((model / "tokenizer" / "vocab.json").read_text())
+    edit_json(model / "tokenizer" / "vocab.json", **{"<toy>": len(vocabulary)})
+    assert "'<toy>'" in refusal(model)
+    (model / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<toy>": len(vocabulary)}))
+    edit_json(model / "text_encoder" / "config.json", vocab_size=len(vocabulary) + 1)
+    opened(model)
+
+
+def test_tokenizer_that_was_whole_before_is_checked_again_when_it_changes(model: Path) -> None:
+    fingerprints = Fingerprints(model.parent / ".fingerprints.json")
+    open_checkpoint(model, fingerprints)
+    fingerprints.remember()
+    edit_json(model / "tokenizer" / "vocab.json", apples=5000)
+    assert "'apples', which vocab.json has" in refusal(model)
+
+
 @pytest.mark.parametrize("kind", ["bin", "ckpt", "pt"])
 @pytest.mark.parametrize("network", WEIGHTS)
 def test_pickle_is_refused_unread(network: str, kind: str, model: Path) -> None:
@@ -203,6 +257,10 @@ def _flip_last_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _reverse_lines(path: Path) -> None:
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+
+
 @pytest.mark.parametrize("network", WEIGHTS)
 def test_one_changed_bit_of_weights_is_another_network_and_revision(network: str, model: Path) -> None:
     before = opened(model)
@@ -218,7 +276,7 @@ def test_one_changed_bit_of_weights_is_another_network_and_revision(network: str
         lambda model: edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"),
         lambda model: edit_json(model / "unet" / "config.json", attention_head_dim=8),
         lambda model: edit_json(model / "tokenizer" / "special_tokens_map.json", pad_token="!"),
-        lambda model: (model / "tokenizer" / "merges.txt").write_text("#version: 0.2\n"),
+        lambda model: _reverse_lines(model / "tokenizer" / "merges.txt"),
     ],
     ids=["scheduler", "unet", "padding", "merges"],
 )

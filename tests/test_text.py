@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer
+from diffusers.loaders import TextualInversionLoaderMixin
+from transformers import AddedToken, CLIPTokenizer
 
 from darkroom.errors import AskedWrongly
 from darkroom.text import ClipTokenizer
-from tests.support import BEGIN, END, edit_json, write_tokenizer
+from tests.support import BEGIN, END, changed_copy, edit_json, write_tokenizer
 
 TEXTS = [
     "",
@@ -103,6 +106,135 @@ def test_special_tokens_written_as_objects_are_understood(folders: dict[str, Pat
     edit_json(folder / "special_tokens_map.json", bos_token=written | {"content": BEGIN}, **specials)
     expected = ClipTokenizer(folders["vocabulary"]).encode(["a cat"]).ids
     np.testing.assert_array_equal(ClipTokenizer(folder).encode(["a cat"]).ids, expected)
+
+
+PLAIN = {"lstrip": False, "rstrip": False, "normalized": True, "single_word": False, "special": False}
+
+
+def _listed(folder: Path) -> None:
+    """As transformers before its version 4.34 saved them."""
+    words = ("<cat-toy>", "Style", "redapple", "<Moon>", "big dog")
+    first = len(json.loads((folder / "vocab.json").read_text()))
+    (folder / "added_tokens.json").write_text(json.dumps({word: first + place for place, word in enumerate(words)}))
+
+
+def _configured(folder: Path) -> None:
+    """As its versions from 4.34 to 4.57 saved them."""
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    tokens = {
+        vocabulary[BEGIN]: PLAIN | {"content": BEGIN, "special": True, "normalized": True},
+        vocabulary[END]: PLAIN | {"content": END, "special": True, "normalized": False},
+        len(vocabulary): PLAIN | {"content": "<cat-toy>"},
+        len(vocabulary) + 1: PLAIN | {"content": "Style", "normalized": False, "lstrip": True},
+        len(vocabulary) + 2: PLAIN | {"content": "<Moon>", "single_word": True, "rstrip": True},
+    }
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=tokens)
+    # Which is then not read.
+    edit_json(folder / "special_tokens_map.json", pad_token="!")
+
+
+def _saved(folder: Path) -> None:
+    """As its version 5 saves them, and without what it read."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<cat-toy>", "Style", AddedToken("<Moon>", special=True, rstrip=True)])
+    shutil.rmtree(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _listed_and_saved(folder: Path) -> None:
+    """Two that differ: a tokenizer.json holds over vocab.json and merges.txt."""
+    pair = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    edit_json(folder / "vocab.json", red=9999)
+    _saved(folder)
+    for name, content in pair.items():
+        (folder / name).write_bytes(content)
+
+
+def _special_without_a_role(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", additional_special_tokens=["<Moon>", "<cat-toy>"], mask_token="Style")
+
+
+def _special_as_objects(folder: Path) -> None:
+    """As Stable Diffusion 1.5 has them: matched in lower case, too."""
+    written = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    edit_json(
+        folder / "special_tokens_map.json", bos_token=written | {"content": BEGIN}, eos_token=written | {"content": END}
+    )
+    typed = {"__type": "AddedToken"} | written
+    edit_json(
+        folder / "tokenizer_config.json", bos_token=typed | {"content": BEGIN}, eos_token=typed | {"content": END}
+    )
+
+
+def _special_elsewhere(folder: Path) -> None:
+    """special_tokens_map.json holds over tokenizer_config.json."""
+    edit_json(folder / "tokenizer_config.json", pad_token="a")
+    edit_json(folder / "special_tokens_map.json", pad_token="!")
+
+
+def _special_unknown(folder: Path) -> None:
+    edit_json(folder / "special_tokens_map.json", pad_token="<pad>")
+
+
+WAYS = [
+    _listed,
+    _configured,
+    _saved,
+    _listed_and_saved,
+    _special_without_a_role,
+    _special_as_objects,
+    _special_elsewhere,
+    _special_unknown,
+]
+ADDED = [
+    "a <cat-toy> in the house",
+    "<cat-toy>, <cat-toy>!a<cat-toy>b <CAT-TOY> <cat- toy>",
+    "Style style STYLE Stylehouse a Style of style",
+    "redapple red apple REDAPPLE redapples",
+    "<Moon> <moon> a<Moon>b <Moon>  house",
+    "big dog, Big Dog, big  dog",
+    f"{BEGIN} typed {END} <|STARTOFTEXT|> <|EndOfText|>",
+    "red",
+]
+
+
+@pytest.mark.parametrize("change", WAYS, ids=lambda change: change.__name__.strip("_"))
+def test_tokens_that_were_added_are_those_of_transformers(
+    change: Callable[[Path], None], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = changed_copy(folders["vocabulary"], tmp_path / "tokenizer", change)
+    reference, ours = CLIPTokenizer.from_pretrained(folder), ClipTokenizer(folder)
+    for text in [*ADDED, *TEXTS]:
+        expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ours.encode([text]).ids[0].tolist() == expected, text
+    assert ours.largest == max(reference.get_vocab().values())
+
+
+def test_word_of_many_vectors_is_written_as_diffusers_writes_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["vocabulary"], tmp_path / "tokenizer")
+    words = ["<toy>", "<toy>_1", "<toy>_2", "<sky>", "<sky>_2"]
+    first = len(json.loads((folder / "vocab.json").read_text()))
+    (folder / "added_tokens.json").write_text(json.dumps({word: first + place for place, word in enumerate(words)}))
+    reference, ours = CLIPTokenizer.from_pretrained(folder), ClipTokenizer(folder)
+    for text in ("a <toy> on the house", "<toy><toy>red", "<sky>, no <to>", "<sky> over <toy>"):
+        written = TextualInversionLoaderMixin().maybe_convert_prompt(text, reference)
+        expected = reference(written, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ours.encode([text]).ids[0].tolist() == expected, text
+    assert first + 2 in ours.encode(["a <toy>"]).ids
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"added_tokens_decoder": []}, {"added_tokens_decoder": {"x": {}}}, {"added_tokens_decoder": {"5": "red"}}],
+    ids=str,
+)
+def test_added_tokens_that_cannot_be_read_are_refused(
+    broken: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["vocabulary"], tmp_path / "tokenizer")
+    edit_json(folder / "tokenizer_config.json", **broken)
+    with pytest.raises(AskedWrongly, match=str(folder)):
+        ClipTokenizer(folder)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])

@@ -12,6 +12,8 @@ from typing import Any
 
 from darkroom.errors import AskedWrongly, near_on_disk
 from darkroom.fingerprints import Fingerprints
+from darkroom.json_files import read_json
+from darkroom.vocabulary import check_vocabulary, tokenizer_files
 
 NETWORKS = {
     "text_encoder": "model",
@@ -171,8 +173,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     rest += [f"{switch}={index[switch]}" for switch in SWITCHES if switch in index]
     for part, tokenizer in TOKENIZERS.items():
         if part in digests:
-            for name in tokenizer_files(folder / tokenizer):
-                rest.append(hashlib.sha256((folder / tokenizer / name).read_bytes()).hexdigest())
+            rest += _tokenizer_digests(folder / tokenizer, fingerprints)
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, family, digests, revision)
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
@@ -185,6 +186,12 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             if checkpoint.config(part).get(name) is not None:
                 raise AskedWrongly(f"the {part} of {folder} has {name} in its configuration, which Darkroom has not.")
     return checkpoint
+
+
+def _tokenizer_digests(folder: Path, fingerprints: Fingerprints) -> list[str]:
+    """A hash of each file of a tokenizer, all of which are checked when one is new or has changed."""
+    files = [folder / name for name in tokenizer_files(folder)]
+    return [fingerprints.sha256(file, check=lambda _: check_vocabulary(folder)) for file in files]
 
 
 def _check_config(file: Path, config: dict[str, Any]) -> None:
@@ -250,17 +257,6 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise AskedWrongly(f"{folder / (stem + '.safetensors')} is missing.")
 
 
-def tokenizer_files(folder: Path) -> list[str]:
-    """The files that define the tokenizer: vocab.json and merges.txt, or tokenizer.json alone."""
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        names = ["vocab.json", "merges.txt"]
-    elif (folder / "tokenizer.json").is_file():
-        names = ["tokenizer.json"]
-    else:
-        raise AskedWrongly(f"{folder / 'vocab.json'} or {folder / 'merges.txt'} is missing.")
-    return [*names, *(n for n in ("tokenizer_config.json", "special_tokens_map.json") if (folder / n).is_file())]
-
-
 def check_safetensors(path: Path) -> None:
     """Raises `AskedWrongly` unless all the bytes that a safetensors file's header promises are there."""
     read_header(path)
@@ -293,16 +289,3 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 def _config_name(part: str) -> str:
     return "scheduler_config.json" if part == "scheduler" else "config.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model folder. Raises `AskedWrongly` naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise AskedWrongly(f"{path} is missing; a diffusers model folder needs it.") from None
-    except (ValueError, OSError) as error:
-        raise AskedWrongly(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise AskedWrongly(f"{path} does not hold a JSON object.")
-    return value

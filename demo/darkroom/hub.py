@@ -8,9 +8,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from darkroom.checkpoint import LARGE, NETWORKS, TOKENIZERS, networks, read_json, tokenizer_files, weight_files
+from darkroom.checkpoint import LARGE, NETWORKS, TOKENIZERS, networks, weight_files
 from darkroom.errors import AskedWrongly, DarkroomError, Failed, near_on_disk
+from darkroom.json_files import read_json
 from darkroom.lora import DEFAULT_NAME
+from darkroom.vocabulary import tokenizer_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint import NETWORKS, networks, read_json, weight_files
+from darkroom.checkpoint import NETWORKS, networks, weight_files
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
+from darkroom.json_files import read_json
 
 PART = "vae"
 

@@ -9,10 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint import TOKENIZERS, networks, read_header, read_json, tokenizer_files
+from darkroom.checkpoint import TOKENIZERS, networks, read_header
 from darkroom.child import run_in_child
 from darkroom.engines.store import Key, Store
 from darkroom.errors import AskedWrongly
+from darkroom.json_files import read_json
+from darkroom.vocabulary import tokenizer_files
 
 REVISION = 1
 """Raised when a change makes other folders from the same file."""
