@@ -51,6 +51,7 @@ CLIP_DEFAULTS = {
     "hidden_size": 512,
     "num_hidden_layers": 12,
     "projection_dim": 512,
+    "vocab_size": 49408,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "text_encoder": CLIP_DEFAULTS,

@@ -229,11 +229,19 @@ class Preparer:
         """
         self._check_fit(request)
         scheduler, key = self.schedule_key(request)
-        tokenizers = [
-            ClipTokenizer(self.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
-            for part, text in self.checkpoint.texts.items()
-        ]
+        tokenizers = [self._tokenizer(part, text) for part, text in self.checkpoint.texts.items()]
         return scheduler, key, self.engines.find(key) or self._compile_schedule(key), tokenizers
+
+    def _tokenizer(self, part: str, text: dict[str, Any]) -> ClipTokenizer:
+        """Raises `AskedWrongly` for one whose ids its text encoder has no embeddings for."""
+        folder, encoder = self.checkpoint.folder / TOKENIZERS[part], self.checkpoint.folder / part
+        tokenizer = ClipTokenizer(folder, text["max_position_embeddings"])
+        if tokenizer.largest >= text["vocab_size"]:
+            raise AskedWrongly(
+                f"{folder} has token ids up to {tokenizer.largest}, but {encoder / 'config.json'} a vocab_size of "
+                f"{text['vocab_size']}: the two are of different models."
+            )
+        return tokenizer
 
     def _check_fit(self, request: Request) -> None:
         """Raises `AskedWrongly` when model, runtime and request do not fit."""

@@ -1,5 +1,6 @@
 """What is asked wrongly is said in one line, with exit code 2, and nothing is written."""
 
+import json
 import os
 import pickle
 import socket
@@ -207,6 +208,16 @@ def test_weights_of_another_size_are_refused(studio: Studio) -> None:
 def test_truncated_vocabulary_is_refused_by_the_name_of_the_file(studio: Studio) -> None:
     model = changed_copy(studio.model, studio.root / "broken", _truncate("tokenizer/vocab.json"))
     assert_nothing_came_of(studio, [PROMPT, "--model", str(model), *studio.folders()], "tokenizer/vocab.json")
+
+
+def test_tokens_that_the_text_encoder_does_not_know_are_refused(studio: Studio) -> None:
+    def more(folder: Path) -> None:
+        (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<toy>": 5000}))
+
+    model = changed_copy(studio.model, studio.root / "broken", more)
+    size = len(json.loads((model / "tokenizer" / "vocab.json").read_text()))
+    said = f"token ids up to {size}, but {model / 'text_encoder' / 'config.json'} a vocab_size of {size}"
+    assert_nothing_came_of(studio, [PROMPT, "--model", str(model), *studio.folders()], said)
 
 
 def test_model_folder_that_is_not_there_is_refused_by_name(studio: Studio) -> None:
