@@ -24,7 +24,6 @@ from darkroom.fingerprints import Fingerprints
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pictures import to_bytes
 from darkroom.request import Request
-from darkroom.schedule import scheduler_class
 from darkroom.schedule.compile import compile_schedule
 from darkroom.stages import stages
 from darkroom.stages.contract import Profile
@@ -107,7 +106,7 @@ class Diffusers:
         self.label = "diffusers, torch.compile" if mode else "diffusers eager"
         self.options = {"mode": mode} if mode else {}
         self._model = model
-        self._scheduler = scheduler_class(None, model.checkpoint.scheduler)
+        self._scheduler = model.checkpoint.scheduler(None)
         tokenizers = {
             TOKENIZERS[part]: CLIPTokenizer.from_pretrained(model.folder / TOKENIZERS[part])
             for part in model.checkpoint.texts
@@ -119,11 +118,10 @@ class Diffusers:
             else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         )
         kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-        class_name, config = self._scheduler
         self._pipeline = kind(
             **{part: model.network(part) for part in model.parts},
             **tokenizers,
-            scheduler=getattr(diffusers, class_name).from_config(config),
+            scheduler=getattr(diffusers, self._scheduler.class_name).from_config(self._scheduler.config),
             **more,
         )
         self._pipeline.set_progress_bar_config(disable=True)
@@ -207,7 +205,7 @@ class Darkroom:
     def run(self, batch: int, steps: int) -> tuple[StageClock, np.ndarray]:
         request = self._model.work.request(batch, steps)
         if steps not in self._tables:
-            self._tables[steps] = compile_schedule(*scheduler_class(None, self._model.checkpoint.scheduler), steps)
+            self._tables[steps] = compile_schedule(self._model.checkpoint.scheduler(None), steps)
         engines = self._engines
         pipeline = assemble(
             self._traits,

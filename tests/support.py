@@ -417,7 +417,7 @@ class Diffusers:
             object.__setattr__(encoder, "text_model", encoder)
         self._from_image = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         self._from_image.set_progress_bar_config(disable=True)
-        self._config = self.pipeline.scheduler.config
+        self._own = self.pipeline.scheduler
         self._made: dict[str, list[np.ndarray]] = {}
 
     def draw(
@@ -434,12 +434,11 @@ class Diffusers:
 
             from darkroom.schedule import SCHEDULERS
 
-            name = self._config["_class_name"] if scheduler is None else SCHEDULERS[scheduler][0]
-            overrides = {} if scheduler is None else SCHEDULERS[scheduler][1]
-            if name == "PNDMScheduler":
-                overrides = overrides | {"skip_prk_steps": True}
             pipeline = self._from_image if "image" in more else self.pipeline
-            pipeline.scheduler = getattr(diffusers, name).from_config(self._config, **overrides)
+            pipeline.scheduler = self._own
+            if scheduler is not None:
+                name, overrides = SCHEDULERS[scheduler]
+                pipeline.scheduler = getattr(diffusers, name).from_config(self._own.config, **overrides)
             if "negative_prompt" in more:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
             generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]

@@ -89,6 +89,8 @@ def test_configuration_that_is_no_object_is_named(name: str, content: bytes, mod
         ("unet", {"in_channels": None}),
         ("text_encoder", {"num_hidden_layers": "three"}),
         ("text_encoder", {"hidden_size": -1}),
+        ("text_encoder", {"num_attention_heads": 0}),
+        ("text_encoder", {"vocab_size": "many"}),
     ],
     ids=str,
 )
@@ -96,6 +98,29 @@ def test_value_of_another_kind_is_named_with_its_file(part: str, wrong: dict[str
     edit_json(model / part / "config.json", **wrong)
     said = refusal(model)
     assert str(model / part / "config.json") in said and f"{next(iter(wrong))} must be" in said
+
+
+@pytest.mark.parametrize("count", [0, -1000, 1000.5, "1000", True, None])
+def test_timesteps_that_are_no_count_are_named_with_their_file(count: object, model: Path) -> None:
+    edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=count)
+    assert f"{model / 'scheduler' / 'scheduler_config.json'}: num_train_timesteps must be a count" in refusal(model)
+
+
+@pytest.mark.parametrize("scheduler", [None, [], "DDIMScheduler", ["diffusers", None], ["mine", "DDIMScheduler"]])
+def test_index_that_names_no_scheduler_of_diffusers_is_named(scheduler: object, model: Path) -> None:
+    edit_json(model / "model_index.json", scheduler=scheduler)
+    assert f"{model / 'model_index.json'} names no scheduler" in refusal(model)
+
+
+def test_width_that_the_heads_do_not_divide_is_named_with_its_file(model: Path) -> None:
+    edit_json(model / "text_encoder" / "config.json", hidden_size=30)
+    assert f"{model / 'text_encoder' / 'config.json'}: hidden_size 30" in refusal(model)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "tokenizer/vocab.json", "tokenizer/tokenizer_config.json"])
+def test_json_that_is_nested_too_deeply_is_named(name: str, model: Path) -> None:
+    (model / name).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert str(model / name) in refusal(model)
 
 
 @pytest.mark.parametrize("weight_map", [{"a": 1}, {}, {"a": ["b"]}, []])
@@ -274,11 +299,12 @@ def test_one_changed_bit_of_weights_is_another_network_and_revision(network: str
     "change",
     [
         lambda model: edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"),
+        lambda model: edit_json(model / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
         lambda model: edit_json(model / "unet" / "config.json", attention_head_dim=8),
         lambda model: edit_json(model / "tokenizer" / "special_tokens_map.json", pad_token="!"),
         lambda model: _reverse_lines(model / "tokenizer" / "merges.txt"),
     ],
-    ids=["scheduler", "unet", "padding", "merges"],
+    ids=["scheduler", "its class", "unet", "padding", "merges"],
 )
 def test_changed_configuration_is_another_revision(change: Callable[[Path], None], model: Path) -> None:
     before = opened(model).revision

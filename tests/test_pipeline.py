@@ -1,5 +1,6 @@
 """Pictures equal those of diffusers' StableDiffusionPipeline in float32 with a CPU generator, on every runtime."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,36 @@ def test_v_prediction_model_equals_diffusers(
     (expected,) = diffusers_velocity.draw(PROMPT, scheduler=scheduler, denoising_steps=6)
     assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
     assert psnr(expected, diffusers_tiny.draw(PROMPT, scheduler=scheduler, denoising_steps=6)[0]) < VISIBLE
+
+
+def _scheduler(own: str | None = None, **settings: Any) -> Any:
+    """Other settings in the scheduler's file, none for None; and another class in the index, if asked."""
+
+    def change(folder: Path) -> None:
+        path = folder / "scheduler" / "scheduler_config.json"
+        config = json.loads(path.read_text()) | {"timestep_spacing": "leading"} | settings
+        path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+        if own:
+            edit_json(folder / "model_index.json", scheduler=["diffusers", own])
+
+    return change
+
+
+OLD = {
+    "steps_offset": (_scheduler(steps_offset=90), None),
+    "steps_offset, --scheduler": (_scheduler(steps_offset=90), "DDIM"),
+    "no clip_sample": (_scheduler("DDIMScheduler", clip_sample=None), None),
+    "another class": (_scheduler("EulerDiscreteScheduler"), None),
+}
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_scheduler_of_an_old_model_is_corrected_as_diffusers_corrects_it(old: str, studio: Studio) -> None:
+    change, scheduler = OLD[old]
+    model = changed_copy(studio.model, studio.root / "old", change)
+    drawn = studio.draw(PROMPT, model=model, scheduler=scheduler, denoising_steps=6)
+    (expected,) = Diffusers(model).draw(PROMPT, scheduler=scheduler, denoising_steps=6)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
 
 
 @pytest.mark.parametrize("scheduler", ["PNDM", "EulerA", "LCM"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Diffusers, Studio, assert_refused, edit_json, psnr
+from tests.support import Diffusers, Studio, assert_refused, changed_copy, edit_json, psnr
 
 PROMPT = "a red apple on the house"
 RUNTIMES = ("openvino", "onnxruntime", "torch")
@@ -25,6 +25,18 @@ def test_every_scheduler_makes_the_picture_of_diffusers(
 ) -> None:
     drawn = xl_studio.draw(PROMPT, engine=engine, scheduler=scheduler, denoising_steps=6, guidance_scale=7.5)
     (expected,) = diffusers_tiny_xl.draw(PROMPT, scheduler=scheduler, denoising_steps=6)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+
+
+def test_scheduler_of_an_old_model_is_taken_as_it_is(xl_studio: Studio) -> None:
+    """diffusers corrects steps_offset for Stable Diffusion alone."""
+
+    def change(folder: Path) -> None:
+        edit_json(folder / "scheduler" / "scheduler_config.json", steps_offset=90)
+
+    model = changed_copy(xl_studio.model, xl_studio.root / "old", change)
+    drawn = xl_studio.draw(PROMPT, model=model, denoising_steps=6, guidance_scale=7.5)
+    (expected,) = Diffusers(model).draw(PROMPT, denoising_steps=6)
     assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from darkroom.errors import AskedWrongly, near_on_disk
 from darkroom.fingerprints import Fingerprints
 from darkroom.json_files import read_json
+from darkroom.schedule import Chosen, chosen
 from darkroom.vocabulary import check_vocabulary, tokenizer_files
 
 NETWORKS = {
@@ -37,6 +38,9 @@ FAMILIES = {
 }
 """The pipeline classes that a model index names, and the family whose networks they hold."""
 
+CORRECTING = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+"""Those that put right what old configurations of a scheduler and of a UNet say (diffusers 0.42)."""
+
 UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
 """Settings of other families' networks: without them pictures would come out wrong, and nobody be told."""
 
@@ -51,6 +55,7 @@ CLIP_DEFAULTS = {
     "hidden_size": 512,
     "num_hidden_layers": 12,
     "projection_dim": 512,
+    "num_attention_heads": 8,
     "vocab_size": 49408,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -87,13 +92,14 @@ class Checkpoint:
         return self.config("vae")
 
     @cached_property
-    def scheduler(self) -> dict[str, Any]:
-        return self.config("scheduler")
-
-    @cached_property
     def index(self) -> dict[str, Any]:
         """What the model index says beside the names of the parts."""
         return read_json(self.folder / "model_index.json")
+
+    def scheduler(self, name: str | None) -> Chosen:
+        """What `--scheduler name` means for this model; its own without a name, of the class that the index names."""
+        said = {key: value for key, value in self.config("scheduler").items() if key != "_diffusers_version"}
+        return chosen(name, self.index["scheduler"][1], said, self.index["_class_name"] in CORRECTING)
 
     @cached_property
     def texts(self) -> dict[str, dict[str, Any]]:
@@ -163,6 +169,8 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
         config = folder / part / "config.json"
         described = read_json(config)
         _check_config(config, {name: described.get(name, usual) for name, usual in DEFAULTS[part].items()})
+        if part in TOKENIZERS:
+            _check_heads(config, DEFAULTS[part] | described)
         contents = [json.dumps(described, sort_keys=True)]
         for weights in weight_files(folder / part, stem):
             try:
@@ -170,7 +178,14 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             except OSError as error:
                 raise AskedWrongly(f"{weights} cannot be read: {error.strerror}.") from None
         digests[part] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
-    rest = [json.dumps(read_json(folder / "scheduler" / "scheduler_config.json"), sort_keys=True)]
+    scheduler = read_json(config := folder / "scheduler" / "scheduler_config.json")
+    _check_config(config, {"num_train_timesteps": scheduler.get("num_train_timesteps", 1000)})
+    rest = [json.dumps(scheduler, sort_keys=True)]
+    match index.get("scheduler"):
+        case ["diffusers", str(own)]:
+            rest += [f"scheduler={own}"] if own != scheduler.get("_class_name") else []
+        case other:
+            raise AskedWrongly(f"{folder / 'model_index.json'} names no scheduler of diffusers, but {other!r}.")
     rest += [f"{switch}={index[switch]}" for switch in SWITCHES if switch in index]
     for part, tokenizer in TOKENIZERS.items():
         if part in digests:
@@ -209,6 +224,12 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
                 kind, fits = "a count", _is_count(value)
         if not fits:
             raise AskedWrongly(f"{file}: {name} must be {kind}, not {value!r}.")
+
+
+def _check_heads(file: Path, text: dict[str, Any]) -> None:
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    if width % heads:
+        raise AskedWrongly(f"{file}: hidden_size {width} cannot be divided among {heads} num_attention_heads.")
 
 
 def _is_count(value: Any) -> bool:

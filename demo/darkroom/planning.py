@@ -11,7 +11,7 @@ from darkroom.engines.store import Key
 from darkroom.errors import AskedWrongly
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.request import Request
-from darkroom.schedule import SCHEDULERS, scheduler_class
+from darkroom.schedule import SCHEDULERS, Chosen
 from darkroom.schedule.bundle import schedule_name
 from darkroom.service import LanePlan, Limits, Part, Plan
 
@@ -66,7 +66,7 @@ def planned(
         request=request,
         script=script,
         revision=preparer.checkpoint.revision,
-        scheduler=scheduler_class(None, preparer.checkpoint.scheduler)[0],
+        scheduler=preparer.checkpoint.scheduler(None).class_name,
         runtime_version=preparer.runtime.version(),
         options=preparer.runtime.options,
         traits=preparer.traits,
@@ -115,8 +115,8 @@ def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, 
     """The folder of a `Bundle` of these schedules, compiled in one child where it is not there."""
     of: dict[str, Any] = {}
     for scheduler, steps in sorted(wanted, key=str):
-        class_name, config = scheduler_class(scheduler, preparer.checkpoint.scheduler)
-        entry = of.setdefault(scheduler or "", {"class": class_name, "config": config, "steps": []})
+        choice = preparer.checkpoint.scheduler(scheduler)
+        entry = of.setdefault(scheduler or "", {"scheduler": choice.as_json(), "steps": []})
         entry["steps"].append(steps)
     for entry in of.values():
         entry["steps"].sort()
@@ -144,7 +144,7 @@ def compile_bundle(of: dict[str, Any], folder: Path) -> dict[str, Any]:
     for scheduler, entry in of.items():
         for steps in entry["steps"]:
             try:
-                tables[scheduler or None, steps] = compile_schedule(entry["class"], entry["config"], steps)
+                tables[scheduler or None, steps] = compile_schedule(Chosen(**entry["scheduler"]), steps)
             except AskedWrongly as error:
                 tables[scheduler or None, steps] = str(error)
     save(folder, tables)

@@ -24,7 +24,7 @@ from darkroom.lora import Lora
 from darkroom.pipeline import Later, Pipeline, Start
 from darkroom.progress import Line
 from darkroom.request import Request, check_steps_left
-from darkroom.schedule import SPREADABLE, scheduler_class
+from darkroom.schedule import SPREADABLE, Chosen
 from darkroom.schedule.table import Table
 from darkroom.stages import stages
 from darkroom.stages.contract import FREE, Profile, Stage, Tensor
@@ -303,11 +303,11 @@ class Preparer:
     def schedule_key(self, request: Request) -> tuple[str, Key]:
         """The scheduler's class, and its table's key. Raises `AskedWrongly` where a picture to start from leaves no
         step."""
-        class_name, config = scheduler_class(request.scheduler, self.checkpoint.scheduler)
+        choice = self.checkpoint.scheduler(request.scheduler)
+        class_name = choice.class_name
         facts = {
             "kind": "schedule",
-            "class": class_name,
-            "config": config,
+            "scheduler": choice.as_json(),
             "steps": request.denoising_steps,
             "skipped": request.skipped_steps,
             "revision": TABLE_REVISION,
@@ -322,8 +322,9 @@ class Preparer:
     def _compile_schedule(self, key: Key) -> Path:
         """Compiled before the store is touched: a schedule that cannot be made leaves nothing behind."""
         facts = key.facts
-        with self.job(f"compiling the schedule {facts['class']}, {facts['steps']} steps"):
-            arguments = (facts["class"], facts["config"], facts["steps"], facts["skipped"], facts.get("share", 1.0))
+        choice = Chosen(**facts["scheduler"])
+        with self.job(f"compiling the schedule {choice.class_name}, {facts['steps']} steps"):
+            arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0))
             table, diffusers = run_in_child(compile_table, *arguments, verbose=self.verbose)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -457,15 +458,13 @@ def _facts_of_weights(stage: Stage) -> dict[str, Any]:
     return facts
 
 
-def compile_table(
-    class_name: str, config: dict[str, Any], steps: int, skipped: int | None, share: float
-) -> tuple[Table, str]:
+def compile_table(choice: Chosen, steps: int, skipped: int | None, share: float) -> tuple[Table, str]:
     """Runs in a child: it imports diffusers, whose version it returns too."""
     import diffusers
 
     from darkroom.schedule.compile import compile_schedule
 
-    return compile_schedule(class_name, config, steps, skipped, share), diffusers.__version__
+    return compile_schedule(choice, steps, skipped, share), diffusers.__version__
 
 
 def build_engine(

@@ -9,6 +9,7 @@ from torch import nn
 
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Denoiser, Job, Options
+from darkroom.schedule import Chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table
 from darkroom.stages.contract import Profile, Stage, Tensor
@@ -41,7 +42,7 @@ def engine_of(module: nn.Module, name: str = "torch", **options: Any) -> Any:
 
 
 def schedule(name: str = "EulerAncestralDiscreteScheduler", steps: int = 5) -> Table:
-    return compile_schedule(name, EULER | {"_class_name": name}, steps)
+    return compile_schedule(Chosen(name, EULER), steps)
 
 
 def denoised(engine: Denoiser, table: Table, seed: int = 0, size: int = 8) -> np.ndarray:

@@ -22,7 +22,7 @@ from darkroom.engines.tensorrt_graph import read_graph, tidy
 from darkroom.engines.tensorrt_run import Session
 from darkroom.errors import Failed
 from darkroom.export.step import write_step
-from darkroom.schedule import SCHEDULERS
+from darkroom.schedule import SCHEDULERS, chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table, Trajectory
 from darkroom.stages.contract import Profile, Tensor
@@ -50,8 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CudaStandIn:
 
 
 def table_of(scheduler: str, steps: int) -> Table:
-    name, overrides = SCHEDULERS[scheduler]
-    return compile_schedule(name, SCHEDULER_CONFIG | overrides, steps, None)
+    return compile_schedule(chosen(scheduler, "PNDMScheduler", SCHEDULER_CONFIG), steps)
 
 
 class TestPictures:

@@ -1,6 +1,8 @@
 """A compiled schedule makes the samples that the diffusers scheduler makes, whatever the network answers."""
 
 import inspect
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from darkroom.errors import AskedWrongly
 from darkroom.noise import NoiseStream, initial_latents
-from darkroom.schedule import SCHEDULERS, scheduler_class
+from darkroom.schedule import SCHEDULERS, Chosen, chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table, Trajectory
 from tests.support import SCHEDULER_CONFIG
@@ -26,9 +29,24 @@ def fake_network(latents: np.ndarray, timestep: float) -> np.ndarray:
     return answer.astype(np.float32)
 
 
-def samples_of_diffusers(class_name: str, config: dict[str, Any], steps: int, seed: int) -> list[np.ndarray]:
+def choice_of(name: str | None, **more: Any) -> Chosen:
+    """What `--scheduler name` means for a model of Stable Diffusion 1.5's configuration, but for these settings."""
+    return chosen(name, "PNDMScheduler", SCHEDULER_CONFIG | more)
+
+
+def scheduler_of_diffusers(choice: Chosen) -> Any:
+    """Loaded with a pipeline, and exchanged as diffusers' documentation has it."""
+    scheduler = getattr(diffusers, choice.own or choice.class_name).from_config(choice.config)
+    if choice.corrected:
+        scheduler = StableDiffusionPipeline(None, None, None, None, scheduler, None, None, None, False).scheduler
+    if choice.own:
+        scheduler = getattr(diffusers, choice.class_name).from_config(scheduler.config, **choice.overrides)
+    return scheduler
+
+
+def samples_of_diffusers(choice: Chosen, steps: int, seed: int) -> list[np.ndarray]:
     """The initial sample and the sample after each call, as StableDiffusionPipeline drives its scheduler."""
-    scheduler = getattr(diffusers, class_name).from_config(config)
+    scheduler = scheduler_of_diffusers(choice)
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler.set_timesteps(steps)
     extra = {"eta": 0.0, "generator": generator}
@@ -55,14 +73,14 @@ def samples_of_table(table: Table, seed: int) -> list[np.ndarray]:
     return samples
 
 
-def assert_follows_diffusers(class_name: str, config: dict[str, Any], steps: int, tolerance: float = 1e-5) -> None:
+def assert_follows_diffusers(choice: Chosen, steps: int, tolerance: float = 1e-5) -> None:
     try:
-        expected = samples_of_diffusers(class_name, config, steps, seed=3)
+        expected = samples_of_diffusers(choice, steps, seed=3)
     except (ValueError, IndexError) as error:
         with pytest.raises(AskedWrongly, match=str(steps)):
-            compile_schedule(class_name, config, steps)
+            compile_schedule(choice, steps)
         pytest.skip(f"diffusers cannot make {steps} steps: {error}")
-    found = samples_of_table(compile_schedule(class_name, config, steps), seed=3)
+    found = samples_of_table(compile_schedule(choice, steps), seed=3)
     assert len(found) == len(expected)
     for call, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
@@ -73,42 +91,76 @@ def assert_follows_diffusers(class_name: str, config: dict[str, Any], steps: int
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedule_follows_diffusers(name: str, prediction: str, steps: int) -> None:
-    class_name, config = scheduler_class(name, SCHEDULER_CONFIG | {"prediction_type": prediction})
-    assert_follows_diffusers(class_name, config, steps)
+    assert_follows_diffusers(choice_of(name, prediction_type=prediction), steps)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler", "EulerA", "DPM++", "Heun", "LMSD", "PNDM", "UniPC"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_timestep_spacing_of_the_model_is_kept(name: str, spacing: str) -> None:
-    class_name, config = scheduler_class(name, SCHEDULER_CONFIG | {"timestep_spacing": spacing})
-    assert_follows_diffusers(class_name, config, 7)
+    assert_follows_diffusers(choice_of(name, timestep_spacing=spacing), 7)
 
 
 def test_sde_variant_of_dpm_solver_follows_diffusers() -> None:
-    config = {key: value for key, value in SCHEDULER_CONFIG.items() if not key.startswith("_")}
-    assert_follows_diffusers("DPMSolverMultistepScheduler", config | {"algorithm_type": "sde-dpmsolver++"}, 12)
+    assert_follows_diffusers(choice_of("DPM++", algorithm_type="sde-dpmsolver++"), 12)
 
 
 def test_terminal_snr_of_zero_follows_diffusers() -> None:
     more = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    class_name, config = scheduler_class("DDIM", SCHEDULER_CONFIG | more)
-    assert_follows_diffusers(class_name, config, 10)
+    assert_follows_diffusers(choice_of("DDIM", **more), 10)
 
 
 def test_without_a_name_the_scheduler_is_the_models_own() -> None:
-    class_name, config = scheduler_class(None, SCHEDULER_CONFIG | {"_class_name": "DDIMScheduler"})
-    assert class_name == "DDIMScheduler"
-    assert config["beta_end"] == 0.012
+    choice = chosen(None, "DDIMScheduler", SCHEDULER_CONFIG)
+    assert (choice.class_name, choice.config["beta_end"]) == ("DDIMScheduler", 0.012)
+    assert_follows_diffusers(choice, 10)
 
 
-def test_pndm_always_skips_its_runge_kutta_warm_up() -> None:
-    class_name, config = scheduler_class("PNDM", SCHEDULER_CONFIG | {"skip_prk_steps": False})
-    assert (class_name, config["skip_prk_steps"]) == ("PNDMScheduler", True)
-    assert len(compile_schedule(class_name, config, 20)) == 21
+def test_pndm_by_name_always_skips_its_runge_kutta_warm_up() -> None:
+    assert len(compile_schedule(choice_of("PNDM", skip_prk_steps=False), 20)) == 21
+
+
+def test_own_pndm_that_does_not_skip_it_is_refused() -> None:
+    with pytest.raises(AskedWrongly, match="more history than a table holds"):
+        compile_schedule(choice_of(None, skip_prk_steps=False), 20)
+
+
+OUTDATED = [{"steps_offset": None}, {"steps_offset": 0}, {"clip_sample": None}, {"clip_sample": True}]
+"""Settings of old configurations; None where they say nothing."""
+
+
+@pytest.mark.parametrize("outdated", OUTDATED, ids=str)
+@pytest.mark.parametrize("own", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "LCMScheduler"])
+@pytest.mark.parametrize("name", [None, "DDIM", "Euler", "PNDM"])
+def test_outdated_configuration_is_corrected_as_diffusers_corrects_it(
+    name: str | None, own: str, outdated: dict[str, Any]
+) -> None:
+    config = SCHEDULER_CONFIG | {"_class_name": own, "timestep_spacing": "leading"} | outdated
+    choice = chosen(name, own, {key: value for key, value in config.items() if value is not None}, corrected=True)
+    if scheduler_of_diffusers(choice).config.get("clip_sample"):
+        # Of another scheduler than the model's own diffusers does not correct what the configuration leaves out.
+        with pytest.raises(AskedWrongly, match="clip_sample"):
+            compile_schedule(choice, 10)
+    else:
+        assert_follows_diffusers(choice, 10)
+
+
+@pytest.mark.parametrize("outdated", OUTDATED[:2], ids=str)
+def test_outdated_configuration_of_a_model_that_is_not_corrected_is_kept(outdated: dict[str, Any]) -> None:
+    config = SCHEDULER_CONFIG | outdated
+    choice = chosen(None, "PNDMScheduler", {key: value for key, value in config.items() if value is not None})
+    assert_follows_diffusers(choice, 10)
+    corrected = compile_schedule(replace(choice, corrected=True), 10)
+    assert not np.array_equal(compile_schedule(choice, 10).timesteps, corrected.timesteps)
+
+
+@pytest.mark.parametrize("name", [None, "Euler", "DPM++", "DDIM"])
+def test_configuration_of_another_class_than_the_models_own_is_read_as_diffusers_reads_it(name: str | None) -> None:
+    config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+    assert_follows_diffusers(chosen(name, "PNDMScheduler", config), 10)
 
 
 def test_heun_calls_the_network_twice_a_step_but_once_in_the_last() -> None:
-    assert len(compile_schedule(*scheduler_class("Heun", SCHEDULER_CONFIG), 10)) == 19
+    assert len(compile_schedule(choice_of("Heun"), 10)) == 19
 
 
 @pytest.mark.parametrize(
@@ -122,37 +174,66 @@ def test_heun_calls_the_network_twice_a_step_but_once_in_the_last() -> None:
     ],
 )
 def test_scheduler_that_clips_is_refused_by_name(name: str, switch: str) -> None:
-    class_name, config = scheduler_class(name, SCHEDULER_CONFIG | {switch: True})
+    choice = choice_of(name, **{switch: True})
     with pytest.raises(AskedWrongly) as refusal:
-        compile_schedule(class_name, config, 10)
-    assert class_name.removesuffix("Scheduler") in str(refusal.value)
+        compile_schedule(choice, 10)
+    assert choice.class_name.removesuffix("Scheduler") in str(refusal.value)
     assert switch in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["LCM", "TCD"])
 def test_lcm_cannot_make_more_steps_than_its_own_fifty(name: str) -> None:
     with pytest.raises(AskedWrongly, match="51"):
-        compile_schedule(*scheduler_class(name, SCHEDULER_CONFIG), 51)
+        compile_schedule(choice_of(name), 51)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_more_than_a_thousand_steps_are_refused(name: str) -> None:
     with pytest.raises(AskedWrongly, match="1001"):
-        compile_schedule(*scheduler_class(name, SCHEDULER_CONFIG), 1001)
+        compile_schedule(choice_of(name), 1001)
 
 
 def test_unknown_scheduler_class_in_a_model_is_refused_by_name() -> None:
     with pytest.raises(AskedWrongly, match="NoSuchScheduler"):
-        compile_schedule("NoSuchScheduler", {}, 10)
+        compile_schedule(Chosen("NoSuchScheduler", {}), 10)
 
 
 def test_class_that_is_no_scheduler_is_refused_by_name() -> None:
     with pytest.raises(AskedWrongly, match="UNet2DModel"):
-        compile_schedule("UNet2DModel", {}, 10)
+        compile_schedule(Chosen("UNet2DModel", {}), 10)
+
+
+@pytest.mark.parametrize(
+    ("own", "setting"),
+    [
+        ("DDPMScheduler", {"variance_type": "learned_range"}),
+        ("DDIMScheduler", {"num_train_timesteps": 0}),
+        ("DDIMScheduler", {"num_train_timesteps": -5}),
+        ("DDIMScheduler", {"num_train_timesteps": "1000"}),
+        ("DDIMScheduler", {"num_train_timesteps": 1000.5}),
+        ("PNDMScheduler", {"beta_start": "small"}),
+        ("PNDMScheduler", {"beta_schedule": "no such"}),
+        ("DDIMScheduler", {"trained_betas": []}),
+        ("DDIMScheduler", {"steps_offset": "one"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": None}),
+    ],
+    ids=str,
+)
+def test_configuration_that_diffusers_cannot_follow_is_refused_in_one_line(own: str, setting: dict[str, Any]) -> None:
+    with pytest.raises(AskedWrongly) as refusal:
+        compile_schedule(chosen(None, own, SCHEDULER_CONFIG | setting), 10)
+    assert own.removesuffix("Scheduler") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is installed")
+def test_package_that_a_scheduler_lacks_is_named() -> None:
+    with pytest.raises(AskedWrongly, match="torchsde"):
+        compile_schedule(Chosen("DPMSolverSDEScheduler", SCHEDULER_CONFIG), 10)
 
 
 def test_table_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    table = compile_schedule(*scheduler_class("EulerA", SCHEDULER_CONFIG), 5)
+    table = compile_schedule(choice_of("EulerA"), 5)
     table.save(tmp_path / "table.npz")
     again = Table.load(tmp_path / "table.npz")
     assert again.initial_scale == table.initial_scale

@@ -1,5 +1,8 @@
 """Schedulers, compiled: `compile` reads a diffusers scheduler off into a table, `table` is all a run needs."""
 
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
 SCHEDULERS: dict[str, tuple[str, dict]] = {
     "DDIM": ("DDIMScheduler", {}),
     "DDPM": ("DDPMScheduler", {}),
@@ -10,26 +13,41 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "LCM": ("LCMScheduler", {}),
     "LMSD": ("LMSDiscreteScheduler", {}),
-    "PNDM": ("PNDMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "TCD": ("TCDScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
 }
-"""What `--scheduler` takes: the diffusers class, and what it is given beyond the model's own configuration."""
+"""What `--scheduler` takes: the diffusers class, and what it is given beyond the model's own configuration. PNDM always
+skips its Runge-Kutta warm-up, as every published Stable Diffusion configuration does: with it, a step depends on more
+history than a table's window holds."""
 
 
 SPREADABLE = "LCMScheduler"
 """The diffusers class whose steps a pipeline spreads over a share of the timesteps."""
 
 
-def scheduler_class(name: str | None, model_config: dict) -> tuple[str, dict]:
-    """The diffusers class and the full configuration for `--scheduler name`; the model's own without a name.
+@dataclass(frozen=True)
+class Chosen:
+    """A scheduler as diffusers comes to it: the model's own is made from its file, and one that is asked for from that.
 
-    PNDM always skips its Runge-Kutta warm-up, as every published Stable Diffusion configuration does: with it, a
-    step depends on more history than a table's window holds.
+    `config`: what the model's scheduler_config.json says. `own`: the class of the model's own scheduler where one was
+    asked for, which has `overrides` beyond the own one's configuration. `corrected`: whether the model's pipeline puts
+    right what old configurations say.
     """
-    own = str(model_config.get("_class_name", "PNDMScheduler"))
-    class_name, overrides = SCHEDULERS[name] if name else (own, {})
-    config = {key: value for key, value in model_config.items() if not key.startswith("_")} | overrides
-    if class_name == "PNDMScheduler":
-        config["skip_prk_steps"] = True
-    return class_name, config
+
+    class_name: str
+    config: dict[str, Any]
+    own: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    corrected: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def chosen(name: str | None, own: str, config: dict[str, Any], corrected: bool = False) -> Chosen:
+    """What `--scheduler name` means for a model whose own scheduler is of the class `own`; that one without a name."""
+    if name is None:
+        return Chosen(own, config, corrected=corrected)
+    class_name, overrides = SCHEDULERS[name]
+    return Chosen(class_name, config, own, overrides, corrected)

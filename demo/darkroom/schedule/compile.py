@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 
 from darkroom.errors import AskedWrongly
+from darkroom.schedule import Chosen
 from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Trajectory
 
 NONLINEAR = ("thresholding", "clip_sample")
 """Configuration switches that make a scheduler clip its samples, which no table of weights can do."""
+
+CANNOT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What diffusers and torch raise for a configuration that they cannot follow."""
 
 CLOSE_ENOUGH = 1e-6
 TOLERANCE = 3e-5
@@ -28,19 +32,17 @@ TOLERANCE = 3e-5
 schedulers divide by alphas down to 0.07, so their own rounding reaches 1e-6)."""
 
 
-def compile_schedule(
-    class_name: str, config: dict[str, Any], steps: int, skipped: int | None = None, share: float = 1.0
-) -> Table:
-    """Compiles `steps` steps of the diffusers scheduler `class_name` made from `config`.
+def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, share: float = 1.0) -> Table:
+    """Compiles `steps` steps of the diffusers scheduler that was chosen.
 
     With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does. A
     `share` below 1, which SPREADABLE takes, spreads the steps over the timesteps with least noise.
     Raises `AskedWrongly` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
-    scheduler = _make(class_name, config)
+    scheduler = _make(choice)
     if share != 1:
         scheduler.set_timesteps = partial(scheduler.set_timesteps, strength=share)
-    name = class_name.removesuffix("Scheduler")
+    name = choice.class_name.removesuffix("Scheduler")
     for switch in NONLINEAR:
         if getattr(scheduler.config, switch, False):
             raise AskedWrongly(
@@ -54,7 +56,7 @@ def compile_schedule(
         rows = _Run(scheduler, steps, skipped)
         table = rows.solve()
         agrees = _agrees_off_basis(scheduler, steps, skipped, table)
-    except (ValueError, IndexError, ZeroDivisionError, AssertionError, AttributeError, RuntimeError) as error:
+    except CANNOT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AskedWrongly(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
     if not agrees:
@@ -62,17 +64,42 @@ def compile_schedule(
     return table
 
 
-def _make(class_name: str, config: dict[str, Any]) -> Any:
+def _make(choice: Chosen) -> Any:
+    """The scheduler as a pipeline has it that was loaded from the model's folder, and then given another if one was
+    asked for."""
+    scheduler = _from_config(choice.own or choice.class_name, choice.config)
+    if choice.corrected:
+        _correct(scheduler)
+    if choice.own is None:
+        return scheduler
+    return _from_config(choice.class_name, scheduler.config, **choice.overrides)
+
+
+def _from_config(class_name: str, config: dict[str, Any], **overrides: Any) -> Any:
     diffusers = importlib.import_module("diffusers")
     cls = getattr(diffusers, class_name, None)
-    if cls is None or not hasattr(cls, "set_timesteps"):
-        raise AskedWrongly(f"diffusers has no scheduler called {class_name!r}, which the model's configuration names.")
     try:
-        return cls.from_config(config)
+        if cls is None or not hasattr(cls, "set_timesteps"):
+            raise AskedWrongly(f"diffusers has no scheduler called {class_name!r}, which the model's index names.")
+        return cls.from_config(config, **overrides)
     except ImportError as error:
-        raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {error}") from None
-    except (NotImplementedError, ValueError, TypeError) as error:
-        raise AskedWrongly(f"the scheduler {class_name} cannot be made from its configuration: {error}") from None
+        reason = " ".join(str(error).split())
+        raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {reason}") from None
+    except CANNOT as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AskedWrongly(f"the scheduler {class_name} cannot be made from its configuration: {reason}") from None
+
+
+def _correct(scheduler: Any) -> None:
+    """What StableDiffusionPipeline makes of the configuration of a scheduler that it is given (diffusers 0.42)."""
+    from diffusers.configuration_utils import FrozenDict
+
+    said = dict(scheduler.config)
+    if said.get("steps_offset", 1) != 1:
+        said["steps_offset"] = 1
+    if said.get("clip_sample") is True:
+        said["clip_sample"] = False
+    scheduler._internal_dict = FrozenDict(said)
 
 
 def _set_timesteps(scheduler: Any, steps: int, skipped: int | None) -> Any:
