@@ -52,6 +52,21 @@ def test_whole_folder_is_opened(model: Path) -> None:
     assert set(checkpoint.digests) == set(WEIGHTS)
 
 
+@pytest.mark.parametrize("size", [8, 64, 96])
+@pytest.mark.parametrize("version", ["0.6.0", "0.8.1", "0.8.0.dev0", "0.9.0.dev0", "0.9.0", "0.10.2", "1.0", None])
+def test_default_size_is_the_one_that_diffusers_takes(version: str | None, size: int, model: Path) -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    path = model / "unet" / "config.json"
+    config = json.loads(path.read_text()) | {"sample_size": size, "_diffusers_version": version}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path.parent))
+    pipeline = StableDiffusionPipeline(None, None, None, unet, None, None, None, None, False)
+    assert opened(model).default_size == pipeline.unet.config.sample_size * 8
+    edit_json(model / "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    assert opened(model).default_size == size * 8  # which does not
+
+
 def test_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,8 +147,13 @@ class Checkpoint:
 
     @property
     def default_size(self) -> int:
-        """Height and width in pixels that the UNet was trained for."""
+        """Height and width in pixels that the UNet was trained for.
+
+        Before its version 0.9 diffusers wrote less than it was; its pipeline puts that right.
+        """
         size = self.unet["sample_size"] or 64
+        if isinstance(size, int) and self.index["_class_name"] in CORRECTING and _before_0_9(self.unet):
+            size = max(size, 64)
         return int(size if isinstance(size, int) else size[0]) * self.vae_factor
 
 
@@ -224,6 +230,12 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
                 kind, fits = "a count", _is_count(value)
         if not fits:
             raise AskedWrongly(f"{file}: {name} must be {kind}, not {value!r}.")
+
+
+def _before_0_9(config: dict[str, Any]) -> bool:
+    """Whether diffusers wrote a configuration before its version 0.9."""
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", str(config.get("_diffusers_version", "")))
+    return numbers is not None and (int(numbers[1]), int(numbers[2] or 0)) < (0, 9)
 
 
 def _check_heads(file: Path, text: dict[str, Any]) -> None:
