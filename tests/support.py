@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,8 +25,8 @@ SCRIPT = ROOT / "demo" / "demo_txt2img.py"
 SIZE = 64
 """Height and width in pixels of the tiny model's pictures."""
 
-SOON = 60
-"""Seconds for what ought to be said at once, on a machine that is busy with something else."""
+SOON = 600
+"""Seconds for what ought to happen at once: a machine that is busy with something else may take minutes to."""
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
@@ -37,6 +39,19 @@ def until(true: Callable[[], bool], within: float = SOON) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of this machine that nobody has, below those that the system gives to whoever connects: it would
+    give them away before a server that starts has them."""
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            with contextlib.suppress(OSError):
+                port = random.SystemRandom().randrange(10_000, 32_000)
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+        return ports
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -9,7 +9,6 @@ import queue
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,7 +30,7 @@ from darkroom.pictures import read_recipe
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import SHARED, STUB, Address, Triton
 from tests import support
-from tests.support import ROOT, Studio, children_inline, flags, psnr
+from tests.support import ROOT, Studio, children_inline, flags, free_ports, psnr
 
 SAME_AS_ALONE = 50.0
 VISIBLE = 30.0
@@ -54,11 +53,6 @@ KINDS = {
     "width": ("INT32", np.int32),
     "num_images": ("INT32", np.int32),
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def build(*arguments: str, **values: Any) -> tuple[int, str, str]:
@@ -112,7 +106,8 @@ class Served:
         return sum(float(line.split()[-1]) for line in found)
 
     def settled(self, name: str) -> float:
-        """A metric when it has been the same for a second."""
+        """A metric when it has been the same for a second. Where a model is late to report, that is too early: whoever
+        compares two of them tries again."""
         value, since = self.metric(name), time.monotonic()
         while time.monotonic() - since < 1:
             time.sleep(SECONDS_BETWEEN_REPORTS)
@@ -121,8 +116,9 @@ class Served:
         return value
 
     def stub(self, model: str = "tiny") -> int:
-        """The process of a model: while it is being loaded again, the one that serves."""
-        return min(pid for pid, name in self.server._running_stubs().items() if name == model)
+        """The process of a model: of two, while it is being loaded again, the one that began last."""
+        pids = [pid for pid, name in self.server._running_stubs().items() if name == model]
+        return max(pids, key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]))
 
 
 def inputs(protocol: str, **fields: Any) -> list[Any]:
@@ -164,7 +160,7 @@ def repository(tiny_model: Path, tiny_xl_model: Path, stores: Path, tmp_path_fac
 
 @pytest.fixture(scope="module")
 def served(triton: Installed, repository: Path) -> Iterator[Served]:
-    address = Address("127.0.0.1", free_port(), free_port(), free_port())
+    address = Address("127.0.0.1", *free_ports(3))
     log: list[str] = []
     told: list[str] = []
     models = ["tiny", "tiny_xl", "tiny_preprocess", "tiny_postprocess", "tiny_ensemble"]
@@ -296,27 +292,35 @@ def test_what_is_wrong_in_an_ensemble_is_said_too(served: Served) -> None:
 
 
 def test_the_log_and_the_metrics_say_what_is_in_the_batch(served: Served) -> None:
-    steps, images = served.settled("darkroom_steps_total"), served.settled("darkroom_images_total")
-    served.ask(prompt=["a red apple", "a blue dog"], steps=[2, 2])
-    until(lambda: served.metric("darkroom_steps_total") == steps + 2 * 3)  # PNDM makes one call more
-    until(lambda: served.metric("darkroom_images_total") == images + 2)
+    def counted() -> tuple[float, float]:
+        return served.settled("darkroom_steps_total"), served.settled("darkroom_images_total")
+
+    def count_what_is_made() -> bool:
+        steps, images = counted()
+        served.ask(prompt=["a red apple", "a blue dog"], steps=[2, 2])
+        return counted() == (steps + 2 * 3, images + 2)  # PNDM makes one call more
+
+    until(count_what_is_made)
     until(lambda: served.metric("darkroom_requests_in_flight") == served.metric("darkroom_slots_occupied") == 0)
-    assert any("tiny: Client Requests in Batch:1" in line for line in served.log)
-    assert any("tiny: Prompts in Batch:2" in line for line in served.log)
+    until(lambda: any("tiny: Client Requests in Batch:1" in line for line in served.log))
+    until(lambda: any("tiny: Prompts in Batch:2" in line for line in served.log))
 
 
 def test_requests_share_the_batch(served: Served) -> None:
-    calls, steps = served.settled("darkroom_unet_calls_total"), served.settled("darkroom_steps_total")
-    threads = [
-        threading.Thread(target=served.ask, kwargs={"prompt": ["a"] * 4, "steps": [STEPS] * 4}) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    made = 8 * (STEPS + 1)
-    until(lambda: served.metric("darkroom_steps_total") == steps + made)
-    assert served.settled("darkroom_unet_calls_total") - calls < made / 1.5
+    """As soon as the second is there in time, which takes a machine that is not too busy."""
+
+    def counted() -> tuple[float, float]:
+        return served.settled("darkroom_steps_total"), served.settled("darkroom_unet_calls_total")
+
+    def share() -> bool:
+        steps, calls = counted()
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(served.ask, prompt=["a"] * 4, steps=[STEPS] * 4) for _ in range(2)]
+        assert all(each.result() for each in asked)
+        now_steps, now_calls = counted()
+        return now_steps - steps == 8 * (STEPS + 1) > 1.5 * (now_calls - calls) > 0
+
+    until(share)
 
 
 def test_a_deadline_ends_a_request(served: Served) -> None:
@@ -327,33 +331,40 @@ def test_a_deadline_ends_a_request(served: Served) -> None:
 
 
 def test_who_goes_away_frees_the_slot(served: Served) -> None:
+    """As soon as they go before all is made, which a fast machine may do first."""
     client = served.client("grpc")
-    before = served.settled("darkroom_images_total")
-    ended: queue.Queue[Any] = queue.Queue()
     many = inputs("grpc", prompt="a", steps=STEPS, num_images=4)
-    calls = [client.async_infer("tiny", many, callback=lambda result, error: ended.put(error)) for _ in range(4)]
-    for call in calls:
-        call.cancel()
-    for _ in calls:
-        assert "cancel" in str(ended.get(timeout=WAIT)).lower()
-    until(lambda: served.metric("darkroom_requests_in_flight") == 0)
-    assert served.metric("darkroom_images_total") - before < 16
+
+    def go_away() -> bool:
+        before = served.settled("darkroom_images_total")
+        ended: queue.Queue[Any] = queue.Queue()
+        calls = [client.async_infer("tiny", many, callback=lambda result, error: ended.put(error)) for _ in range(4)]
+        for call in calls:
+            call.cancel()
+        errors = [str(ended.get(timeout=WAIT)).lower() for _ in calls]
+        until(lambda: served.metric("darkroom_requests_in_flight") == 0)
+        return all("cancel" in error for error in errors) and served.settled("darkroom_images_total") - before < 16
+
+    until(go_away)
     client.close()
 
 
 def test_a_full_queue_is_said(served: Served) -> None:
+    """As soon as more is asked for than is made meanwhile, which takes a client that is not too slow."""
     client = served.client("grpc")
-    ended: queue.Queue[Any] = queue.Queue()
-    for _ in range(12):
-        client.async_infer(
-            "tiny",
-            inputs("grpc", prompt="a", steps=STEPS, num_images=4),
-            callback=lambda result, error: ended.put((result, error)),
-        )
-    answers = [ended.get(timeout=WAIT) for _ in range(12)]
-    refused = [str(error) for _, error in answers if error]
-    assert refused and all("the queue is full" in each for each in refused)
-    assert any(result for result, _ in answers)
+    many = inputs("grpc", prompt="a", steps=STEPS, num_images=4)
+
+    def fill() -> bool:
+        ended: queue.Queue[Any] = queue.Queue()
+        for _ in range(12):
+            client.async_infer("tiny", many, callback=lambda result, error: ended.put((result, error)))
+        answers = [ended.get(timeout=WAIT) for _ in range(12)]
+        refused = [str(error) for _, error in answers if error]
+        assert all("the queue is full" in each for each in refused)
+        assert any(result for result, _ in answers)
+        return bool(refused)
+
+    until(fill)
     client.close()
 
 
@@ -516,7 +527,8 @@ def test_under_load_and_faults_no_picture_is_wrong_and_no_answer_lost(
     until(
         lambda: any("the process of tiny has died" in each for each in served.told) and served.server.is_ready("tiny")
     )
-    assert sum("tiny: 4 slots" in line for line in served.log) == 3  # started, loaded again, and started again
+    # Started, loaded again, and started again; what the server prints may be read late.
+    until(lambda: sum("tiny: 4 slots" in line for line in served.log) == 3)
     after = storm(served, clients, requests // 2, {})
     assert check_storm(after, reference) > 0.7 * requests / 2
     until(lambda: served.metric("darkroom_requests_in_flight") == served.metric("darkroom_queue_images") == 0)
@@ -557,7 +569,7 @@ def test_a_server_that_crashed_is_started_again(served: Served) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_script_serves_and_ends_cleanly(ending: int, served: Served, tmp_path: Path) -> None:
-    address = Address("127.0.0.1", free_port(), free_port(), free_port())
+    address = Address("127.0.0.1", *free_ports(3))
     ports = [f"--{name}-port={port}" for name, port in address.ports().items()]
     command = [sys.executable, str(ROOT / "demo" / "serve_triton.py"), f"--model-repository={served.repository}"]
     started = subprocess.Popen(
@@ -574,8 +586,9 @@ def test_the_script_serves_and_ends_cleanly(ending: int, served: Served, tmp_pat
     finally:
         started.kill()
     assert started.returncode == 0 and rest.splitlines()[-1] == "stopped."
-    assert not list(SHARED.glob(f"darkroom_{started.pid}_*"))
-    assert not [pid for pid in stubs() if f"darkroom_{started.pid}_" in pid]
+    # With the port, for another process may have had the same id before.
+    assert not list(SHARED.glob(f"darkroom_{started.pid}_{address.http}_*"))
+    assert not [line for line in stubs() if f"darkroom_{started.pid}_{address.http}_" in line]
 
 
 def stubs() -> list[str]:

@@ -1,11 +1,12 @@
 """A toy with the interface of Darkroom's Triton model: noise from the seed, and a few prompts that misbehave.
 
-`fail` fails its request, `busy` says that there is no room for it, `slow` takes 60 seconds unless it is cancelled or
-has a deadline, `unreadable` answers a recipe that is none.
+`fail` fails its request, `busy` says that there is no room for it, `hurry` what time it has, `slow` takes all of that,
+unless it is cancelled or the file `awake` lies beside its configuration, `unreadable` answers a recipe that is none.
 A copy whose configuration has the output `encoded_image` answers PNG files instead of pixels.
 """
 
 import json
+import os
 import random
 import struct
 import time
@@ -16,12 +17,14 @@ import triton_python_backend_utils as pb_utils
 
 FIELDS = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "height", "width", "num_images")
 SECONDS = 0.02
-SLOW_SECONDS = 60.0
+SLOW_SECONDS = 600.0
+AWAKE = "awake"
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
+        self.awake = os.path.join(args["model_repository"], AWAKE)
         self.encodes = "encoded_image" in [output["name"] for output in config["output"]]
 
     def execute(self, requests):
@@ -34,16 +37,18 @@ class TritonPythonModel:
             return _failed("the toy was asked to fail")
         if "busy" in prompts:
             return _failed("the toy has no room", pb_utils.TritonError.UNAVAILABLE)
+        seconds = request.timeout() / 1e6 or SLOW_SECONDS
+        if "hurry" in prompts:
+            return _failed(f"the toy has {seconds:g} seconds")
         if "slow" in prompts:
             print("toy: slow has begun", flush=True)
-            deadline = request.timeout() / 1e6 or SLOW_SECONDS
-            while time.perf_counter() - began < min(deadline, SLOW_SECONDS):
+            while time.perf_counter() - began < seconds and not os.path.exists(self.awake):
                 if request.is_cancelled():
                     print("toy: a request was cancelled", flush=True)
-                    return _failed("cancelled", pb_utils.TritonError.CANCELLED)
+                    break
                 time.sleep(0.01)
-            if deadline < SLOW_SECONDS:
-                return _failed("the toy missed the deadline")
+            print("toy: slow has ended", flush=True)
+            return _failed("the toy was slow", pb_utils.TritonError.CANCELLED)
         time.sleep(SECONDS)
         rows = [self._row(request, row) for row in range(len(prompts))]
         images = [
