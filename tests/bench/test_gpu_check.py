@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import os
+import select
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from darkroom.engines.onnxruntime_providers import PACKAGES
 from darkroom.engines.runtime import ON_NVIDIA
 from darkroom.engines.torch_tuning import QUANTIZATIONS
 from tests.bench.lines import MACHINE, line
-from tests.support import ROOT
+from tests.support import ROOT, SOON, until
 
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
 
@@ -72,15 +74,15 @@ def test_part_that_lacks_a_package_is_named_and_wrong_only_by_name(
 
 def test_what_is_asked_for_by_name_must_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     parts = [
-        Job("needy", 60, 1, python("print('never')"), "lacks something", ("pip", "libnone.so.3 or no-such-package")),
-        Job("long", 600, 600, python("print('never')"), "does not fit"),
-        Job("good", 60, 1, python("print('done')"), "works", ("no-such-package or pip",)),
+        Job("needy", SOON, 1, python("print('never')"), "lacks something", ("pip", "libnone.so.3 or no-such-package")),
+        Job("long", SOON, SOON, python("print('never')"), "does not fit"),
+        Job("good", SOON, 1, python("print('done')"), "works", ("no-such-package or pip",)),
     ]
-    assert check(tmp_path, parts, 45) == []
+    assert check(tmp_path, parts, SOON - 1) == []
     said = capfd.readouterr().out
     assert "needy: skipped, not here: libnone.so.3 or no-such-package" in said
     assert "never" not in said and "done" in said
-    wrong = check(tmp_path, parts, 45, by_name=True)
+    wrong = check(tmp_path, parts, SOON - 1, by_name=True)
     assert [each.split()[0] for each in wrong] == ["needy", "long"] and "no-such-package" in wrong[0]
 
 
@@ -144,25 +146,46 @@ def test_part_that_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 2 and "sdxl-throughput" in capfd.readouterr().err
 
 
-def test_part_that_fails_or_hangs_stops_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_part_that_fails_or_hangs_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun, hour = tmp_path / "begun", 3600
+    # What it starts has the write end of a pipe, which is closed when the last of them is gone.
+    read, write = os.pipe()
+    nap = f"import time; time.sleep({hour})"
     endless = (
-        "print('begun', flush=True); import subprocess, sys, time; "
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+        "print('begun', flush=True); import subprocess, sys, time; from pathlib import Path; "
+        f"subprocess.Popen([sys.executable, '-c', {nap!r}], pass_fds=[{write}]); Path({str(begun)!r}).touch(); {nap}"
     )
     parts = [
-        Job("broken", 60, 1, python("raise ValueError('of memory')"), "fails"),
+        Job("broken", hour, 1, python("raise ValueError('of memory')"), "fails"),
         Job("endless", 10, 1, python(endless), "hangs"),
-        Job("long", 600, 600, python("print('never')"), "does not fit"),
-        Job("good", 60, 1, python("print('done')"), "works"),
+        Job("long", 2 * hour, 2 * hour, python("print('never')"), "does not fit"),
+        Job("good", hour, 1, python("print('done')"), "works"),
     ]
-    start = time.perf_counter()
-    wrong = check(tmp_path, parts, 45)
-    assert time.perf_counter() - start < 40
+
+    class Impatient(subprocess.Popen):
+        """Whose time is over when it has begun, and not before."""
+
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more, pass_fds=[write])
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout != 10:
+                return super().wait(timeout)
+            until(begun.exists)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", Impatient)
+    wrong = check(tmp_path, parts, 1.5 * hour)
     said = capfd.readouterr().out
     assert [each.split()[0] for each in wrong] == ["broken", "endless"]
     assert "of memory" in wrong[0] and "stopped" in wrong[1]
     assert "long: skipped" in said and "never" not in said
     assert "begun" in said and "done" in said and "== good: " in said
+    os.close(write)
+    assert select.select([read], [], [], SOON)[0] and os.read(read, 1) == b"", "what it had started is gone, too"
+    os.close(read)
 
 
 @pytest.fixture
