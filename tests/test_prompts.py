@@ -35,8 +35,7 @@ from darkroom.workers import (
     on_its_share,
 )
 from tests.late_worker import PICTURES, finish_late
-
-WAIT = 120.0
+from tests.support import SOON, until
 
 DEFAULT = Request(
     model=None,
@@ -521,15 +520,13 @@ class TestCrew:
         told: list[Any] = []
 
         def tell(news: Any) -> None:
-            time.sleep(0.002)
+            time.sleep(0.002)  # slower than they come
             told.append(news)
 
         monkeypatch.setattr("darkroom.workers._work", finish_late)
+        monkeypatch.setattr("darkroom.workers.SECONDS_TO_END", SOON)
         process = Process("worker 1", Orders(None, 1, Path(), ""), {}, tell)
-        end = time.monotonic() + WAIT
-        while not told:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: bool(told))
         process.stop()
         assert sum(isinstance(news, Kept) for news in told) == PICTURES
 

@@ -21,7 +21,7 @@ from darkroom.bench.published_names import copy_with_published_names
 from darkroom.environments import INSTALLED, UNFINISHED, ensure
 from darkroom.errors import Failed
 from darkroom.noise import NoiseStream, initial_latents
-from tests.support import SIZE, Diffusers, listing, pixels
+from tests.support import SIZE, SOON, Diffusers, listing, pixels
 
 SETTINGS = {
     "prompt": "a red apple",
@@ -75,7 +75,7 @@ class Contender:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, and the rest of stdout and stderr."""
-        rest, err = self.process.communicate(timeout=60)
+        rest, err = self.process.communicate(timeout=SOON)
         return self.process.returncode, rest, err
 
 

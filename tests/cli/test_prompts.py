@@ -26,7 +26,7 @@ from tests.support import SCRIPT, SIZE, Diffusers, Ended, Studio, assert_refused
 SAME_AS_ALONE = 50.0
 SAME_AS_DIFFUSERS = 45.0
 WIDE = SIZE + 32
-WAIT = 120.0
+WAIT = 600.0
 STEPS = 30
 """So many that something can happen while an image is made."""
 
