@@ -1,8 +1,9 @@
+#!/usr/bin/env python3
 """Which engine, precision and batch size make most pictures: sweeps, reports, and comparisons with others."""
 
-import sys
-
-from darkroom.cli.benchmark import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
-    sys.exit(run())
+    with Start():
+        from darkroom.cli.benchmark import run
+    raise SystemExit(run())

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """A model repository for Triton Inference Server."""
 
-from darkroom.cli.triton_repository import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
+    with Start():
+        from darkroom.cli.triton_repository import run
     raise SystemExit(run())

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Stable Diffusion and SDXL: a picture and a prompt to another picture."""
 
-from darkroom.catalog import IMG2IMG
-from darkroom.cli.main import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
+    with Start():
+        from darkroom.catalog import IMG2IMG
+        from darkroom.cli.main import run
     raise SystemExit(run(IMG2IMG))

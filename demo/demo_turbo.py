@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Models that need one to eight steps: SD-Turbo, SDXL-Turbo, latent consistency models."""
 
-from darkroom.catalog import TURBO
-from darkroom.cli.main import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
+    with Start():
+        from darkroom.catalog import TURBO
+        from darkroom.cli.main import run
     raise SystemExit(run(TURBO))

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Stable Diffusion 1.x and 2.x: text to image."""
 
-from darkroom.catalog import TXT2IMG
-from darkroom.cli.main import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
+    with Start():
+        from darkroom.catalog import TXT2IMG
+        from darkroom.cli.main import run
     raise SystemExit(run(TXT2IMG))

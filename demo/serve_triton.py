@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Serves a model repository with Triton Inference Server."""
 
-from darkroom.cli.serve import run
+from darkroom.cli.start import Start
 
 if __name__ == "__main__":
+    with Start():
+        from darkroom.cli.serve import run
     raise SystemExit(run())

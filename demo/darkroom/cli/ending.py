@@ -8,10 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from darkroom.cli.start import INTERRUPTED, STOPPED, hear_interrupts
 from darkroom.errors import AskedWrongly, DarkroomError
-
-INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
 
 
 def ended(program: str, work: Callable[[], None]) -> int:
@@ -19,6 +17,7 @@ def ended(program: str, work: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal has no letters for
     try:
+        hear_interrupts()
         work()
     except DarkroomError as error:
         # A refusal repeats what was typed, which may have lines of its own.
@@ -26,7 +25,7 @@ def ended(program: str, work: Callable[[], None]) -> int:
         print(f"{program}: {said}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: stopped; nothing half-made was kept.", file=sys.stderr)
+        print(f"{program}: {STOPPED}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has had enough; Python must not complain of it once more at its end.
