@@ -22,7 +22,8 @@ from darkroom.bench.worker import preparer_of
 from darkroom.cli.compare import add_compare_flags, compare
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import Parser, add_build_arguments
+from darkroom.cli.flags import add_build_arguments
+from darkroom.cli.parser import Parser
 from darkroom.cli.settings import home
 from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, cold_command, say_line, say_results, title
 from darkroom.errors import Failed

@@ -8,7 +8,7 @@ from typing import Any
 
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import Parser
+from darkroom.cli.parser import Parser
 from darkroom.cli.settings import make_folder, output_folder
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.schedule import SCHEDULERS

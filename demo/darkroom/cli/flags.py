@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 from darkroom.catalog import Script
+from darkroom.cli.parser import TOKEN, TOKEN_FLAG, Parser
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import PRECISIONS
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import AskedWrongly
 from darkroom.request import BUILDS, OPSETS
 from darkroom.schedule import SCHEDULERS
 
@@ -22,35 +22,14 @@ SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises its complaints as `AskedWrongly`, with near matches for a flag that does not exist."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            words = message.removeprefix("unrecognized arguments: ").split()
-            unknown = next((word for word in words if word.startswith("-")), repr(" ".join(words))).split("=")[0]
-            flags = [flag for flag in self._flags() if flag.startswith("--")]
-            message = f"{unknown} is not a flag of this script.{near_matches(unknown, flags)}"
-        flag, ignored, _ = message.removeprefix("argument ").partition(": ignored explicit argument")
-        if ignored:  # which is not repeated: it may be a token, as in -hf-token=...
-            message = f"{flag} takes nothing behind it."
-        raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
-
-    def _flags(self) -> Iterator[str]:
-        """Its own flags, and those of its commands."""
-        for action in self._actions:
-            yield from action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    yield from command._flags()
-
-
 def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of a script. All that stands behind `--` is a prompt, though it may begin with a dash."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = parser_of(script).parse_intermixed_args(arguments[:end])
     flags.prompt += arguments[end + 1 :]
+    if any(TOKEN.search(prompt) for prompt in flags.prompt):
+        raise AskedWrongly(f"a prompt, which is kept, holds what looks like a token: that goes behind {TOKEN_FLAG}.")
     return flags
 
 

@@ -18,12 +18,12 @@ from darkroom.cli.ending import ended
 from darkroom.cli.flags import (
     DEFAULT_OPSET,
     SHARES,
-    Parser,
     add_build_arguments,
     add_place_arguments,
     add_tensorrt_arguments,
 )
 from darkroom.cli.main import open_model, refuse_bounds
+from darkroom.cli.parser import Parser
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.upkeep import add_upkeep_commands
 from darkroom.engines import RUNTIMES, automatic, find_runtime

@@ -10,7 +10,7 @@ from typing import Any
 
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import Parser
+from darkroom.cli.parser import Parser
 from darkroom.cli.settings import home
 from darkroom.cli.triton_repository import ENVIRONMENTS, REPOSITORY, environment
 from darkroom.errors import AskedWrongly, Failed, near_matches

@@ -10,8 +10,9 @@ from darkroom.checkpoint import open_checkpoint
 from darkroom.cli.asked import unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.flags import DEFAULT_OPSET, Parser, add_place_arguments, add_tensorrt_arguments
+from darkroom.cli.flags import DEFAULT_OPSET, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model
+from darkroom.cli.parser import Parser
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.engines import automatic, find_runtime
