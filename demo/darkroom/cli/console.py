@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from darkroom.cli.start import Nowhere
+from darkroom.errors import Failed
 from darkroom.progress import Line
 
 
@@ -16,7 +18,12 @@ class Console:
         self.machine = machine
 
     def result(self, text: str) -> None:
-        """What the run was for: the path of a picture, or the machine-readable result."""
+        """What the run was for: the path of a picture, or the machine-readable result.
+
+        Raises `Failed` where a program waits for it and stdout is closed.
+        """
+        if self.machine and isinstance(sys.stdout, Nowhere):
+            raise Failed("stdout is closed: the result, for which --json asks, cannot be told.")
         print(text, flush=True)
 
     def say(self, text: str) -> None:
