@@ -211,6 +211,7 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         (["--lora-path", str(files["kohya"]), "--lora-weight", "1", "2"], "2 numbers for the 1 files"),
         (["--lora-path", str(files["kohya"]), "--lora-weight", "nan"], "--lora-weight must be a number"),
         (["--lora-path", str(files["kohya"]), "--lora-scale", "inf"], "--lora-scale must be a number"),
+        (["--lora-path", str(files["kohya"]), "--lora-weight", "1e39"], "--lora-weight must be a number up to 3.4e+38"),
         (["--lora-path", str(files["kohya"]), "a prompt"], "prompts go before --lora-path"),
     ):
         made = Studio(tmp_path / "house", tiny_model)

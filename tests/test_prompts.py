@@ -123,6 +123,7 @@ class TestReading:
             ('{"prompt": "a", "width": -64}', "width must be a multiple of 8"),
             ('{"prompt": "a", "scheduler": "EulerB"}', "'EulerA'"),
             ('{"prompt": "a", "guidance_scale": NaN}', "guidance_scale must be a number"),
+            ('{"prompt": "a", "guidance_scale": 1e39}', "guidance_scale must be a number from 0 to 3.4e+38"),
             ('{"prompt": "a", "guidance_scale": 1' + "0" * 400 + "}", "guidance_scale must be a number"),
             ('{"prompt": "a", "guidance_scale": 1, "negative_prompt": "b"}', "negative_prompt"),
             ('{"prompt": "a", "seed": -1}', "seed"),

@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from darkroom.errors import AskedWrongly
@@ -53,6 +54,8 @@ def request(**changes: Any) -> Request:
         ({"guidance_scale": float("nan")}, "--guidance-scale"),
         ({"guidance_scale": float("inf")}, "--guidance-scale"),
         ({"guidance_scale": -1.0}, "--guidance-scale"),
+        ({"guidance_scale": 1e39}, "from 0 to 3.4e+38, not 1e+39"),
+        ({"guidance_scale": 10**400}, "--guidance-scale"),
         ({"clip_skip": -1}, "--clip-skip"),
         ({"scheduler": "Euller"}, "'Euler'"),
         ({"scheduler": "euler"}, "'Euler'"),
@@ -67,6 +70,21 @@ def test_request_that_cannot_be_meant_is_refused_in_one_line(changes: dict[str, 
         request(**changes)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("weight", "scale", "said"), [(-1e39, 1.0, "--lora-weight"), (1.0, 1e39, "--lora-scale")])
+def test_lora_beyond_float32_is_refused(weight: float, scale: float, said: str) -> None:
+    with pytest.raises(AskedWrongly, match=said):
+        LoraChoice(None, "00", weight, scale)
+    with pytest.raises(AskedWrongly, match=r"--lora-weight -1e\+20 times --lora-scale 1e\+20"):
+        LoraChoice(None, "00", -1e20, 1e20)
+
+
+def test_bound_of_numbers_is_that_of_float32() -> None:
+    largest = float(np.finfo(np.float32).max)
+    assert request(guidance_scale=largest).guided and LoraChoice(None, "00", -largest, 1.0)
+    with pytest.raises(AskedWrongly):
+        request(guidance_scale=np.nextafter(largest, np.inf))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])

@@ -1,7 +1,6 @@
 """What was asked: everything that determines the pixels, validated, and nothing else."""
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from darkroom.schedule import SCHEDULERS
 
 PIXEL_MULTIPLE = 8
 """Height and width are multiples of what one latent covers."""
+
+FLOAT32_MOST = (2 - 2**-23) * 2.0**127
+"""The largest number that networks compute with."""
 
 OPSETS = range(17, 21)
 """ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
@@ -92,8 +94,10 @@ class Request:
             if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
                 near = max(PIXEL_MULTIPLE, (pixels + PIXEL_MULTIPLE // 2) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
                 raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise AskedWrongly(f"--guidance-scale must be a number from 0 up, not {self.guidance_scale}.")
+        if not 0 <= self.guidance_scale <= FLOAT32_MOST:
+            raise AskedWrongly(
+                f"--guidance-scale must be a number from 0 to {FLOAT32_MOST:.2g}, not {self.guidance_scale}."
+            )
         if self.clip_skip < 0:
             raise AskedWrongly(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
@@ -220,8 +224,12 @@ class LoraChoice:
             raise AskedWrongly("a LoRA is named by texts.")
         for name in ("weight", "scale"):
             value = getattr(self, name)
-            if not isinstance(value, float) or not math.isfinite(value):
-                raise AskedWrongly(f"--lora-{name} must be a number, not {value}.")
+            if not isinstance(value, float) or not abs(value) <= FLOAT32_MOST:
+                raise AskedWrongly(f"--lora-{name} must be a number up to {FLOAT32_MOST:.2g}, not {value}.")
+        if not abs(self.weight * self.scale) <= FLOAT32_MOST:
+            raise AskedWrongly(
+                f"--lora-weight {self.weight} times --lora-scale {self.scale} is more than {FLOAT32_MOST:.2g}."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Flags -> LoRAs: which files, from where, how strongly."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ def check_lora_flags(flags: argparse.Namespace) -> None:
                 raise AskedWrongly(f"--{name.replace('_', '-')} has nothing to act on without --lora-path.")
     if weights is not None and len(weights) != len(paths):
         raise AskedWrongly(f"--lora-weight has {len(weights)} numbers for the {len(paths)} files of --lora-path.")
-    for name, values in (("--lora-weight", weights or ()), ("--lora-scale", (flags.lora_scale or 0.0,))):
-        for value in values:
-            if not math.isfinite(value):
-                raise AskedWrongly(f"{name} must be a number, not {value}.")
+    scale = 1.0 if flags.lora_scale is None else flags.lora_scale
+    for weight in weights or [1.0]:
+        LoraChoice(None, "", weight, scale)  # which refuses what is no number
     for path in paths:
         if not repository_of(path):
             check_lora(Path(path))

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from darkroom.errors import AskedWrongly, near_matches
 from darkroom.noise import SEED_LIMIT
 from darkroom.prompts import BYTE_ORDER_MARK, read, said_in
-from darkroom.request import PIXEL_MULTIPLE
+from darkroom.request import FLOAT32_MOST, PIXEL_MULTIPLE
 from darkroom.schedule import SCHEDULERS
 
 DATATYPES = {
@@ -27,7 +25,6 @@ DATATYPES = {
 """The inputs of the server's models, each of shape (B, 1), and their types as KServe names them."""
 
 INT32_LIMIT = 2**31
-FLOAT32_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def _wrong(name: str, value: Any) -> str | None:
     if name == "guidance_scale":
         if not isinstance(value, int | float) or isinstance(value, bool):
             return f"is a number, not {value!r}."
-        return None if 0 <= value <= FLOAT32_MOST else f"must be from 0 up, not {value}."
+        return None if 0 <= value <= FLOAT32_MOST else f"must be from 0 to {FLOAT32_MOST:.2g}, not {value}."
     if not isinstance(value, int) or isinstance(value, bool):
         return f"is a whole number, not {value!r}."
     if name == "seed":
