@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from darkroom.errors import AskedWrongly, Failed
-from darkroom.pictures import file_name, read_recipe, save, to_bytes
+from darkroom.pictures import file_name, read_pixels, read_recipe, save, to_bytes
 from tests.support import listing
 from tests.test_request import request
 
@@ -225,3 +225,77 @@ def test_file_without_a_recipe_is_refused_by_name(write: Any, tmp_path: Path) ->
         read_recipe(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+GREY = np.random.default_rng(1).integers(0, 256, (16, 24), np.uint8)
+WIDE = GREY.astype(np.uint16) * 257
+"""The same, where white is 65535."""
+
+
+def _pgm(path: Path) -> None:
+    path.write_bytes(b"P5 24 16 65535\n" + WIDE.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "write"),
+    [
+        ("a.png", "I;16", lambda path: Image.fromarray(WIDE).save(path)),
+        ("a.tif", "I;16", lambda path: Image.fromarray(WIDE).save(path)),
+        ("b.tif", "I;16B", lambda path: Image.frombytes("I;16B", (24, 16), WIDE.astype(">u2").tobytes()).save(path)),
+        ("i.tif", "I", lambda path: Image.fromarray(WIDE.astype(np.int32)).save(path)),
+        ("a.pgm", "I", _pgm),
+    ],
+)
+def test_grey_of_16_bits_is_what_it_is_in_8(name: str, mode: str, write: Any, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode == mode
+    assert np.array_equal(read_pixels(tmp_path / name, None, None), np.stack([GREY] * 3, axis=-1))
+
+
+def test_grey_of_16_bits_is_rounded(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).integers(0, 2**16, (16, 24), np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.floor(values * (255 / 65535) + 0.5)
+    assert np.array_equal(read_pixels(tmp_path / "a.png", None, None)[..., 0], expected)
+
+
+@pytest.mark.parametrize("values", [WIDE / np.float32(65535), GREY.astype(np.int32) - 9, WIDE.astype(np.int32) * 2])
+def test_picture_whose_white_nobody_can_tell_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(AskedWrongly, match=r"a\.tif cannot be read as a picture: its pixels .* save it with 8 or 16"):
+        read_pixels(tmp_path / "a.tif", None, None)
+
+
+def _turned(path: Path, mode: str, **options: Any) -> None:
+    """Noise with a noisy transparency, in a mode of Pillow's, with a right side that is the picture's top."""
+    picture = Image.fromarray(noise())
+    if mode in ("LA", "PA", "RGBA"):
+        picture.putalpha(Image.fromarray(GREY))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.convert(mode).save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        *((f"{mode}.png", lambda path, mode=mode: _turned(path, mode)) for mode in ("1", "L", "LA", "RGB", "RGBA")),
+        ("see-through P.png", lambda path: _turned(path, "P", transparency=3)),
+        ("PA.tif", lambda path: _turned(path, "PA")),
+        ("CMYK.jpg", lambda path: _turned(path, "CMYK")),
+        ("RGB16.ppm", lambda path: path.write_bytes(b"P6 24 16 65535\n" + (noise().astype(">u2") * 257).tobytes())),
+    ],
+)
+def test_pictures_of_other_kinds_are_read_as_diffusers_reads_them(name: str, write: Any, tmp_path: Path) -> None:
+    from diffusers.utils import load_image
+
+    write(tmp_path / name)
+    assert np.array_equal(read_pixels(tmp_path / name, None, None), np.array(load_image(str(tmp_path / name))))
+
+
+def test_grey_of_16_bits_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the picture is its right side
+    Image.fromarray(WIDE).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_pixels(tmp_path / "a.png", None, None)[..., 0], np.rot90(GREY, -1))

@@ -52,10 +52,13 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray:
-    """A picture as (H, W, 3) uint8, resized as diffusers does; without a size its own, down to multiples of 8."""
+    """A picture as (H, W, 3) uint8, resized as diffusers does; without a size its own, down to multiples of 8.
+
+    As diffusers does, it is turned as its EXIF says, and loses its transparency: what shows is the colour beneath.
+    """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            image = _of_8_bits(ImageOps.exif_transpose(file)).convert("RGB")
     except UNREADABLE as error:
         raise AskedWrongly(f"{path} cannot be read as a picture: {error}.") from None
     for name, asked in (("height", height), ("width", width)):
@@ -66,6 +69,21 @@ def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray
     if not all(size):
         raise AskedWrongly(f"{path} at {size[0]}x{size[1]} pixels is too small to start from.")
     return np.array(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits -> the same in 8, where Pillow would take all above 255 for white; other pictures as they are.
+
+    Raises `ValueError` where nobody can tell what is white.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of any range; save it with 8 or 16 bits")
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its pixels go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) -> str:

@@ -81,7 +81,11 @@ def parser_of(script: Script) -> Parser:
         )
     picture.add_argument("--recipe", metavar="PNG", help="remake the picture in this file, from the recipe it carries")
     if script.from_image:
-        picture.add_argument("--input-image", metavar="FILE", help="the picture to start from")
+        picture.add_argument(
+            "--input-image",
+            metavar="FILE",
+            help="the picture to start from, turned as its EXIF says and without its transparency",
+        )
         picture.add_argument(
             "--image-strength",
             type=float,
