@@ -1,5 +1,6 @@
 """How scripts start: what can go wrong before their own handling of it begins."""
 
+import ast
 import os
 import re
 import signal
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SCRIPT, SOON, Ended, Studio, one_line
+from tests.support import ROOT, SCRIPT, SOON, Ended, Studio, one_line
+
+SCRIPTS = sorted((ROOT / "demo").glob("*.py"))
+READ_BY_ANY_PYTHON = [
+    *SCRIPTS,
+    *(ROOT / "demo/darkroom" / name for name in ("__init__.py", "cli/__init__.py", "cli/start.py")),
+]
 
 INTERRUPTED_BY_IMPORT = """
 import os, signal, sys
@@ -84,3 +91,65 @@ def test_result_that_cannot_be_told_is_a_failure(drawing: list[str], studio: Stu
     ended = studio.shell(*drawing, "--json", "--quiet", interpreter=closed, timeout=SOON)
     assert ended.code == 1 and one_line(ended.err), ended.err
     assert "stdout is closed" in ended.err and len(list(studio.output.glob("*.png"))) == 1
+
+
+OF_ANOTHER_VERSION = """
+import runpy, sys
+sys.version_info = (3, 10, 13, "final", 0)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv.pop(0))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def said_by(*command: str | Path) -> Ended:
+    done = subprocess.run([sys.executable, *command], timeout=SOON, capture_output=True, text=True)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+class TestWrongPython:
+    def test_python_without_the_packages_is_told_what_to_do(self, script: Path) -> None:
+        ended = said_by("-S", "-E", "-s", script)
+        assert (ended.code, ended.out) == (1, "") and one_line(ended.err), ended.err
+        assert ended.err.startswith(f"{script.name}: {sys.executable} lacks the package numpy: ")
+        assert "make picture" in ended.err and "pip install -r requirements.txt" in ended.err
+
+    def test_python_that_is_too_old_is_told_what_to_do(self, script: Path) -> None:
+        ended = said_by("-c", OF_ANOTHER_VERSION, script.parent, script)
+        assert (ended.code, ended.out) == (1, "") and one_line(ended.err), ended.err
+        assert ended.err.startswith(f"{script.name}: this is Python 3.10.13, and 3.11 or newer is needed: ")
+        assert "make picture" in ended.err
+
+
+@pytest.mark.parametrize("file", READ_BY_ANY_PYTHON, ids=lambda path: str(path.relative_to(ROOT / "demo")))
+def test_what_comes_before_the_check_is_read_by_old_pythons(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 6))
+    at_the_top = {
+        name for node in tree.body if isinstance(node, ast.Import) for name in (each.name for each in node.names)
+    }
+    at_the_top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert at_the_top <= {"io", "os", "signal", "sys", "darkroom.cli.start"}
+
+
+def test_package_that_is_found_missing_later_is_told_in_the_same_way(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'filelock'", name="filelock")
+
+    monkeypatch.setattr("darkroom.cli.main.asked_version", lacking)
+    ended = studio.here("a red apple")
+    assert ended.code == 1 and one_line(ended.err) and "lacks the package filelock" in ended.err
+
+
+@pytest.mark.parametrize("name", ["darkroom.nothing", "numpy.nothing", None])
+def test_import_that_is_a_fault_keeps_its_trace(
+    name: str | None, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("broken", name=name)
+
+    monkeypatch.setattr("darkroom.cli.main.asked_version", broken)
+    with pytest.raises(ModuleNotFoundError):
+        studio.here("a red apple")

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from darkroom.cli.start import INTERRUPTED, STOPPED, hear_interrupts
+from darkroom.cli.start import INTERRUPTED, STOPPED, hear_interrupts, missing_package
 from darkroom.errors import AskedWrongly, DarkroomError
 
 
@@ -27,6 +27,11 @@ def ended(program: str, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: {STOPPED}", file=sys.stderr)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        print(f"{program}: {missing}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # Whoever read the output has had enough; Python must not complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

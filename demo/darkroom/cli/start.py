@@ -1,9 +1,15 @@
-"""How a script starts: what holds while that which it runs is imported."""
+"""How a script starts: what holds while that which it runs is imported.
+
+Any Python from 3.6 on can read this file, the scripts and the packages it is in: an old one is told what to do.
+"""
 
 import io
 import os
 import signal
 import sys
+
+NEEDED = (3, 11)
+WHAT_TO_DO = 'start it with .venv/bin/python, which `make picture PROMPT="a red apple"` makes'
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -26,12 +32,26 @@ class Start:
         for name in ("stdin", "stdout", "stderr"):  # in this order, as each gets the least number that is free
             if getattr(sys, name) is None:
                 setattr(sys, name, _nowhere("r" if name == "stdin" else "w"))
+        if sys.version_info[:2] < NEEDED:
+            found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], NEEDED))
+            _fail(f"this is Python {found}, and {needed} or newer is needed: {WHAT_TO_DO}.")
         # A run in the background may have been told to ignore it.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _stop)
 
-    def __exit__(self, *_: object) -> None:
-        """Leaves that as it is: there is no moment between this and `hear_interrupts`."""
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Leaves Ctrl-C as it is: there is no moment between this and `hear_interrupts`."""
+        missing = missing_package(error)
+        if missing is not None:
+            _fail(missing)
+
+
+def missing_package(error: object) -> "str | None":
+    """What is said of an import that failed because a package is not installed; None of anything else."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name is None or "." in name:  # a part of a package that is there: a fault, which keeps its trace
+        return None
+    return f"{sys.executable} lacks the package {name}: {WHAT_TO_DO}, or pip install -r requirements.txt."
 
 
 def hear_interrupts() -> None:
@@ -46,7 +66,18 @@ def _nowhere(mode: str) -> Nowhere:
     return Nowhere(file, encoding="utf-8")
 
 
+def _fail(reason: str) -> None:
+    print(f"{_program()}: {reason}", file=sys.stderr)
+    raise SystemExit(1)
+
+
 def _stop(*_: object) -> None:
     # There is nothing to clean up yet, and an exception would pass through imports that may catch it.
-    os.write(2, f"{os.path.basename(sys.argv[0])}: {STOPPED}\n".encode())
-    os._exit(INTERRUPTED)
+    try:
+        os.write(2, f"{_program()}: {STOPPED}\n".encode())
+    finally:
+        os._exit(INTERRUPTED)
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0])
