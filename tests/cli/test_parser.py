@@ -1,10 +1,13 @@
 """Words that are nearly flags: they are refused, and what they may hold is neither shown nor kept."""
 
+import argparse
+from collections.abc import Iterator
+
 import pytest
 
-from darkroom.catalog import TXT2IMG
-from darkroom.cli import prebuild
-from darkroom.cli.flags import parsed
+from darkroom.catalog import SCRIPTS, TXT2IMG
+from darkroom.cli import benchmark, client, prebuild, serve, triton_repository
+from darkroom.cli.flags import parsed, parser_of
 from darkroom.errors import AskedWrongly
 
 SECRET = "hf_VerySecretToken0123456789"
@@ -74,3 +77,25 @@ def test_token_is_not_shown_where_commands_are_expected(words: list[str]) -> Non
 def test_value_glued_to_a_flag_is_told_from_a_mistyped_flag() -> None:
     assert refusal("--seed3").startswith("--seed... is not a flag of this script. Did you mean '--seed'")
     assert refusal("--sead=3").startswith("--sead is not a flag of this script. Did you mean '--seed'")
+
+
+def naming(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """The flags that name a folder or a model, with the parser that has them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from naming(command)
+        elif action.option_strings and action.metavar in ("DIR", "PATH_OR_REPO", "FILE_OR_REPO"):
+            yield parser, action.option_strings[0]
+
+
+def test_empty_name_of_a_folder_or_model_is_refused_by_its_flag() -> None:
+    parsers = [parser_of(script) for script in SCRIPTS.values()]
+    parsers += [each.parser() for each in (benchmark, client, prebuild, serve, triton_repository)]
+    flags = [found for parser in parsers for found in naming(parser)]
+    assert {"--output-dir", "--engine-dir", "--onnx-dir", "--framework-model-dir", "--model"} <= {
+        name for _, name in flags
+    }
+    for parser, flag in flags:
+        with pytest.raises(AskedWrongly, match=f"{flag}: it is empty"):
+            parser.parse_args([flag, ""])

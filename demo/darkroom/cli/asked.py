@@ -162,8 +162,6 @@ def asked_vae(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str |
     named = flags.vae
     if named is None and recipe and (named := recipe["request"].get("vae")) == "":
         raise AskedWrongly(f"--recipe {flags.recipe} was made with a VAE's folder; name it with --vae.")
-    if flags.vae == "":
-        raise AskedWrongly("--vae is empty: name the folder of a VAE, of a model that has it, or a hub repository.")
     if named is not None and repository_of(named) is None:
         check_vae(Path(named))
     return named

@@ -23,7 +23,7 @@ from darkroom.cli.compare import add_compare_flags, compare
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.flags import add_build_arguments
-from darkroom.cli.parser import Parser
+from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
 from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, cold_command, say_line, say_results, title
 from darkroom.errors import Failed
@@ -47,11 +47,13 @@ def parser() -> Parser:
         help="measure also with text encoding and VAE decoding of neighbouring batches beside the UNet",
     )
     add_build_arguments(lists, several=True, opset=False)
-    sweep.add_argument("--output", metavar="FILE", help=f"results, a line a cell; default: output/{RESULTS}")
+    sweep.add_argument(
+        "--output", type=named, metavar="FILE", help=f"results, a line a cell; default: output/{RESULTS}"
+    )
     sweep.set_defaults(work=_run)
     making = commands.add_parser("report", help="tables and charts of what was measured", allow_abbrev=False)
     making.add_argument("results", nargs="*", metavar="FILE", help=f"what was measured; default: output/{RESULTS}")
-    making.add_argument("--output-dir", metavar="DIR", help="default: FILE-report, beside the first file")
+    making.add_argument("--output-dir", type=named, metavar="DIR", help="default: FILE-report, beside the first file")
     making.set_defaults(work=_report)
     racing = commands.add_parser("compare", help="the same work by others, in the same run", allow_abbrev=False)
     add_work_flags(racing)

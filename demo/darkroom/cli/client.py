@@ -8,7 +8,7 @@ from typing import Any
 
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.parser import Parser
+from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import make_folder, output_folder
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.schedule import SCHEDULERS
@@ -87,7 +87,7 @@ def parser() -> Parser:
     picture.add_argument("--num-images", type=int, metavar="N", help="of each prompt; default: the model's own, 1")
     output = parser.add_argument_group("what is kept and printed")
     output.add_argument("--save-image", action="store_true", help="keep the pictures, and print their paths")
-    output.add_argument("--output-dir", metavar="DIR", help="where; default: output")
+    output.add_argument("--output-dir", type=named, metavar="DIR", help="where; default: output")
     talk = output.add_mutually_exclusive_group()
     talk.add_argument("--verbose", action="store_true", help="also each request as it ends")
     talk.add_argument("--quiet", action="store_true", help="only the paths of the pictures")

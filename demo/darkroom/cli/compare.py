@@ -12,6 +12,7 @@ from darkroom.bench.sweep import append, check_writable, groups_of, line_of, tak
 from darkroom.bench.worker import preparer_of
 from darkroom.catalog import TXT2IMG, Version
 from darkroom.cli.console import Console
+from darkroom.cli.parser import named
 from darkroom.cli.settings import home
 from darkroom.cli.sweeping import Sweep, check_baseline, cold_command, say_line, say_results, title
 from darkroom.errors import AskedWrongly, Failed, near_matches
@@ -32,8 +33,12 @@ def add_compare_flags(compare: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"published architectures with random weights: any of {', '.join(MODELS)}",
     )
-    compare.add_argument("--peer-dir", metavar="DIR", help="the peers' environments and models; default: .peers")
-    compare.add_argument("--output", metavar="FILE", help=f"results, a line each; default: output/{RESULTS}")
+    compare.add_argument(
+        "--peer-dir", type=named, metavar="DIR", help="the peers' environments and models; default: .peers"
+    )
+    compare.add_argument(
+        "--output", type=named, metavar="FILE", help=f"results, a line each; default: output/{RESULTS}"
+    )
 
 
 def full_size_models(flags: argparse.Namespace, folder: Path, console: Console) -> list[Version]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from darkroom.catalog import Script
-from darkroom.cli.parser import TOKEN, TOKEN_FLAG, Parser
+from darkroom.cli.parser import TOKEN, TOKEN_FLAG, Parser, named
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import PRECISIONS
 from darkroom.errors import AskedWrongly
@@ -112,11 +112,13 @@ def parser_of(script: Script) -> Parser:
     model.add_argument("--version", metavar="NAME", help=version_help)
     model.add_argument(
         "--model",
+        type=named,
         metavar="PATH_OR_REPO",
         help="a diffusers model folder, a hub repository owner/name, or one safetensors file in the original layout",
     )
     model.add_argument(
         "--config",
+        type=named,
         metavar="PATH_OR_REPO",
         help="the diffusers folder or repository that a single-file --model has its configuration from; default: that "
         "of the published model of its architecture",
@@ -124,11 +126,13 @@ def parser_of(script: Script) -> Parser:
     if script.refiner:
         model.add_argument(
             "--refiner-model",
+            type=named,
             metavar="PATH_OR_REPO",
             help=f"the refiner's folder or hub repository; default: {script.refiner.source}",
         )
     model.add_argument(
         "--vae",
+        type=named,
         metavar="PATH_OR_REPO",
         help="another VAE than the model's own: its folder, the folder of a model that has it, or a hub repository",
     )
@@ -136,6 +140,7 @@ def parser_of(script: Script) -> Parser:
         "--lora-path",
         nargs="+",
         action="extend",
+        type=named,
         metavar="FILE_OR_REPO",
         help="LoRA weights to fuse into the model, in safetensors files or hub repositories",
     )
@@ -157,7 +162,7 @@ def parser_of(script: Script) -> Parser:
         )
     model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
     model.add_argument(
-        "--framework-model-dir", metavar="DIR", help="download models here; default: the hub's own cache"
+        "--framework-model-dir", type=named, metavar="DIR", help="download models here; default: the hub's own cache"
     )
     engine = parser.add_argument_group("the engines")
     engine.add_argument("--engine", default=None, metavar="NAME", help=f"auto (default), {', '.join(RUNTIMES)}")
@@ -197,12 +202,18 @@ def parser_of(script: Script) -> Parser:
     engine.add_argument("--nvtx-profile", action="store_true", help="mark the stages for NVIDIA's profilers")
     add_tensorrt_arguments(parser)
     folders = parser.add_argument_group("folders")
-    folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", metavar="DIR", help="built engines and schedules; default: engines")
+    folders.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
+    folders.add_argument(
+        "--engine-dir", type=named, metavar="DIR", help="built engines and schedules; default: engines"
+    )
     if script.refiner:
-        folders.add_argument("--onnx-refiner-dir", metavar="DIR", help="the refiner's graphs; default: --onnx-dir")
-        folders.add_argument("--engine-refiner-dir", metavar="DIR", help="its engines; default: --engine-dir")
-    folders.add_argument("--output-dir", metavar="DIR", help="pictures; default: output")
+        folders.add_argument(
+            "--onnx-refiner-dir", type=named, metavar="DIR", help="the refiner's graphs; default: --onnx-dir"
+        )
+        folders.add_argument(
+            "--engine-refiner-dir", type=named, metavar="DIR", help="its engines; default: --engine-dir"
+        )
+    folders.add_argument("--output-dir", type=named, metavar="DIR", help="pictures; default: output")
     output = parser.add_argument_group("what is printed")
     talk = output.add_mutually_exclusive_group()
     talk.add_argument("--verbose", action="store_true", help="also what each stage loads, builds and reuses")
@@ -273,7 +284,9 @@ def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
         "--optimization-level", type=int, metavar="N", help="from 0, builds fastest, to 5, runs fastest; default 3"
     )
     build.add_argument("--workspace", type=float, metavar="GIB", help="memory that an engine's layers may work in")
-    build.add_argument("--timing-cache", metavar="FILE", help="keep what building timed, for the next build")
+    build.add_argument(
+        "--timing-cache", type=named, metavar="FILE", help="keep what building timed, for the next build"
+    )
     build.add_argument("--build-enable-refit", action="store_true", help="engines whose weights can be exchanged")
     build.add_argument("--build-all-tactics", action="store_true", help="let every source of kernels compete")
     build.add_argument("--ws", action="store_true", help="stream weights to the GPU where its memory is short of them")

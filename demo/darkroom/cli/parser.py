@@ -86,3 +86,10 @@ def _taken_apart(word: str) -> tuple[str, str, str]:
     bare = word.lstrip(DASHES)
     name = re.split(r"[\s=]", bare, maxsplit=1)[0]
     return word[: len(word) - len(bare)], f"--{name.replace('_', '-').lower()}", bare[len(name) :]
+
+
+def named(text: str) -> str:
+    """For argparse: the name of a file, a folder or a model. No file has an empty one: nor does it mean the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name what is meant, or leave the flag out")
+    return text

@@ -23,7 +23,7 @@ from darkroom.cli.flags import (
     add_tensorrt_arguments,
 )
 from darkroom.cli.main import open_model, refuse_bounds
-from darkroom.cli.parser import Parser
+from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.upkeep import add_upkeep_commands
 from darkroom.engines import RUNTIMES, automatic, find_runtime
@@ -64,8 +64,8 @@ def parser() -> Parser:
 
 
 def add_store_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
-    command.add_argument("--engine-dir", metavar="DIR", help="engines and schedules; default: engines")
+    command.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
+    command.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
     command.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
 
 
@@ -74,7 +74,9 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: {' '.join(embedded)}"
     )
-    build.add_argument("--model", nargs="+", metavar="PATH_OR_REPO", help="model folders or hub repositories")
+    build.add_argument(
+        "--model", nargs="+", type=named, metavar="PATH_OR_REPO", help="model folders or hub repositories"
+    )
     build.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
     add_place_arguments(build)
     build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
@@ -94,7 +96,7 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     build.add_argument("--scheduler", nargs="+", metavar="NAME", help="schedules to compile; default: the model's own")
     build.add_argument("--denoising-steps", nargs="+", type=int, metavar="N", help="for each; default: the model's own")
     build.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    build.add_argument("--framework-model-dir", metavar="DIR", help="download models here")
+    build.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
     build.add_argument("--onnx-export-only", action="store_true", help="export the graphs and stop there")
     build.add_argument("--dry-run", action="store_true", help="say what is there and what would be made")
     build.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")

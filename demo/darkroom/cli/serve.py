@@ -10,7 +10,7 @@ from typing import Any
 
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
-from darkroom.cli.parser import Parser
+from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
 from darkroom.cli.triton_repository import ENVIRONMENTS, REPOSITORY, environment
 from darkroom.errors import AskedWrongly, Failed, near_matches
@@ -24,7 +24,7 @@ def parser() -> Parser:
     flags = Parser(
         prog=PROGRAM, allow_abbrev=False, description="Serves a model repository with Triton Inference Server."
     )
-    flags.add_argument("--model-repository", metavar="DIR", help=f"default: {REPOSITORY}")
+    flags.add_argument("--model-repository", type=named, metavar="DIR", help=f"default: {REPOSITORY}")
     flags.add_argument("--model", nargs="+", metavar="NAME", help="the models to load; default: all in the repository")
     flags.add_argument("--host", default=Address.host, metavar="ADDRESS", help=f"default: {Address.host}")
     for name, port in Address().ports().items():
@@ -32,7 +32,9 @@ def parser() -> Parser:
     flags.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="what loading may take; default 600"
     )
-    flags.add_argument("--environment-dir", metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}")
+    flags.add_argument(
+        "--environment-dir", type=named, metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}"
+    )
     flags.add_argument("--print", action="store_true", help="print the server's own line, and end")
     flags.add_argument("--verbose", action="store_true", help="all that the server has to say")
     return flags

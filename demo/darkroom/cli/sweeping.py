@@ -17,6 +17,7 @@ from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model, refuse_bounds
+from darkroom.cli.parser import named
 from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
@@ -33,7 +34,9 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """What is run, and how often; returns the group of what takes several values."""
     lists = command.add_argument_group("what is swept over; each takes several")
     lists.add_argument("--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: emoji")
-    lists.add_argument("--model", nargs="+", metavar="PATH_OR_REPO", help="model folders or hub repositories")
+    lists.add_argument(
+        "--model", nargs="+", type=named, metavar="PATH_OR_REPO", help="model folders or hub repositories"
+    )
     lists.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
     lists.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
     lists.add_argument("--batch-size", nargs="+", type=int, default=[1], metavar="B", help="images a batch; default 1")
@@ -62,10 +65,10 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     each.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
     add_tensorrt_arguments(command)
     folders = command.add_argument_group("folders")
-    folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", metavar="DIR", help="engines and schedules; default: engines")
+    folders.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
+    folders.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
     folders.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    folders.add_argument("--framework-model-dir", metavar="DIR", help="download models here")
+    folders.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
     command.add_argument("--verbose", action="store_true", help="also what is loaded, built and reused")
     command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None)
     return lists

@@ -12,7 +12,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.flags import DEFAULT_OPSET, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.main import open_model
-from darkroom.cli.parser import Parser
+from darkroom.cli.parser import Parser, named
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.engines import automatic, find_runtime
@@ -65,9 +65,11 @@ def parser() -> Parser:
         "--model", metavar="NAME", required=True, help=f"what it is served as: {', '.join((*ALIASES, *served()))}"
     )
     model.add_argument("--version", metavar="NAME", help="the version that is served; default: what --model says")
-    model.add_argument("--model-path", metavar="PATH_OR_REPO", help="another model: its folder or hub repository")
+    model.add_argument(
+        "--model-path", type=named, metavar="PATH_OR_REPO", help="another model: its folder or hub repository"
+    )
     model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    model.add_argument("--framework-model-dir", metavar="DIR", help="download models here")
+    model.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
     engines = flags.add_argument_group("the engines")
     engines.add_argument(
         "--max-batch-size",
@@ -129,10 +131,12 @@ def parser() -> Parser:
     ensemble.add_argument("--encode", choices=FORMATS, help=f"the files' format; default {FORMATS[0]}")
     ensemble.add_argument("--upscale", type=int, metavar="N", help="pictures N times as large; default 1")
     folders = flags.add_argument_group("folders")
-    folders.add_argument("--model-repository", metavar="DIR", help=f"default: {REPOSITORY}")
-    folders.add_argument("--onnx-dir", metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", metavar="DIR", help="engines and schedules; default: engines")
-    folders.add_argument("--environment-dir", metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}")
+    folders.add_argument("--model-repository", type=named, metavar="DIR", help=f"default: {REPOSITORY}")
+    folders.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
+    folders.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
+    folders.add_argument(
+        "--environment-dir", type=named, metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}"
+    )
     folders.add_argument("--copy", action="store_true", help="copy artefacts, where hard links would do")
     flags.add_argument("--verbose", action="store_true", help="also what is loaded, built and reused")
     return flags
