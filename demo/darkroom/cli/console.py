@@ -56,6 +56,7 @@ class Console:
             *columns,
             TimeElapsedColumn(),
             console=RichConsole(stderr=True),
+            redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile goes above the line, but to a file as ever
         ) as progress:
             task = progress.add_task(title, total=total, phase="")
             yield Line(lambda: progress.advance(task), lambda text: progress.update(task, phase=text))
