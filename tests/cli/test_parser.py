@@ -99,3 +99,13 @@ def test_empty_name_of_a_folder_or_model_is_refused_by_its_flag() -> None:
     for parser, flag in flags:
         with pytest.raises(AskedWrongly, match=f"{flag}: it is empty"):
             parser.parse_args([flag, ""])
+
+
+def test_flag_of_another_command_is_said_to_be_that() -> None:
+    with pytest.raises(AskedWrongly, match=r"^--batch-size is a flag of 'build', not of 'list'"):
+        prebuild.parser().parse_args(["list", "--batch-size", "1"])
+    with pytest.raises(AskedWrongly) as error:
+        prebuild.parser().parse_args(["list", "--batch-sise", "1"])
+    assert "--batch-size" not in str(error.value)
+    with pytest.raises(AskedWrongly, match=r"--batch-sise is .* Did you mean '--batch-size'"):
+        prebuild.parser().parse_args(["build", "--batch-sise", "1"])

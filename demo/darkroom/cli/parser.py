@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
     They repeat no value that may be a token; and what is meant for a flag is taken for no text, which is kept.
     """
 
+    _command: str | None = None
+    """Which of its commands was given, if it has any."""
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         return super().parse_args(self._checked(args), namespace)
 
@@ -44,11 +47,11 @@ class Parser(argparse.ArgumentParser):
     def _checked(self, arguments: Sequence[str] | None) -> list[str]:
         """The words, or those of the command line. Refuses what is meant for a flag and would be taken for a text."""
         words = sys.argv[1:] if arguments is None else list(arguments)
-        for action in self._actions:
-            # Behind a flag that is no flag here, its value would be taken for a command.
-            commands = action.choices if isinstance(action, argparse._SubParsersAction) else ()
-            if commands and words and words[0].startswith("-") and words[0] not in self._option_string_actions:
-                self.error(f"the command comes before its flags: {', '.join(commands)}")
+        commands = self._commands()
+        # Behind a flag that is no flag here, its value would be taken for a command.
+        if commands and words and words[0].startswith("-") and words[0] not in self._option_string_actions:
+            self.error(f"the command comes before its flags: {', '.join(commands)}")
+        self._command = words[0] if words and words[0] in commands else None
         flags = {TOKEN_FLAG, *self._flags()}
         for word in words[: words.index("--") if "--" in words else len(words)]:
             dashes, flag, behind = _taken_apart(word)
@@ -64,6 +67,8 @@ class Parser(argparse.ArgumentParser):
     def _no_flag(self, word: str) -> str:
         """What is said of one that does not exist. What may be glued to it is not repeated."""
         dashes, flag, _ = _taken_apart(word)
+        if others := [name for name, other in self._commands().items() if flag in other._flags()]:
+            return f"{flag} is a flag of {' and '.join(repr(name) for name in others)}, not of {self._command!r}."
         flags = [each for each in self._flags() if each.startswith("--")]
         shown = word.split("=")[0]
         if glued := [each for each in (*flags, TOKEN_FLAG) if flag.startswith(each) and flag != each]:
@@ -73,12 +78,16 @@ class Parser(argparse.ArgumentParser):
         return f"{shown} is not a flag of this script.{near_matches(flag[:LONGEST_REPEATED], flags)}"
 
     def _flags(self) -> Iterator[str]:
-        """Its own flags, and those of its commands."""
+        """Its own flags, and those of the command that was given; of each, where none was."""
         for action in self._actions:
             yield from action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    yield from command._flags()
+        for name, command in self._commands().items():
+            if self._command in (None, name):
+                yield from command._flags()
+
+    def _commands(self) -> dict[str, "Parser"]:
+        """The parsers of its commands, by name."""
+        return next((each.choices for each in self._actions if isinstance(each, argparse._SubParsersAction)), {})
 
 
 def _taken_apart(word: str) -> tuple[str, str, str]:
