@@ -4,6 +4,7 @@ The one door between the half that compiles (torch, diffusers, ONNX) and the hal
 child processes, so this process never imports the heavy half unless the runtime itself is torch.
 """
 
+import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -182,10 +183,13 @@ class Preparer:
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
         jobs, sources = compiled.jobs, compiled.sources
         self.runtime.keep_in(self.engines)
-        # Engines load side by side; torch's networks do not: the libraries patch torch while they load one.
-        with ThreadPoolExecutor(max_workers=len(jobs) if self.runtime.compiles else 1) as pool:
+        # Engines load side by side, one on each core, and the UNet's, which takes longest, first. torch's networks do
+        # not: the libraries patch torch while they load one.
+        side_by_side = min(len(jobs), os.cpu_count() or 1) if self.runtime.compiles else 1
+        with ThreadPoolExecutor(max_workers=side_by_side) as pool:
             loading = {
-                name: pool.submit(self.runtime.load, job, sources[name], self.threads) for name, job in jobs.items()
+                name: pool.submit(self.runtime.load, jobs[name], sources[name], self.threads)
+                for name in sorted(jobs, key=lambda name: name != "unet")
             }
             schedule = Table.load(compiled.table_folder / TABLE_FILE)
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}

@@ -42,7 +42,7 @@ HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino
 class OpenVino(Runtime):
     name = "openvino"
     compiles = True
-    revision = 3
+    revision = 4
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -77,11 +77,12 @@ class OpenVino(Runtime):
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
         if self._device == CPU:
-            from darkroom.engines.openvino_norms import keep_layouts
+            from darkroom.engines.openvino_norms import fold_scales, keep_layouts
             from darkroom.engines.openvino_split import split
 
             if not job.stage.half_weights:  # it folds constants, and so would make them float32
                 keep_layouts(model)
+                fold_scales(model)
             # Elsewhere what is kept would have to travel at every step.
             if halves := split(model, set(job.stage.steady)):
                 self._keep(halves[0], job, folder / BEFOREHAND)

@@ -1,9 +1,12 @@
-"""Group normalisation written so that OpenVINO's CPU plugin need not leave the convolutions' memory layout.
+"""Normalisations written so that OpenVINO's CPU plugin has less to do.
 
 Exported graphs hold GroupNorm as a reshape to (B, groups, rest), a normalisation, and a reshape back. The reshape
 wants plain NCHW where convolutions work in a channels-last layout, so every norm costs two reorders of the whole
 tensor: a quarter of the embedded model's VAE decoder. Means over height and width, averaged over the channels of a
 group, need no reshape of anything but B x C numbers.
+
+The scale and shift of LayerNorm are an operation of their own, whose code is generated whenever the engine is loaded;
+the products that follow have room for them in their weights.
 """
 
 import numpy as np
@@ -79,3 +82,62 @@ def _group_norm(x: openvino.Output, groups: int, epsilon: float) -> openvino.Nod
     variance = group_mean(ops.multiply(centred, centred))
     scale = ops.power(ops.add(variance, np.float32(epsilon)), np.float32(-0.5))
     return ops.multiply(centred, scale)
+
+
+def fold_scales(model: openvino.Model) -> int:
+    """Takes the scale and shift of normalisations into the products that follow, in place; returns how many there were.
+
+    `product(norm * scale + shift)` is `product'(norm) + product(shift)` with the scale in the weights: one operation
+    less for each norm of a transformer, to compile when an engine is loaded and to run at every step.
+    """
+    folded = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MVN" and (found := _scaled(node)):
+            scale, shift, readers = found
+            for reader in readers:
+                _take_in(reader, node.output(0), scale, shift)
+            folded += 1
+    model.validate_nodes_and_infer_types()
+    return folded
+
+
+def _scaled(norm: openvino.Node) -> tuple[np.ndarray, np.ndarray, list[openvino.Input]] | None:
+    """Scale, shift, and the products that read `norm * scale + shift`, or None if anything else does."""
+    output, taken = norm.output(0), []
+    for kind in ("Multiply", "Add"):
+        readers = list(output.get_target_inputs())
+        if len(readers) != 1 or readers[0].get_node().get_type_name() != kind:
+            return None
+        node = readers[0].get_node()
+        constant = node.input_value(1 - readers[0].get_index()).get_node()
+        width = output.get_partial_shape()[-1]
+        if constant.get_type_name() != "Constant" or width.is_dynamic or constant.data.size != width.get_length():
+            return None
+        if constant.data.shape[-1] != constant.data.size:
+            return None
+        taken.append(constant.data.reshape(-1).astype(np.float64))
+        output = node.output(0)
+    readers = list(output.get_target_inputs())
+    return (taken[0], taken[1], readers) if readers and all(map(_is_weighted, readers)) else None
+
+
+def _is_weighted(reader: openvino.Input) -> bool:
+    """Whether it is the first input of a product with constant weights (in, out) or (out, in)."""
+    node = reader.get_node()
+    if node.get_type_name() != "MatMul" or reader.get_index() != 0 or node.get_attributes()["transpose_a"]:
+        return False
+    weights = node.input_value(1).get_node()
+    return weights.get_type_name() == "Constant" and weights.data.ndim == 2 and weights.data.dtype == np.float32
+
+
+def _take_in(reader: openvino.Input, norm: openvino.Output, scale: np.ndarray, shift: np.ndarray) -> None:
+    product = reader.get_node()
+    transposed = product.get_attributes()["transpose_b"]
+    weights = product.input_value(1).get_node().data.astype(np.float64)
+    scaled = weights * scale if transposed else weights * scale[:, None]
+    shifted = weights @ shift if transposed else shift @ weights
+    replaced = ops.matmul(norm, ops.constant(scaled.astype(np.float32)), False, transposed)
+    replaced.set_friendly_name(product.get_friendly_name())
+    end = ops.add(replaced, ops.constant(shifted.astype(np.float32)))
+    for following in list(product.output(0).get_target_inputs()):
+        following.replace_source_output(end.output(0))
