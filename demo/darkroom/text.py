@@ -39,7 +39,7 @@ class ClipTokenizer:
         self.begin, self.end, self.pad = (
             ids[str(vocabulary.special[role])] for role in ("bos_token", "eos_token", "pad_token")
         )
-        self.largest = max([*vocabulary.tokens.values(), *ids.values()])
+        self.largest = max(*ids.values(), max(vocabulary.tokens.values()))
 
     def encode(self, prompts: list[str]) -> Encoded:
         """Begin, the prompt's tokens, end, then padding: `context` ids a prompt."""

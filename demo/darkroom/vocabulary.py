@@ -5,6 +5,7 @@ Which file says what, and which holds where two do, is as transformers' CLIPToke
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ WHOLE, TOKENS, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 MORE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 Token = str | AddedToken
-Merges = list[tuple[str, ...]]
+Merges = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def check_vocabulary(folder: Path) -> None:
 
 
 def _check(tokens_file: Path, merges_file: Path, tokens: dict[str, int], merges: Merges, beside: set[str]) -> None:
-    made = {"".join(merge) for merge in merges}
-    unknown = (made | {part for merge in merges for part in merge}) - tokens.keys()
+    made = {first + second for first, second in merges}
+    unknown = made.union(chain.from_iterable(merges)) - tokens.keys()
     if unknown:
         raise AskedWrongly(
             f"{merges_file} does not belong to {tokens_file}, which has no {min(unknown)!r}: fetch both again."
@@ -109,16 +110,20 @@ def _whole(folder: Path, content: dict[str, Any]) -> tuple[dict[str, int], Merge
 
 
 def _tokens(file: Path, tokens: Any) -> dict[str, int]:
-    if not isinstance(tokens, dict) or not all(type(index) is int and index >= 0 for index in tokens.values()):
+    whole = isinstance(tokens, dict) and bool(tokens) and set(map(type, tokens.values())) == {int}
+    if not whole or min(tokens.values()) < 0:
         raise AskedWrongly(f"{file} holds no vocabulary: tokens with their ids from 0 up.")
     return tokens
 
 
 def _merges(file: Path, merges: list[Any]) -> Merges:
-    for merge in merges:
-        if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
-            raise AskedWrongly(f"{file} is damaged: a merge is of two tokens, not {merge!r}.")
-    return [tuple(merge) for merge in merges]
+    try:
+        pairs = [(first, second) for first, second in merges]
+    except (TypeError, ValueError):
+        pairs = []
+    if len(pairs) < len(merges) or set(map(type, chain.from_iterable(pairs))) - {str}:
+        raise AskedWrongly(f"{file} is damaged: a merge is of two tokens, and not all in it are.")
+    return pairs
 
 
 def _beside(whole: dict, config: dict, special_map: dict, legacy: dict) -> tuple[dict, list]:
