@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from darkroom.cli import serve
 from darkroom.errors import Failed
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import Address, Triton
@@ -162,3 +163,9 @@ def test_a_server_that_is_interrupted_as_it_begins_is_ended(
         with here.server:
             pass
     assert here.server.process.poll() is not None
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_time_that_nothing_can_be_loaded_in_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.run([f"--timeout={seconds}"]) == 2
+    assert f"--timeout must be more than 0 seconds, not {seconds}." in capsys.readouterr().err

@@ -48,9 +48,9 @@ def run(arguments: list[str] | None = None) -> int:
 def _serve(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose)
     repository = Path(flags.model_repository) if flags.model_repository else home() / REPOSITORY
-    models = _models(repository, flags.model)
-    if flags.timeout <= 0:
+    if not flags.timeout > 0:  # which a NaN is not either
         raise AskedWrongly(f"--timeout must be more than 0 seconds, not {flags.timeout:g}.")
+    models = _models(repository, flags.model)
     address = Address(flags.host, flags.http_port, flags.grpc_port, flags.metrics_port)
     parts = environment(flags.environment_dir, repository, models, console)
     if flags.print:
