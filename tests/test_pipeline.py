@@ -172,6 +172,7 @@ OLD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 @pytest.mark.parametrize("old", OLD)
 def test_scheduler_of_an_old_model_is_corrected_as_diffusers_corrects_it(old: str, studio: Studio) -> None:
     change, scheduler = OLD[old]
