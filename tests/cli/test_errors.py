@@ -277,10 +277,10 @@ def test_scheduler_that_clips_is_refused_by_name(studio: Studio) -> None:
     model = changed_copy(
         studio.model,
         studio.root / "clips",
-        lambda folder: edit_json(folder / "scheduler/scheduler_config.json", clip_sample=True),
+        lambda folder: edit_json(folder / "scheduler/scheduler_config.json", thresholding=True),
     )
     assert_nothing_came_of(
-        studio, [PROMPT, "--model", str(model), "--scheduler=DDIM", *studio.folders()], "clip_sample"
+        studio, [PROMPT, "--model", str(model), "--scheduler=DDIM", *studio.folders()], "thresholding"
     )
 
 
