@@ -42,7 +42,7 @@ HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino
 class OpenVino(Runtime):
     name = "openvino"
     compiles = True
-    revision = 4
+    revision = 5
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -79,10 +79,12 @@ class OpenVino(Runtime):
         if self._device == CPU:
             from darkroom.engines.openvino_norms import fold_scales, keep_layouts
             from darkroom.engines.openvino_split import split
+            from darkroom.engines.openvino_upsampling import convolve_before_doubling
 
             if not job.stage.half_weights:  # it folds constants, and so would make them float32
                 keep_layouts(model)
                 fold_scales(model)
+                convolve_before_doubling(model)
             # Elsewhere what is kept would have to travel at every step.
             if halves := split(model, set(job.stage.steady)):
                 self._keep(halves[0], job, folder / BEFOREHAND)
