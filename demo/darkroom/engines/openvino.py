@@ -77,12 +77,14 @@ class OpenVino(Runtime):
         shapes = {tensor.name: openvino.PartialShape(list(job.profile.shape(tensor))) for tensor in job.stage.inputs}
         model.reshape(shapes)
         if self._device == CPU:
+            from darkroom.engines.openvino_gates import part_gates
             from darkroom.engines.openvino_norms import fold_scales, keep_layouts
             from darkroom.engines.openvino_split import split
             from darkroom.engines.openvino_upsampling import convolve_before_doubling
 
             if not job.stage.half_weights:  # it folds constants, and so would make them float32
                 keep_layouts(model)
+                part_gates(model)
                 fold_scales(model)
                 convolve_before_doubling(model)
             # Elsewhere what is kept would have to travel at every step.
