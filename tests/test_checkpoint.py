@@ -6,12 +6,14 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from darkroom.checkpoint import Checkpoint, open_checkpoint
 from darkroom.errors import AskedWrongly
 from darkroom.fingerprints import Fingerprints
+from darkroom.text import ClipTokenizer
 from tests.support import edit_json
 
 WEIGHTS = {
@@ -67,6 +69,48 @@ def test_default_size_is_the_one_that_diffusers_takes(version: str | None, size:
     assert opened(model).default_size == size * 8  # which does not
 
 
+def test_height_and_width_may_differ(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", sample_size=[8, 12])
+    assert opened(model).default_sizes == (64, 96)
+
+
+def test_prompts_are_as_long_as_the_tokenizer_makes_them(model: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    assert opened(model).context("text_encoder") == 77
+    edit_json(model / "tokenizer" / "tokenizer_config.json", model_max_length=20)
+    checkpoint, reference = opened(model), CLIPTokenizer.from_pretrained(model / "tokenizer")
+    expected = reference("a red bird", padding="max_length", max_length=reference.model_max_length).input_ids
+    ours = ClipTokenizer(model / "tokenizer", checkpoint.context("text_encoder"))
+    assert ours.encode(["a red bird"]).ids[0].tolist() == expected
+    for unlimited in (int(1e30), None):  # as transformers writes it, and as it reads it
+        edit_json(model / "tokenizer" / "tokenizer_config.json", model_max_length=unlimited)
+        assert opened(model).context("text_encoder") == 77
+
+
+@pytest.mark.parametrize("length", [2, 0, -1, "77", True, float("nan")])
+def test_prompts_without_room_are_refused(length: Any, model: Path) -> None:
+    edit_json(config := model / "tokenizer" / "tokenizer_config.json", model_max_length=length)
+    assert str(config) in (said := refusal(model)) and "model_max_length" in said
+
+
+def test_vocabulary_written_by_hand_may_have_tokens_that_no_merge_makes(model: Path) -> None:
+    """As those of transformers' and diffusers' own tiny models."""
+    from transformers import CLIPTokenizer
+
+    folder = model / "tokenizer"
+    words = ["l", "o", "w", "e", "r", "s", "t", "i", "d", "n", "lo", "l</w>", "w</w>", "r</w>", "t</w>", "low</w>"]
+    words += ["er</w>", "lowest</w>", "newer</w>", "wider", "<unk>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nl o\nlo w</w>\ne r</w>\n")
+    edit_json(folder / "tokenizer_config.json", unk_token="<unk>")
+    opened(model)
+    reference, ours = CLIPTokenizer.from_pretrained(folder), ClipTokenizer(folder)
+    for text in ("lower newer", "a cat", "wider low", ""):
+        expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ours.encode([text]).ids[0].tolist() == expected, text
+
+
 def test_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
 
@@ -101,6 +145,7 @@ def test_configuration_that_is_no_object_is_named(name: str, content: bytes, mod
         ("vae", {"scaling_factor": float("nan")}),
         ("unet", {"sample_size": "abc"}),
         ("unet", {"sample_size": []}),
+        ("unet", {"sample_size": [8]}),
         ("unet", {"in_channels": None}),
         ("text_encoder", {"num_hidden_layers": "three"}),
         ("text_encoder", {"hidden_size": -1}),

@@ -172,6 +172,18 @@ OLD = {
 }
 
 
+def test_model_of_shorter_prompts_equals_diffusers(studio: Studio, diffusers_tiny: Diffusers) -> None:
+    model = changed_copy(
+        studio.model,
+        studio.root / "short",
+        lambda folder: edit_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=20),
+    )
+    drawn = studio.draw(PROMPT, model=model, denoising_steps=3)
+    (expected,), (longer,) = Diffusers(model).draw(PROMPT), diffusers_tiny.draw(PROMPT)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert psnr(longer, expected) < SAME_AS_DIFFUSERS  # padding is read too
+
+
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 @pytest.mark.parametrize("old", OLD)
 def test_scheduler_of_an_old_model_is_corrected_as_diffusers_corrects_it(old: str, studio: Studio) -> None:

@@ -48,6 +48,10 @@ UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_typ
 SWITCHES = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 """What in a model index changes pictures."""
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+LEAST_CONTEXT = 3
+"""Tokens of a prompt's beginning, of one word, and of its end."""
+
 LARGE = 10**9
 """Weights from which on a network's are kept in float16, and computed with in float32: SDXL's UNet."""
 
@@ -107,6 +111,16 @@ class Checkpoint:
         """The configurations of the text encoders, in the order in which their embeddings stand."""
         return {part: self.config(part) for part in TOKENIZERS if part in self.digests}
 
+    def context(self, part: str) -> int:
+        """How many tokens a text encoder reads of a prompt: what its tokenizer pads to, or less if it has less room."""
+        room, file = self.texts[part]["max_position_embeddings"], self.folder / TOKENIZERS[part] / TOKENIZER_CONFIG
+        padded = read_json(file).get("model_max_length") if file.is_file() else None
+        if padded is None:
+            return room
+        if not isinstance(padded, int | float) or not padded >= LEAST_CONTEXT:
+            raise AskedWrongly(f"{file}: model_max_length must be a count from {LEAST_CONTEXT} up, not {padded!r}.")
+        return int(min(room, padded))
+
     def is_large(self, network: str) -> bool:
         """Whether the weights of a network hold more than `LARGE` numbers."""
         files = weight_files(self.folder / network, NETWORKS[network])
@@ -147,6 +161,11 @@ class Checkpoint:
 
     @property
     def default_size(self) -> int:
+        """The height in pixels that the UNet was trained for; the width too, but for those that say another."""
+        return self.default_sizes[0]
+
+    @property
+    def default_sizes(self) -> tuple[int, int]:
         """Height and width in pixels that the UNet was trained for.
 
         Before its version 0.9 diffusers wrote less than it was; its pipeline puts that right.
@@ -154,7 +173,8 @@ class Checkpoint:
         size = self.unet["sample_size"] or 64
         if isinstance(size, int) and self.index["_class_name"] in CORRECTING and _before_0_9(self.unet):
             size = max(size, 64)
-        return int(size if isinstance(size, int) else size[0]) * self.vae_factor
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_factor, width * self.vae_factor
 
 
 def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[str, ...] = (SD,)) -> Checkpoint:
@@ -198,6 +218,8 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             rest += _tokenizer_digests(folder / tokenizer, fingerprints)
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, family, digests, revision)
+    if len(contexts := {checkpoint.context(part) for part in checkpoint.texts}) > 1:
+        raise AskedWrongly(f"the text encoders of {folder} read {' and '.join(map(str, sorted(contexts)))} tokens.")
     if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
         raise AskedWrongly(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
     added = checkpoint.unet.get("addition_embed_type")
@@ -225,7 +247,8 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
             case "scaling_factor":
                 kind, fits = "a number above 0", isinstance(value, int | float) and 0 < value < math.inf
             case "sample_size":
-                kind, fits = "a count or two", value is None or _is_count(value) or _are_counts(value)
+                pair = _are_counts(value) and len(value) == 2
+                kind, fits = "a count or two", value is None or _is_count(value) or pair
             case _:
                 kind, fits = "a count", _is_count(value)
         if not fits:

@@ -59,8 +59,8 @@ def planned(
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
     folder = compiled_schedules(preparer, schedules)
     tokenizers = (
-        (preparer.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
-        for part, text in preparer.checkpoint.texts.items()
+        (preparer.checkpoint.folder / TOKENIZERS[part], preparer.checkpoint.context(part))
+        for part in preparer.checkpoint.texts
     )
     return Plan(
         request=request,

@@ -239,7 +239,7 @@ class Preparer:
     def _tokenizer(self, part: str, text: dict[str, Any]) -> ClipTokenizer:
         """Raises `AskedWrongly` for one whose ids its text encoder has no embeddings for."""
         folder, encoder = self.checkpoint.folder / TOKENIZERS[part], self.checkpoint.folder / part
-        tokenizer = ClipTokenizer(folder, text["max_position_embeddings"])
+        tokenizer = ClipTokenizer(folder, self.checkpoint.context(part))
         if tokenizer.largest >= text["vocab_size"]:
             raise AskedWrongly(
                 f"{folder} has token ids up to {tokenizer.largest}, but {encoder / 'config.json'} a vocab_size of "

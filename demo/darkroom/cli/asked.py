@@ -214,8 +214,12 @@ def asked_request(
             f"--negative-prompt acts through guidance, which --guidance-scale {guidance_scale} turns off: "
             f"use one above 1, or leave the negative prompt out."
         )
-    size = version.size or (checkpoint.default_size if checkpoint else PROVISIONAL_SIZE)
-    height, width = (size, size) if image is None else image.shape[:2]
+    if image is not None:
+        height, width = image.shape[:2]
+    elif version.size or checkpoint is None:
+        height = width = version.size or PROVISIONAL_SIZE
+    else:
+        height, width = checkpoint.default_sizes
     return Request(
         model=version.name or None,
         prompts=tuple(flags.prompt),

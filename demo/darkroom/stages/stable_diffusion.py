@@ -22,7 +22,7 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     vae_encoder:  images (B, 3, H, W) in [-1, 1] -> moments (B, 8, h, w), unscaled
     """
     text = checkpoint.texts["text_encoder"]
-    context = text["max_position_embeddings"]
+    context = checkpoint.context("text_encoder")
     ids = Tensor("input_ids", ("B", context), "int32")
     embeddings = Tensor("text_embeddings", ("B", context, text["hidden_size"]))
     every = {"clip": Stage("clip", (ids,), (embeddings,), "text_encoder", {"clip_skip": clip_skip})}

@@ -21,7 +21,7 @@ def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, St
     every, width = {}, 0
     for part, text in checkpoint.texts.items():
         name = ENGINES[part]
-        context = text["max_position_embeddings"]
+        context = checkpoint.context(part)
         width += text["hidden_size"]
         pooled = Tensor("pooled_embeddings", ("B", text["projection_dim"]))
         ids = Tensor("input_ids", ("B", context), "int32")
