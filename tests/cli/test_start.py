@@ -144,6 +144,20 @@ def test_package_that_is_found_missing_later_is_told_in_the_same_way(
     assert ended.code == 1 and one_line(ended.err) and "lacks the package filelock" in ended.err
 
 
+WITHOUT_PILLOW = """
+import runpy, sys
+sys.modules["PIL"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_pillow_that_is_missing_is_told_once(drawing: list[str], studio: Studio) -> None:
+    """Though it is imported ahead of time, in a thread of its own."""
+    ended = studio.shell(*drawing, interpreter=("-c", WITHOUT_PILLOW, str(SCRIPT)), timeout=SOON)
+    assert ended.code == 1 and one_line(ended.err) and "lacks the package PIL" in ended.err, ended.err
+
+
 @pytest.mark.parametrize("name", ["darkroom.nothing", "numpy.nothing", None])
 def test_import_that_is_a_fault_keeps_its_trace(
     name: str | None, studio: Studio, monkeypatch: pytest.MonkeyPatch

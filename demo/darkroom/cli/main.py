@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
@@ -91,7 +92,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
     # Pillow takes a step's time to import: that passes while the engines load.
-    Thread(target=importlib.import_module, args=("darkroom.pictures",)).start()
+    Thread(target=_import_pictures).start()
     batches = range(request.batch_total)
     if recipe is not None:
         if not 1 <= recipe["image"] <= request.image_count:
@@ -351,6 +352,12 @@ def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> N
             pipeline.run(batch, StageClock())
             advance()
     pipeline.forget()
+
+
+def _import_pictures() -> None:
+    """Ahead of those who need them, who will say what is missing."""
+    with suppress(ImportError):
+        importlib.import_module("darkroom.pictures")
 
 
 def _keep(
