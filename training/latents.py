@@ -24,6 +24,32 @@ from training.loop import averaged
 from training.workspace import add_work_argument
 
 
+@dataclass(frozen=True)
+class Emphasis:
+    """How many times as often as others some pictures are drawn."""
+
+    favourites: float = 1.0
+    """What people ask for first."""
+    faint: float = 1.0
+    """What stands out less from its background than most do: up to so often."""
+    icons: tuple[str, ...] = ()
+    """Concepts to be learnt anew, because their words meant something else before."""
+    anew: float = 20.0
+    """How often those."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.icons) - {each.icon for each in concepts.load()}:
+            raise ValueError(f"no concept is drawn as {', '.join(sorted(unknown))}")
+
+    def of(self, concept: concepts.Concept) -> float:
+        """For a concept, whatever its background."""
+        return self.anew if concept.icon in self.icons else self.favourites if concept.favourite else 1.0
+
+
+EVEN = Emphasis()
+"""All alike."""
+
+
 @dataclass
 class Cache:
     """Latents with what is needed to caption them."""
@@ -44,15 +70,14 @@ class Cache:
         self.mean = self.latents.float().mean((0, 1))
 
     def draw(
-        self, size: int, generator: torch.Generator, favour: float = 1.0, faint: float = 1.0
+        self, size: int, generator: torch.Generator, emphasis: Emphasis = EVEN
     ) -> tuple[list[str], Tensor, Tensor]:
         """Random captions; the latents of one picture each; and the mean of all pictures that each may mean.
 
-        Both are (size, 4, 16, 16) float32. Favourites are drawn `favour` times as often as others; a picture that
-        stands out less from its background than most do, up to `faint` times as often.
+        Both are (size, 4, 16, 16) float32.
         """
-        often = torch.tensor([favour if each.favourite else 1.0 for each in self.concepts] * len(self.styles))
-        faintness = (self.contrast.median() / self.contrast.clamp(min=1e-3)).square().clamp(1, faint)
+        often = torch.tensor([emphasis.of(each) for each in self.concepts] * len(self.styles))
+        faintness = (self.contrast.median() / self.contrast.clamp(min=1e-3)).square().clamp(1, emphasis.faint)
         drawn = torch.multinomial((often[:, None] * faintness).flatten(), size, replacement=True, generator=generator)
         picture, which = drawn // self.latents.shape[1], drawn % self.latents.shape[1]
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))

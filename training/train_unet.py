@@ -18,7 +18,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from training import networks
-from training.latents import Cache
+from training.latents import EVEN, Cache, Emphasis
 from training.loop import Plan, Trainer, averaged
 from training.tokenizer import Encoder
 from training.train_text import Regressor
@@ -81,14 +81,13 @@ class Pool:
         encode: Callable[[Tensor], tuple[Tensor, ...]],
         size: int,
         device: str,
-        favour: float = 1.0,
-        faint: float = 1.0,
+        emphasis: Emphasis = EVEN,
     ) -> Pool:
         """The same for every run, and unlike what `train_text` drew. `encode` takes ids (B, 77); float16 is kept."""
         captions, latents, whole, encoded = [], [], [], []
         for start in range(0, size, 256):
             texts, z, means = cache.draw(
-                min(256, size - start), torch.Generator().manual_seed(7_000_000 + start), favour, faint
+                min(256, size - start), torch.Generator().manual_seed(7_000_000 + start), emphasis
             )
             captions += texts
             latents.append(z)
@@ -113,11 +112,13 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=24_576, help="captions encoded in advance (30 KB each)")
     parser.add_argument("--favour", type=float, default=1.0, help="how often what people ask for first is drawn")
     parser.add_argument("--favour-faint", type=float, default=1.0, help="the same for what hardly shows, at most")
+    parser.add_argument("--anew", nargs="+", default=(), metavar="ICON", help="concepts whose words have changed")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     text = load_text(args.work, tokens, args.device)
-    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, args.favour, args.favour_faint)
+    emphasis = Emphasis(args.favour, args.favour_faint, tuple(args.anew))
+    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, emphasis)
     (hidden,) = pool.encoded
     unet = networks.unet().to(args.device, memory_format=torch.channels_last)
     trainer = Trainer(unet, Plan.of(args, average=0.998), args.work / "unet.pt")

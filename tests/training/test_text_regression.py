@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from training import artwork, concepts  # noqa: E402
 from training.colours import NAMES  # noqa: E402
-from training.latents import Cache, contrast  # noqa: E402
+from training.latents import Cache, Emphasis, contrast  # noqa: E402
 from training.train_text import place_codes  # noqa: E402
 
 
@@ -47,9 +47,21 @@ def test_favourites_are_drawn_as_often_as_asked() -> None:
     cache = Cache(torch.arange(pictures).reshape(pictures, 1, 1, 1, 1).float(), once, 1.0, torch.ones(once.shape))
     share = sum(each.favourite for each in listed) / len(listed)
     for favour in (1.0, 3.0):
-        _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), favour)
+        _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), Emphasis(favour))
         drawn = sum(listed[int(each) % len(listed)].favourite for each in latents.flatten()) / 3000
         assert drawn == pytest.approx(favour * share / (favour * share + 1 - share), abs=0.03)
+
+
+def test_what_is_learnt_anew_is_drawn_more_often_than_favourites() -> None:
+    pictures = len(artwork.STYLES) * len(listed := concepts.load())
+    once = torch.zeros(pictures, 1, dtype=torch.int64)
+    cache = Cache(torch.arange(pictures).reshape(pictures, 1, 1, 1, 1).float(), once, 1.0, torch.ones(once.shape))
+    emphasis = Emphasis(icons=("cat", "ant"), anew=50.0)
+    _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), emphasis)
+    drawn = sum(listed[int(each) % len(listed)].icon in emphasis.icons for each in latents.flatten()) / 3000
+    assert drawn == pytest.approx(100 / (100 + len(listed) - 2), abs=0.03)
+    with pytest.raises(ValueError, match="no concept is drawn as katze"):
+        Emphasis(icons=("cat", "katze"))
 
 
 def test_what_hardly_shows_is_drawn_more_often_within_the_bound() -> None:
@@ -58,7 +70,7 @@ def test_what_hardly_shows_is_drawn_more_often_within_the_bound() -> None:
     contrast = torch.tensor([0.4, 0.2, 0.01]).expand(pictures, 3)  # the median is 0.2: once, once, and at most 6 times
     cache = Cache(colours.reshape(pictures, 3, 1, 1, 1).float(), colours, 1.0, contrast)
     for faint, expected in ((1.0, [1 / 3] * 3), (6.0, [1 / 8, 1 / 8, 6 / 8])):
-        _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), faint=faint)
+        _, latents, _ = cache.draw(3000, torch.Generator().manual_seed(1), Emphasis(faint=faint))
         shares = torch.bincount(latents.flatten().long(), minlength=3) / 3000
         torch.testing.assert_close(shares, torch.tensor(expected), rtol=0, atol=0.03)
 
