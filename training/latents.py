@@ -41,6 +41,18 @@ class Emphasis:
         if unknown := set(self.icons) - {each.icon for each in concepts.load()}:
             raise ValueError(f"no concept is drawn as {', '.join(sorted(unknown))}")
 
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Gives a training script the flags that `asked` reads."""
+        parser.add_argument("--favour", type=float, default=1.0, help="how often what people ask for first is drawn")
+        parser.add_argument("--favour-faint", type=float, default=1.0, help="the same for what hardly shows, at most")
+        parser.add_argument("--anew", nargs="+", default=(), metavar="ICON", help="concepts whose words have changed")
+
+    @staticmethod
+    def asked(args: argparse.Namespace) -> Emphasis:
+        """What the flags say."""
+        return Emphasis(args.favour, args.favour_faint, tuple(args.anew))
+
     def of(self, concept: concepts.Concept) -> float:
         """For a concept, whatever its background."""
         return self.anew if concept.icon in self.icons else self.favourites if concept.favourite else 1.0

@@ -20,7 +20,7 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from training import networks
-from training.latents import Cache
+from training.latents import Cache, Emphasis
 from training.loop import Plan, Trainer, averaged
 from training.tokenizer import Encoder
 from training.train_unet import NOISE, Noise, Pool, load_text
@@ -84,11 +84,12 @@ def main() -> None:
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 20, 32, 4e-4)
     parser.add_argument("--pool", type=int, default=16_384, help="captions encoded in advance (30 KB each)")
     parser.add_argument("--paths", type=int, default=1_536, help="paths that the teacher walks in advance")
+    Emphasis.add_arguments(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     text = load_text(args.work, tokens, args.device)
-    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device)
+    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, Emphasis.asked(args))
     (hidden,) = pool.encoded
     student = networks.unet().to(args.device, memory_format=torch.channels_last)
     student.load_state_dict(averaged(args.work / "unet.pt"))

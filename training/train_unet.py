@@ -110,15 +110,12 @@ def main() -> None:
     """Train and keep `unet.pt` in the work folder."""
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 60, 64, 1e-3)
     parser.add_argument("--pool", type=int, default=24_576, help="captions encoded in advance (30 KB each)")
-    parser.add_argument("--favour", type=float, default=1.0, help="how often what people ask for first is drawn")
-    parser.add_argument("--favour-faint", type=float, default=1.0, help="the same for what hardly shows, at most")
-    parser.add_argument("--anew", nargs="+", default=(), metavar="ICON", help="concepts whose words have changed")
+    Emphasis.add_arguments(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     text = load_text(args.work, tokens, args.device)
-    emphasis = Emphasis(args.favour, args.favour_faint, tuple(args.anew))
-    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, emphasis)
+    pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, Emphasis.asked(args))
     (hidden,) = pool.encoded
     unet = networks.unet().to(args.device, memory_format=torch.channels_last)
     trainer = Trainer(unet, Plan.of(args, average=0.998), args.work / "unet.pt")

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from training import networks
-from training.latents import Cache
+from training.latents import Cache, Emphasis
 from training.loop import Plan, Trainer, averaged
 from training.tokenizer import Encoder
 from training.train_text_xl import load_encoders
@@ -64,11 +64,12 @@ def main() -> None:
     """Train and keep `unet_xl.pt` in the work folder."""
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 40, 32, 8e-4)
     parser.add_argument("--pool", type=int, default=20_480, help="captions encoded in advance (39 KB each)")
+    Emphasis.add_arguments(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
     encoders = load_encoders(args.work, tokens, args.device)
-    pool = Pool.draw(cache, tokens, encoders.encode, args.pool, args.device)
+    pool = Pool.draw(cache, tokens, encoders.encode, args.pool, args.device, Emphasis.asked(args))
     hidden, pooled = pool.encoded
     empty = torch.tensor([not caption for caption in pool.captions], device=args.device)
     hidden[empty], pooled[empty] = 0, 0
