@@ -94,6 +94,16 @@ def test_prompts_without_room_are_refused(length: Any, model: Path) -> None:
     assert str(config) in (said := refusal(model)) and "model_max_length" in said
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_mask_of_the_text_is_refused_by_name(masked: bool, model: Path) -> None:
+    """StableDiffusionPipeline would hide the padding from such an encoder."""
+    edit_json(model / "text_encoder" / "config.json", use_attention_mask=masked)
+    if masked:
+        assert "use_attention_mask" in refusal(model)
+    else:
+        opened(model)
+
+
 def test_vocabulary_written_by_hand_may_have_tokens_that_no_merge_makes(model: Path) -> None:
     """As those of transformers' and diffusers' own tiny models."""
     from transformers import CLIPTokenizer

@@ -225,6 +225,8 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     added = checkpoint.unet.get("addition_embed_type")
     if added != ("text_time" if family == SDXL else None):
         raise AskedWrongly(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
+    if family == SD and checkpoint.texts["text_encoder"].get("use_attention_mask"):  # SDXL's pipelines do not look
+        raise AskedWrongly(f"the text_encoder of {folder} has use_attention_mask, which Darkroom has not.")
     for part, names in UNSUPPORTED.items():
         for name in names:
             if checkpoint.config(part).get(name) is not None:

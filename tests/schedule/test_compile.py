@@ -104,6 +104,13 @@ def test_sde_variant_of_dpm_solver_follows_diffusers() -> None:
     assert_follows_diffusers(choice_of("DPM++", algorithm_type="sde-dpmsolver++"), 12)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_noise_schedule_follows_diffusers(name: str, schedule: str) -> None:
+    """The last begins at ten thousand times as much noise as picture."""
+    assert_follows_diffusers(choice_of(name, beta_schedule=schedule), 12, tolerance=1e-4)
+
+
 def test_terminal_snr_of_zero_follows_diffusers() -> None:
     more = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     assert_follows_diffusers(choice_of("DDIM", **more), 10)
@@ -161,6 +168,15 @@ def test_configuration_of_another_class_than_the_models_own_is_read_as_diffusers
 
 def test_heun_calls_the_network_twice_a_step_but_once_in_the_last() -> None:
     assert len(compile_schedule(choice_of("Heun"), 10)) == 19
+
+
+@pytest.mark.parametrize("switch", ["clip_sample", "thresholding"])
+@pytest.mark.parametrize("name", ["Euler", "LMSD", "PNDM", "Heun"])
+def test_switch_of_another_class_is_nothing_to_those_that_do_not_know_it(name: str, switch: str) -> None:
+    """A configuration keeps what the model's own scheduler was told, as SDXL's and LCM's pipelines leave it."""
+    if switch in inspect.signature(getattr(diffusers, SCHEDULERS[name][0])).parameters:
+        pytest.skip("this one knows it")
+    assert_follows_diffusers(choice_of(name, **{switch: True}), 10)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,9 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
     if share != 1:
         scheduler.set_timesteps = partial(scheduler.set_timesteps, strength=share)
     name = choice.class_name.removesuffix("Scheduler")
+    known = inspect.signature(type(scheduler).__init__).parameters  # a configuration may keep those of another class
     for switch in NONLINEAR:
-        if getattr(scheduler.config, switch, False):
+        if switch in known and getattr(scheduler.config, switch, False):
             raise AskedWrongly(
                 f"the scheduler {name} with {switch}=true clips its samples: not linear, so it cannot be compiled. "
                 f"Set {switch} to false in the model's scheduler_config.json, or use another --scheduler."
@@ -196,7 +197,8 @@ class _Run:
         if not np.isfinite(self.samples).all():
             raise ValueError("its coefficients are not finite")
         scale = np.einsum("ij,ij->i", self.inputs, self.samples[:-1]) / np.einsum("ij,ij->i", *[self.samples[:-1]] * 2)
-        if not np.allclose(self.inputs, scale[:, None] * self.samples[:-1], rtol=0, atol=1e-5):
+        strays = np.linalg.norm(self.inputs - scale[:, None] * self.samples[:-1], axis=1)
+        if (strays > TOLERANCE * np.linalg.norm(self.inputs, axis=1)).any():
             raise ValueError("it does more than scale the network's input")
         weights = np.zeros((calls, SAMPLE_WINDOW + OUTPUT_WINDOW + 1))
         for call in range(calls):
