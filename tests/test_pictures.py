@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.pictures import file_name, read_pixels, read_recipe, save, to_bytes
@@ -147,6 +147,20 @@ def test_same_picture_again_replaces_itself_with_the_same_bytes(tmp_path: Path) 
     assert save(noise(), tmp_path, "txt2img", recipe()) == first
     assert first.read_bytes() == content
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "carried",
+    ["{}", "[]", "null", "1", '{"request": {}, "image": true}', '{"request": "x", "image": 1}', "[" * 50_000, "{"],
+)
+def test_what_is_no_recipe_is_refused_in_words(carried: str, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("darkroom", carried)
+    Image.new("RGB", (8, 8)).save(path := tmp_path / "a.png", pnginfo=chunks)
+    with pytest.raises(
+        AskedWrongly, match=r"--recipe .*a\.png: (what it carries is no recipe|its recipe cannot be read)"
+    ):
+        read_recipe(path)
 
 
 def test_name_taken_by_another_recipe_gets_more_digits(tmp_path: Path) -> None:

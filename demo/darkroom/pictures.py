@@ -169,16 +169,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise AskedWrongly(f"--recipe {path}: this picture carries no Darkroom recipe.")
     try:
         recipe = json.loads(text)
-        if not isinstance(recipe["request"], dict) or not isinstance(recipe["image"], int):
-            raise ValueError("it is not a recipe")
-    except (ValueError, KeyError, TypeError) as error:
+    except RecursionError:
+        raise AskedWrongly(f"--recipe {path}: its recipe cannot be read: it is nested too deeply.") from None
+    except ValueError as error:
         raise AskedWrongly(f"--recipe {path}: its recipe cannot be read ({error}).") from None
+    whole = isinstance(recipe, dict) and isinstance(recipe.get("request"), dict) and type(recipe.get("image")) is int
+    if not whole:
+        raise AskedWrongly(f"--recipe {path}: what it carries is no recipe of Darkroom's.")
     return recipe
 
 
 def _recipe_or_none(path: Path) -> dict[str, Any] | None:
     """What a file says that it is, whether it is whole or not."""
-    with contextlib.suppress(KeyError, TypeError, *UNREADABLE), Image.open(path) as image:
+    with contextlib.suppress(KeyError, TypeError, RecursionError, *UNREADABLE), Image.open(path) as image:
         return json.loads(image.info[RECIPE_CHUNK])
     return None
 

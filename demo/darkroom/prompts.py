@@ -14,6 +14,8 @@ from darkroom.request import Request
 from darkroom.service import FIELDS, asked_for
 
 JSON_LINES = ".jsonl"
+OTHERS = (".csv", ".tsv", ".json")
+"""Files whose lines are no prompts."""
 NUM_IMAGES = "num_images"
 ROW_FIELDS = (*FIELDS, NUM_IMAGES)
 
@@ -50,6 +52,11 @@ class Prompts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.suffix.lower() in OTHERS:
+            raise AskedWrongly(
+                f"--prompts {path}: {path.suffix} files are not read; a prompt a line, or in a {JSON_LINES} file an "
+                f"object with its fields a line."
+            )
         content = read(path, "--prompts")
         self.digest = hashlib.sha256(content).hexdigest()
         self._lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")

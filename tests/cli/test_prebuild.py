@@ -276,6 +276,17 @@ class TestUpkeep:
         assert "clean --unusable" in ended.err and "clean --all" not in ended.err
         assert store.damage(unet, anew=True) == "engine.onnx.data has changed"
 
+    def test_verify_passes_when_what_was_damaged_has_been_made_again(self, empty_studio: Studio) -> None:
+        asked = {"model": empty_studio.model, "engine": "onnxruntime"}
+        prebuild(empty_studio, "build", **asked)
+        next(empty_studio.engines.glob("unet-*")).joinpath("manifest.json").write_text("{}")
+        assert prebuild(empty_studio, "verify", "--hashes-only").code == 1
+        prebuild(empty_studio, "build", **asked)
+        ended = prebuild(empty_studio, "verify", "--hashes-only")
+        assert ended.code == 0 and "1 of them were set aside as damaged: `clean --unusable --yes`" in ended.out
+        assert prebuild(empty_studio, "clean", "--unusable", "--yes").code == 0
+        assert "set aside" not in prebuild(empty_studio, "verify", "--hashes-only").out
+
     def test_verify_says_where_there_is_nothing_to_compare_with(self, empty_studio: Studio, tmp_path: Path) -> None:
         model = shutil.copytree(empty_studio.model, tmp_path / "gone")
         prebuild(empty_studio, "build", model=model, engine="onnxruntime")

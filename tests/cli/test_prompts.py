@@ -232,6 +232,18 @@ class TestGoingOn:
         assert before.items() <= desk.pictures().items()
         assert [image["prompt"] for image in result["images"]][1] == "a green dog"
 
+    def test_folder_of_another_file_is_said_to_be_that(self, studio: Studio) -> None:
+        Desk(studio, rows_of(2)).run(seed=5)
+        lines = Desk(studio, [], "prompts.txt")
+        lines.file.write_text("a red house\n")
+        assert "this was prompts.jsonl's folder: 0 of 1 pictures" in lines.run(seed=5).out
+
+    @pytest.mark.parametrize("name", ["prompts.csv", "prompts.TSV", "prompts.json"])
+    def test_tables_are_refused_by_name(self, name: str, studio: Studio) -> None:
+        desk = Desk(studio, rows_of(2), name)
+        assert_refused(desk.run(), name, ".jsonl")
+        assert not desk.folder.exists()
+
     def test_other_flags_make_other_pictures_and_a_larger_batch_the_same(self, studio: Studio) -> None:
         desk = Desk(studio, rows_of(3))
         desk.run(seed=5)

@@ -510,6 +510,16 @@ class TestDisk:
             with pytest.raises(Failed, match="cannot be written"):
                 store.make(Key("unet", {"x": 2}), Builder())
 
+    def test_that_is_read_only_names_what_is_damaged_in_it(self, tmp_path: Path) -> None:
+        root, told = tmp_path / "disk", []
+        with mounted(root, "size=1m"):
+            made = Store(root).make(KEY, Builder())
+            (made / "engine.bin").write_bytes(b"other bytes")
+            subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+            with pytest.raises(Failed, match="cannot be written"):
+                Store(root, tell=told.append).make(KEY, Builder())
+        assert told == [f"{made} is damaged (engine.bin has 11 bytes, not 800)."]
+
 
 def test_use_is_noted_to_the_hour(tmp_path: Path) -> None:
     store = Store(tmp_path)

@@ -87,10 +87,11 @@ class Run:
         self._journal = Journal(orders.folder / ROWS, head, self._there(past))
         self._there_already = len(self._journal)
         if past.head and past.head != head:
-            console.say(
-                f"the file or the flags have changed: {len(self._journal)} of {prompts.images} pictures are still what "
-                f"is asked for."
+            before = past.head.get("prompts")
+            what = (
+                "the file or the flags have changed" if before == prompts.path.name else f"this was {before}'s folder"
             )
+            console.say(f"{what}: {len(self._journal)} of {prompts.images} pictures are still what is asked for.")
         elif self._there_already:
             console.say(f"{self._there_already} of {prompts.images} pictures are there already.")
         about = f"{plan.script}, {default.model or 'a model folder'}, {_runtime(plan)}, seed {default.seed}"

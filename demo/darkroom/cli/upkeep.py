@@ -76,7 +76,11 @@ def _verify(flags: argparse.Namespace) -> None:
             "found": [verdict.found for verdict in verdicts],
         }
         table(columns, tuple(columns))
-    if bad := [verdict for verdict in verdicts if not verdict.good]:
+    bad = [verdict for verdict in verdicts if not verdict.good]
+    if left := [verdict for verdict in bad if Path(verdict.folder).name.startswith(".")]:
+        bad = [verdict for verdict in bad if verdict not in left]
+        console.say(f"{len(left)} of them were set aside as damaged: `clean --unusable --yes` removes them.")
+    if bad:
         advice = []
         if any(verdict.damaged for verdict in bad):
             advice.append("a run makes what is damaged again, and `clean --unusable` removes it")

@@ -112,6 +112,8 @@ class Store:
         if folder := self.find(key):
             return folder
         folder = self.root / key.folder_name
+        if os.path.lexists(folder) and not os.access(self.root, os.W_OK) and (damage := self.damage(folder, key.facts)):
+            self.tell(f"{folder} is damaged ({damage}).")
         with self.changing(key.folder_name):
             if os.path.lexists(folder):
                 if (damage := self.damage(folder, key.facts)) is None:
