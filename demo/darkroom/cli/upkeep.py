@@ -13,7 +13,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.settings import artefact_folders, stores_of
 from darkroom.engines.manifest import read_manifest
 from darkroom.engines.parity import TOLERANCES, run_once
-from darkroom.engines.store import Store
+from darkroom.engines.store import ASIDE, Store
 from darkroom.errors import AskedWrongly, DarkroomError, Failed
 
 DAY = 86400.0
@@ -76,11 +76,10 @@ def _verify(flags: argparse.Namespace) -> None:
             "found": [verdict.found for verdict in verdicts],
         }
         table(columns, tuple(columns))
-    bad = [verdict for verdict in verdicts if not verdict.good]
-    if left := [verdict for verdict in bad if Path(verdict.folder).name.startswith(".")]:
-        bad = [verdict for verdict in bad if verdict not in left]
+    left = [verdict for verdict in verdicts if verdict.folder.endswith(ASIDE)]
+    if left:
         console.say(f"{len(left)} of them were set aside as damaged: `clean --unusable --yes` removes them.")
-    if bad:
+    if bad := [verdict for verdict in verdicts if not verdict.good and verdict not in left]:
         advice = []
         if any(verdict.damaged for verdict in bad):
             advice.append("a run makes what is damaged again, and `clean --unusable` removes it")

@@ -28,8 +28,9 @@ CANNOT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeE
 
 CLOSE_ENOUGH = 1e-6
 TOLERANCE = 3e-5
-"""Relative residuals: where the search for a shorter recurrence stops, and what is still accepted (float32
-schedulers divide by alphas down to 0.07, so their own rounding reaches 1e-6)."""
+"""Relative residuals: where the search for a shorter recurrence stops, and an input is taken for a scaled sample; and
+what is still accepted of a recurrence (float32 schedulers divide by alphas down to 0.07, so their own rounding reaches
+1e-6)."""
 
 
 def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, share: float = 1.0) -> Table:
@@ -198,7 +199,7 @@ class _Run:
             raise ValueError("its coefficients are not finite")
         scale = np.einsum("ij,ij->i", self.inputs, self.samples[:-1]) / np.einsum("ij,ij->i", *[self.samples[:-1]] * 2)
         strays = np.linalg.norm(self.inputs - scale[:, None] * self.samples[:-1], axis=1)
-        if (strays > TOLERANCE * np.linalg.norm(self.inputs, axis=1)).any():
+        if (strays > CLOSE_ENOUGH * np.linalg.norm(self.inputs, axis=1)).any():
             raise ValueError("it does more than scale the network's input")
         weights = np.zeros((calls, SAMPLE_WINDOW + OUTPUT_WINDOW + 1))
         for call in range(calls):
