@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from darkroom.pipeline import TextEncoder
 from darkroom.schedule import SCHEDULERS
 from tests.support import Diffusers, Studio, changed_copy, edit_json, psnr
 
@@ -230,6 +232,67 @@ def test_images_come_prompt_by_prompt_with_successive_seeds(studio: Studio, diff
     for index, picture in enumerate(drawn.pictures):
         (expected,) = diffusers_tiny.draw(prompts[index // 6], seed=70 + index)
         assert psnr(picture, expected) >= SAME_AS_DIFFUSERS
+
+
+@pytest.mark.parametrize("more", [{}, {"clip_skip": 1}], ids=["", "clip_skip"])
+def test_a_prompt_that_is_the_negative_one_too_equals_diffusers(
+    more: dict[str, int], studio: Studio, diffusers_tiny: Diffusers
+) -> None:
+    prompts = ("a red apple", "the blue cat")
+    asked: dict[str, Any] = {"negative_prompt": "the blue cat", "seed": 12} | more
+    drawn = studio.draw(*prompts, batch_size=2, **asked)
+    expected = diffusers_tiny.draw(*np.repeat(prompts, 2).tolist(), **asked)
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+    assert psnr(drawn.pictures[0], drawn.pictures[2]) < VISIBLE
+
+
+class Reader:
+    """Stands for a text encoder's engine and for its tokenizer: a text's embedding is its number among `TEXTS`."""
+
+    TEXTS = ("", "apple", "cat", "dog", "tree")
+
+    def __init__(self) -> None:
+        self.read: list[list[int]] = []
+
+    def encode(self, prompts: list[str]) -> Any:
+        return SimpleNamespace(ids=np.array([self.TEXTS.index(prompt) for prompt in prompts]))
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.read.append(inputs["input_ids"].tolist())
+        return {"text_embeddings": inputs["input_ids"]}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "negative", "read"),
+    [
+        ("cat", "", [[2], [0]]),
+        ("cat cat cat cat", "", [[2, 0, 0, 0]]),
+        ("cat dog cat cat", "tree", [[2, 3, 4, 4]]),
+        ("cat dog cat cat", "dog", [[2, 3, 3, 3]]),
+        ("apple cat dog tree", "", [[1, 2, 3, 4], [0, 0, 0, 0]]),
+        ("cat dog cat cat", None, [[2, 3, 3, 3]]),
+    ],
+)
+def test_no_text_is_read_twice_for_a_batch(prompts: str, negative: str | None, read: list[list[int]]) -> None:
+    reader = Reader()
+    encoder = TextEncoder(reader, reader, reader)  # type: ignore[arg-type]
+    for _ in range(2):  # and none at all for the same batch again
+        text, *away = encoder(tuple(prompts.split()), negative)
+        assert text["text_embeddings"].tolist() == reader.encode(prompts.split()).ids.tolist()
+        assert [each["text_embeddings"].tolist() for each in away] == (
+            [] if negative is None else [[Reader.TEXTS.index(negative)] * len(prompts.split())]
+        )
+        assert reader.read == read
+    encoder.forget()
+    encoder(tuple(prompts.split()), negative)
+    assert reader.read == 2 * read
+
+
+def test_negative_prompts_have_an_engine_of_their_own_with_clip_skip() -> None:
+    reader, other = Reader(), Reader()
+    encoder = TextEncoder(reader, reader, other)  # type: ignore[arg-type]
+    encoder(("cat", "cat"), "dog")
+    assert (reader.read, other.read) == ([[2, 2]], [[3, 3]])
 
 
 def test_batch_count_makes_what_batch_size_makes(studio: Studio) -> None:

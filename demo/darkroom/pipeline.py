@@ -28,17 +28,35 @@ class TextEncoder:
     tokenizer: ClipTokenizer
     engine: Engine
     negative: Engine
-    _kept: dict[tuple[bool, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
+    _kept: dict[tuple[int, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
 
-    def __call__(self, prompts: tuple[str, ...], negative: bool = False) -> dict[str, np.ndarray]:
-        """Prompts, one an image -> the embeddings, by the contract's names. The same are encoded once."""
-        key = (negative, prompts)
-        found = self._kept.pop(key, None)
+    def __call__(self, prompts: tuple[str, ...], negative: str | None = None) -> tuple[dict[str, np.ndarray], ...]:
+        """Prompts, one an image -> their embeddings, by the contract's names; and those of the negative prompt, for
+        each image, where there is one.
+
+        A prompt of several images is read once, and the negative one beside it if there is room. Which texts stand
+        together depends on this batch alone, so that it is made again with the same bits.
+        """
+        texts = list(dict.fromkeys(prompts))
+        beside = negative is not None and self.negative is self.engine and len(texts) < len(prompts)
+        if beside and negative not in texts:
+            texts.append(negative)
+        rows = [texts.index(prompt) for prompt in prompts]
+        read = self._read(self.engine, (*texts, *[texts[-1]] * (len(prompts) - len(texts))))
+        made = {name: value[rows] for name, value in read.items()}
+        if negative is None:
+            return (made,)
+        if not beside:
+            return made, self._read(self.negative, (negative,) * len(prompts))
+        rows = [texts.index(negative)] * len(prompts)
+        return made, {name: value[rows] for name, value in read.items()}
+
+    def _read(self, engine: Engine, texts: tuple[str, ...]) -> dict[str, np.ndarray]:
+        found = self._kept.pop((id(engine), texts), None)
         if found is None:
-            ids = self.tokenizer.encode(list(prompts)).ids
-            found = (self.negative if negative else self.engine)({"input_ids": ids})
+            found = engine({"input_ids": self.tokenizer.encode(list(texts)).ids})
         # Kept for the next batches, but not without bound: those used last are the ones that come again.
-        self._kept[key] = found
+        self._kept[id(engine), texts] = found
         while len(self._kept) > KEPT_PROMPTS:
             self._kept.pop(next(iter(self._kept)))
         return found
@@ -217,26 +235,26 @@ class Pipeline:
     def condition(self, prompts: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Prompts, one an image -> all that the UNet is told beside latents and timestep, by the contract's names."""
         images = len(prompts)
-        text = self.encode(prompts)
+        guided = self.guidance_scale is not None
+        text, *negative = self.encode(prompts, self.negative_prompt if guided and not self.zero_negative else None)
         conditions = text | _for_each(images, self.added)
-        if self.guidance_scale is None:
+        if not guided:
             return conditions
-        if self.zero_negative:
-            negative = {name: np.zeros_like(value) for name, value in text.items()}
-        else:
-            negative = self.encode((self.negative_prompt,) * images, negative=True)
-        negative = negative | _for_each(images, self.added | self.added_negative)
+        away = negative[0] if negative else {name: np.zeros_like(value) for name, value in text.items()}
+        away = away | _for_each(images, self.added | self.added_negative)
         return (
             conditions
-            | {NEGATIVE + name: value for name, value in negative.items()}
+            | {NEGATIVE + name: value for name, value in away.items()}
             | {GUIDANCE_SCALE.name: np.full(images, self.guidance_scale, np.float32)}
         )
 
-    def encode(self, prompts: tuple[str, ...], negative: bool = False) -> dict[str, np.ndarray]:
-        """Prompts, one an image -> what the text encoders make of them, side by side."""
-        made = [encoder(prompts, negative) for encoder in self.encoders]
-        text = np.concatenate([each["text_embeddings"] for each in made], axis=-1)
-        return made[-1] | {"text_embeddings": text}
+    def encode(self, prompts: tuple[str, ...], negative: str | None = None) -> list[dict[str, np.ndarray]]:
+        """Prompts, one an image -> what the text encoders make of them, side by side; and of the negative prompt."""
+        made = zip(*(encoder(prompts, negative) for encoder in self.encoders), strict=True)
+        return [
+            each[-1] | {"text_embeddings": np.concatenate([one["text_embeddings"] for one in each], axis=-1)}
+            for each in made
+        ]
 
     def denoise(
         self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
