@@ -6,15 +6,12 @@ import pytest
 from openvino import opset13 as ops
 
 from darkroom.engines.openvino_gates import part_gates
+from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")
 
 BATCH, TOKENS, WIDTH, INNER = 2, 3, 4, 5
 END = np.iinfo(np.int64).max
-
-
-def drawn(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 WEIGHTS, BIAS = drawn(1, 2 * INNER, WIDTH), drawn(2, 2 * INNER)
@@ -45,19 +42,13 @@ def by_torch(x: np.ndarray) -> np.ndarray:
     return (values * torch.nn.functional.gelu(gates)).numpy()
 
 
-def kinds(model: openvino.Model) -> list[str]:
-    return [node.get_type_name() for node in model.get_ops()]
-
-
 @pytest.mark.parametrize("turned", (False, True))
 @pytest.mark.parametrize("axis", (-1, 2))
 def test_parted_layer_is_torchs(turned: bool, axis: int) -> None:
     model, x = geglu(turned=turned, axis=axis), drawn(3, BATCH, TOKENS, WIDTH)
     assert part_gates(model) == 1
     assert "Slice" not in kinds(model)
-    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    made = openvino.Core().compile_model(model, "CPU", settings)([x])[0]
-    np.testing.assert_allclose(made, by_torch(x), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(outputs(model, x)[0], by_torch(x), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

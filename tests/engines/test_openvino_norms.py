@@ -6,14 +6,11 @@ import pytest
 from openvino import opset13 as ops
 
 from darkroom.engines.openvino_norms import fold_scales, keep_layouts
+from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")
 
 BATCH, TOKENS, WIDTH, INNER = 2, 5, 8, 6
-
-
-def drawn(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 SCALE, SHIFT = 1 + drawn(1, WIDTH) / 2, drawn(2, WIDTH)
@@ -31,15 +28,6 @@ def layer_norm(also_read: bool = False) -> openvino.Model:
         for weights, turned in zip(WEIGHTS, (False, True), strict=True)
     ]
     return openvino.Model([ops.result(each) for each in (*products, *([scaled] if also_read else []))], [x])
-
-
-def outputs(model: openvino.Model, x: np.ndarray) -> list[np.ndarray]:
-    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    return list(openvino.Core().compile_model(model, "CPU", settings)([x]).values())
-
-
-def kinds(model: openvino.Model) -> list[str]:
-    return [node.get_type_name() for node in model.get_ops()]
 
 
 def test_scale_and_shift_are_taken_into_the_products_that_follow() -> None:

@@ -8,6 +8,7 @@ from openvino import opset13 as ops
 from darkroom.engines.openvino import _SplitEngine
 from darkroom.engines.openvino_split import split
 from darkroom.stages.contract import Stage, Tensor
+from tests.engines.graphs import drawn, request
 
 STEADY = ("text", "scale")
 
@@ -17,7 +18,7 @@ def network() -> openvino.Model:
     x, text, scale = (ops.parameter([2, width], np.float32, name=name) for name, width in INPUTS.items())
     for name, parameter in zip(INPUTS, (x, text, scale), strict=True):
         parameter.output(0).get_tensor().set_names({name})
-    weights = ops.constant(np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32))
+    weights = ops.constant(drawn(0, 4, 4))
     slow = ops.exp(ops.matmul(text, weights, False, False))
     fast = ops.add(ops.multiply(ops.multiply(slow, x), scale), ops.add(text, ops.matmul(x, weights, False, False)))
     result = ops.result(fast)
@@ -34,11 +35,6 @@ STAGE = Stage("made up", (), (Tensor("y", (2, 4)),), "none", steady=STEADY)
 def arrays(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=(2, width)).astype(np.float32) for name, width in INPUTS.items()}
-
-
-def request(model: openvino.Model) -> openvino.InferRequest:
-    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 @pytest.fixture

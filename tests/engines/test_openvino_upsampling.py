@@ -8,15 +8,12 @@ import pytest
 from openvino import opset13 as ops
 
 from darkroom.engines.openvino_upsampling import convolve_before_doubling
+from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")
 
 IN, OUT = 5, 7
 REPEATS = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-
-
-def drawn(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 WEIGHTS = drawn(1, OUT, IN, 3, 3)
@@ -38,15 +35,6 @@ def upsampler(
     larger = ops.interpolate(x, scales, mode, "scales", [0] * 4, [0] * 4, **repeats)
     convolved = ops.convolution(larger, ops.constant(weights), [stride] * 2, [pad] * 2, [pad] * 2, [1, 1])
     return openvino.Model([ops.result(each) for each in (convolved, *([larger] if also_read else []))], [x])
-
-
-def outputs(model: openvino.Model, x: np.ndarray) -> list[np.ndarray]:
-    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    return list(openvino.Core().compile_model(model, "CPU", settings)([x]).values())
-
-
-def kinds(model: openvino.Model) -> list[str]:
-    return [node.get_type_name() for node in model.get_ops()]
 
 
 def by_torch(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

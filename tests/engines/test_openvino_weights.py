@@ -6,6 +6,7 @@ import pytest
 from openvino import opset13 as ops
 
 from darkroom.engines.openvino_weights import DECOMPRESSION, is_large, widen_late
+from tests.engines.graphs import drawn, outputs
 from tests.support import Diffusers, Studio, psnr
 
 PROMPT = "red apple"
@@ -27,9 +28,7 @@ def test_conversions_of_float16_weights_alone_are_decompressions() -> None:
     marked = {node for node in model.get_ops() if DECOMPRESSION in node.get_rt_info()}
     assert [node.input_value(0).get_node().get_type_name() for node in marked] == ["Constant"]
     assert len([node for node in model.get_ops() if node.get_type_name() == "Convert"]) == 3
-    x = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
-    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    found, expected = (openvino.Core().compile_model(each, "CPU", settings)(x)[0] for each in (model, network()))
+    found, expected = (outputs(each, drawn(1, 2, 4))[0] for each in (model, network()))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -43,10 +42,10 @@ def test_what_is_kept_as_a_model_makes_the_picture_of_diffusers(
     empty_studio: Studio, diffusers_tiny: Diffusers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("darkroom.engines.openvino_weights.LARGE", 10_000)
-    drawn = empty_studio.draw(PROMPT)
-    assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= 45
+    made = empty_studio.draw(PROMPT)
+    assert psnr(made.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= 45
     (unet,) = empty_studio.engines.glob("unet-*")
     assert {path.name for path in unet.iterdir()} >= {"engine.xml", "engine.bin"}
     assert not (unet / "engine.blob").exists()
     again = empty_studio.draw(PROMPT)
-    assert again.children == [] and np.array_equal(again.pictures[0], drawn.pictures[0])
+    assert again.children == [] and np.array_equal(again.pictures[0], made.pictures[0])
