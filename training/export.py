@@ -58,7 +58,9 @@ def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name) -> D
     cache = work / "latents.pt"
     scale = torch.load(cache, weights_only=True)["scale"] if cache.exists() or not untrained else 0.18215
     vae.register_to_config(scaling_factor=scale)
-    parts = {"vae": vae, "tokenizer": CLIPTokenizer.from_pretrained(work / "tokenizer"), "scheduler": scheduler()}
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    tokenizer.init_kwargs["local_files_only"] = False  # written too, and else true where the hub is switched off
+    parts = {"vae": vae, "tokenizer": tokenizer, "scheduler": scheduler()}
     if model == XL:
         encoders = trained(TextEncoders(tokens), "text_xl")
         return StableDiffusionXLPipeline(
