@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.fingerprints import Fingerprints  # noqa: E402
 from tests.support import SCRIPT, SOON, Diffusers, Studio, assert_refused, one_line, pixels, psnr  # noqa: E402
@@ -191,6 +191,10 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
     mixed = {f"unet.conv_in.lora_{side}.weight": torch.zeros(3, 3) for side in "AB"}
     mixed |= {f"lora_te_x.lora_{side}.weight": torch.zeros(3, 3) for side in ("down", "up")}
     save_file(mixed, tmp_path / "mixed.safetensors")
+    biased = load_file(write_lora(tmp_path / "unbiased.safetensors", tiny_model, parts=("unet",)))
+    sides = [name for name in biased if name.endswith("lora_B.weight")]
+    biased |= {name.replace("weight", "bias"): torch.zeros(len(biased[name])) for name in sides}
+    save_file(biased, tmp_path / "biased.safetensors")
     (tmp_path / "two").mkdir()
     for name in ("one", "other"):
         save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "two" / f"{name}.safetensors")
@@ -204,6 +208,7 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         (["--lora-path", str(of_xl)], "does not fit this model's unet"),
         (["--lora-path", str(tmp_path / "mixed.safetensors")], "does not fit this model's"),
         (["--lora-path", str(tmp_path / "weights.safetensors")], "no LoRA layout"),
+        (["--lora-path", str(tmp_path / "biased.safetensors")], "the base layer has no bias"),
         (["--lora-path", str(tmp_path / "two")], "holds 2 safetensors files"),
         (["--lora-path", "loras/ink.safetensors"], "does not exist"),
         (["--lora-weight", "1"], "--lora-weight has nothing to act on"),
@@ -225,8 +230,6 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
 def test_every_layer_of_a_kohya_file_has_its_own_alpha(
     tiny_model: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     from darkroom.export.fuse import fuse
     from darkroom.lora import open_lora
 
@@ -249,6 +252,19 @@ def test_every_layer_of_a_kohya_file_has_its_own_alpha(
             changed += 1
         torch.testing.assert_close(fused.get_parameter(name).detach(), expected)
     assert changed == len(layers) > 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_alphas_round_nothing_in_a_file_of_few_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    from darkroom.export.fuse import _without_alphas
+
+    generator = torch.Generator().manual_seed(0)
+    up = (torch.randn(32, 7, generator=generator) / 32).to(dtype)
+    layer = {"lora_down.weight": torch.ones(7, 5).to(dtype), "lora_up.weight": up, "alpha": torch.tensor(2**-6)}
+    save_file({f"lora_unet_x.{name}": value for name, value in layer.items()}, tmp_path / "few.safetensors")
+    made = _without_alphas(load_file(tmp_path / "few.safetensors"))
+    assert made is not None
+    torch.testing.assert_close(made["lora_unet_x.lora_up.weight"].float(), up.float() * 2**-6 / 7, rtol=1e-6, atol=0)
 
 
 def test_a_lora_from_the_hub_is_found_on_disk_whatever_its_name(

@@ -1,5 +1,7 @@
 """LoRA weights fused into a network, through diffusers and PEFT: W + strength * alpha / rank * up @ down."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,21 +24,29 @@ def fuse(network: nn.Module, part: str, lora: Lora, folder: Path) -> None:
     """
     if not lora.strength:
         return
-    try:
+    with _refusing(part, lora):
         changed = _load(network, part, lora, folder)
-    except Exception as error:  # three libraries' ways of saying that a file and a network do not fit
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-        raise AskedWrongly(f"the LoRA {lora.path} does not fit this model's {part}: {reason}.") from None
     layers = sum(isinstance(module, BaseTunerLayer) for module in network.modules())
     if not changed or layers != changed:
         raise AskedWrongly(
             f"the LoRA {lora.path} does not fit this model's {part}: of the {changed} layers that it changes, "
             f"{layers} are there."
         )
-    fuse_text_encoder_lora(network, lora_scale=lora.strength)  # nothing in it is about text
+    with _refusing(part, lora):  # as where it adds biases to layers that have none
+        fuse_text_encoder_lora(network, lora_scale=lora.strength)  # nothing in it is about text
     recurse_remove_peft_layers(network)
     del network.peft_config  # or the next one would be added to it
     network._hf_peft_config_loaded = False
+
+
+@contextmanager
+def _refusing(part: str, lora: Lora) -> Iterator[None]:
+    """Turns the ways in which three libraries say that a file and a network do not fit into `AskedWrongly`."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise AskedWrongly(f"the LoRA {lora.path} does not fit this model's {part}: {reason}.") from None
 
 
 def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:
@@ -61,7 +71,8 @@ def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:
 def _without_alphas(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """Tensors in kohya's layout with each layer's alpha / rank taken into its weights; None for another layout.
 
-    diffusers 0.42 takes the commonest alpha of a file for all of its layers.
+    diffusers 0.42 takes the commonest alpha of a file for all of its layers. What is multiplied becomes float32, in
+    which the network is: a file's 16 bits would round the products, and cannot hold the smallest.
     """
     if not all(name.startswith("lora_") for name in tensors):
         return None
@@ -70,5 +81,5 @@ def _without_alphas(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if name.endswith(".alpha"):
             layer = name.removesuffix(".alpha")
             rank = tensors[f"{layer}.lora_down.weight"].shape[0]
-            made[f"{layer}.lora_up.weight"] = made[f"{layer}.lora_up.weight"] * (value.item() / rank)
+            made[f"{layer}.lora_up.weight"] = made[f"{layer}.lora_up.weight"].float() * (value.item() / rank)
     return made
