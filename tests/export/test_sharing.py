@@ -15,7 +15,9 @@ SHAPES = {
     "text in the second block": ((DOWN, CROSS_DOWN, CROSS_DOWN), (CROSS_UP, CROSS_UP, UP), 1),
     "text in the last block": ((DOWN, DOWN, CROSS_DOWN), (CROSS_UP, UP, UP), 2),
     "text on the way up alone": ((DOWN, DOWN, DOWN), (CROSS_UP, UP, UP), 1),
+    "samplers that are told the timestep": ((f"Simple{CROSS_DOWN}", DOWN, DOWN), (UP, UP, f"Simple{CROSS_UP}"), 1),
 }
+NOT_SHARED = ("text on the way up alone", "samplers that are told the timestep")
 
 
 def unet(down: tuple[str, ...], up: tuple[str, ...], layers: int) -> UNet2DConditionModel:
@@ -36,7 +38,7 @@ def unet(down: tuple[str, ...], up: tuple[str, ...], layers: int) -> UNet2DCondi
 def test_shared_guidance_equals_doubled_batch(name: str) -> None:
     plain = unet(*SHAPES[name])
     guided = GuidedUnet(copy.deepcopy(plain))
-    assert guided.shares == (name != "text on the way up alone")
+    assert guided.shares == (name not in NOT_SHARED)
     latents, timestep = torch.randn(3, 4, 8, 16), torch.tensor([3.0, 500.0, 999.0])
     text, negative = torch.randn(2, 3, 77, 32)
     scale = torch.tensor([0.5, 3.0, 7.0])

@@ -9,14 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SHAREABLE = {
+    "CrossAttnDownBlock2D",
+    "DownBlock2D",
+    "AttnDownBlock2D",
+    "CrossAttnUpBlock2D",
+    "UpBlock2D",
+    "AttnUpBlock2D",
+}
+"""The kinds of blocks whose resnets alone are told the timestep. In others, samplers or attentions are told it too."""
+
 
 def share_until_text(unet: nn.Module) -> bool:
     """Makes diffusers' `UNet2DConditionModel` take latents and timesteps of B images with the text of 2B.
 
-    Returns False, and leaves it as it is, where the halves differ from the start (SDXL's added conditions) or where
-    no down block holds cross-attention.
+    Returns False, and leaves it as it is, where the halves differ from the start (SDXL's added conditions), where a
+    block is not one of SHAREABLE, or where no down block holds cross-attention.
     """
     if unet.config.addition_embed_type or unet.config.class_embed_type:
+        return False
+    if not SHAREABLE.issuperset([*unet.config.down_block_types, *unet.config.up_block_types]):
         return False
     blocks = list(unet.down_blocks)
     parting = next((index for index, block in enumerate(blocks) if _has_attention(block)), None)
