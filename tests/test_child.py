@@ -70,12 +70,13 @@ elsewhere = threading.Thread(target=forever, daemon=True)
 
 def spawn_and_interrupt(*given):
     begun.append(spawn(*given))
-    signal.pthread_kill(elsewhere.ident, signal.SIGINT)
+    signal.pthread_kill(elsewhere.ident, signal.Signals[sys.argv[2]])
     heard.recv(1)
     return begun[0]
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told it to ignore
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # which a shell may have told it to ignore
     resource_tracker.ensure_running()
     util.spawnv_passfds = spawn_and_interrupt
     workers._work = forever
@@ -91,7 +92,8 @@ if __name__ == "__main__":
         try:
             os.kill(begun[0], signal.SIGKILL)
         except ProcessLookupError:
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            for number in (signal.SIGINT, signal.SIGTERM):
+                assert signal.getsignal(number) is signal.default_int_handler
             assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
             print("ended")
 """
@@ -99,12 +101,13 @@ if __name__ == "__main__":
 first: in an interpreter of its own, for a signal to a thread is no matter for one that holds other tests' libraries."""
 
 
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("kind", ["child", "worker"])
-def test_what_ctrl_c_finds_beginning_is_ended(kind: str, tmp_path: Path) -> None:
+def test_what_a_signal_finds_beginning_is_ended(kind: str, how: str, tmp_path: Path) -> None:
     script = tmp_path / "found_beginning.py"
     script.write_text(FOUND_BEGINNING)
     done = subprocess.run(
-        [sys.executable, script, kind],
+        [sys.executable, script, kind, how],
         env=os.environ | {"PYTHONPATH": str(ROOT / "demo")},
         timeout=SOON,
         capture_output=True,

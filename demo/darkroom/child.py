@@ -76,33 +76,35 @@ def run_in_child(
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
     """Processes that begin in the block never hear Ctrl-C, which a terminal sends to all: it is their parent's to pass
-    on. This process hears what falls into the block when it ends."""
+    on. This process hears what falls into the block when it ends, SIGTERM too."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows: they hear it until they ignore it themselves
         yield
         return
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # or else it begins in the block, and lets signals through again
-    heard = False
+    heard: list[int] = []
 
-    def hear(*_: Any) -> None:
-        nonlocal heard
-        heard = True
+    def hear(number: int, _: Any) -> None:
+        heard.append(number)
 
     # Blocked is what a process that begins inherits. This one's other threads may hear Ctrl-C all the same, and its
     # handler would break in here, between a process that has begun and what it is told to do.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     main = threading.current_thread() is threading.main_thread()  # no other has handlers
-    handler = signal.signal(signal.SIGINT, hear) if main else None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, hear)
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if main:
-            signal.signal(signal.SIGINT, handler)
-        if heard:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in heard[:1]:
+            signal.raise_signal(number)
 
 
 @contextmanager

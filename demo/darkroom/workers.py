@@ -225,7 +225,8 @@ def _work(connection: "Connection", parent: int, orders: Orders, variables: dict
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it has died already
             return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's to pass on
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all of a group: they are its parent's to pass on
+        signal.signal(number, signal.SIG_IGN)
     os.environ.update(variables)
     lock = threading.Lock()
 

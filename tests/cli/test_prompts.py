@@ -290,7 +290,7 @@ class TestGoingOn:
         assert f"{len(left)} of 6 pictures are in {desk.folder}" in ended.err + ended.out
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
     def test_a_run_that_was_stopped_goes_on(self, how: signal.Signals, studio: Studio) -> None:
         Desk(studio, rows_of(1, steps=STEPS), "first.jsonl").json()  # engines and schedules are there
         rows = rows_of(8, steps=STEPS)
@@ -306,10 +306,12 @@ class TestGoingOn:
         time.sleep(random.uniform(0, 0.1))
         process.send_signal(how)
         out, err = process.communicate(timeout=WAIT)
-        assert process.returncode == (130 if how is signal.SIGINT else -how), err
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how), err
         left = desk.pictures()
         assert 2 <= len(left) <= 6
-        if how is signal.SIGINT:
+        if how is not signal.SIGKILL:
+            words = "stopped" if how is signal.SIGINT else "terminated"
+            assert err == f"{SCRIPT.name}: {words}; nothing half-made was kept.\n"
             assert f"{len(left)} of 8 pictures are in {desk.folder}" in out
             assert "refresh" not in (desk.folder / "index.html").read_text()
             assert not list(desk.folder.glob(".*.tmp"))

@@ -25,11 +25,17 @@ class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name == os.environ["MODULE"]:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.Signals[os.environ["HOW"]])
 
 sys.meta_path.insert(0, Finder)
 """
-"""A `sitecustomize` for a process that gets Ctrl-C when it comes to importing a certain module."""
+"""A `sitecustomize` for a process that gets a signal when it comes to importing a certain module."""
+
+STOPS = {
+    signal.SIGINT: (130, "stopped; nothing half-made was kept."),
+    signal.SIGTERM: (143, "terminated; nothing half-made was kept."),
+}
+"""Ctrl-C and what `kill` and `timeout` send: the exit code that a shell would report of each, and what is said."""
 
 CLOSING = """
 import os, sys
@@ -40,13 +46,13 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """Runs Python with what follows, after closing the descriptors that the first argument names."""
 
 
-def interrupted_at(module: str, folder: Path, *arguments: str, ignoring: bool = False) -> Ended:
+def interrupted_at(module: str, folder: Path, how: signal.Signals, *arguments: str, ignoring: bool = False) -> Ended:
     (folder / "sitecustomize.py").write_text(INTERRUPTED_BY_IMPORT)
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments],
-        env={**os.environ, "PYTHONPATH": str(folder), "MODULE": module},
+        env={**os.environ, "PYTHONPATH": str(folder), "MODULE": module, "HOW": how.name},
         cwd=folder,
-        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignoring else None,
+        preexec_fn=(lambda: signal.signal(how, signal.SIG_IGN)) if ignoring else None,
         timeout=SOON,
         capture_output=True,
         text=True,
@@ -54,16 +60,95 @@ def interrupted_at(module: str, folder: Path, *arguments: str, ignoring: bool = 
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.parametrize("how", STOPS)
 @pytest.mark.parametrize("module", ["darkroom.catalog", "numpy", "darkroom.cli.ending", "darkroom.cli.prompts"])
-def test_ctrl_c_says_the_same_among_the_imports_as_later(module: str, tmp_path: Path) -> None:
-    ended = interrupted_at(module, tmp_path, "--prompts", "prompts.txt")  # the last is imported by the run itself
-    assert ended == Ended(130, "", f"{SCRIPT.name}: stopped; nothing half-made was kept.\n")
+def test_signals_say_the_same_among_the_imports_as_later(module: str, how: signal.Signals, tmp_path: Path) -> None:
+    ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt")  # the last is imported by the run itself
+    code, words = STOPS[how]
+    assert ended == Ended(code, "", f"{SCRIPT.name}: {words}\n")
 
 
+@pytest.mark.parametrize("how", STOPS)
 @pytest.mark.parametrize("module", ["numpy", "darkroom.cli.prompts"])
-def test_run_that_was_told_to_ignore_ctrl_c_goes_on(module: str, tmp_path: Path) -> None:
-    ended = interrupted_at(module, tmp_path, "--prompts", "prompts.txt", ignoring=True)
+def test_run_that_was_told_to_ignore_a_signal_goes_on(module: str, how: signal.Signals, tmp_path: Path) -> None:
+    ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt", ignoring=True)
     assert ended.code == 2 and "prompts.txt" in ended.err
+
+
+TWICE = """
+import os, signal, sys
+from darkroom.cli.ending import ended, interrupting
+from darkroom.cli.start import Start
+
+def work():
+    stopped = []
+    try:
+        if sys.argv[1] == "loop":
+            with interrupting(lambda: stopped.append(True)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stopped == [True]
+                raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaned up")
+
+with Start():
+    pass
+raise SystemExit(ended("it", work))
+"""
+"""Is terminated twice, as `timeout` does it: once in its work, and once while it cleans up after it."""
+
+
+@pytest.mark.parametrize("where", ["step", "loop"])
+def test_terminating_it_twice_does_not_break_into_the_cleaning_up(where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, where],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "demo")},
+        timeout=SOON,
+        capture_output=True,
+        text=True,
+    )
+    code, words = STOPS[signal.SIGTERM]
+    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", f"it: {words}\n")
+
+
+@pytest.mark.parametrize("how", STOPS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_signal_that_a_module_in_c_takes_for_an_error_of_its_own_is_told(
+    how: signal.Signals, wrapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NumPy's and OpenVINO's do, when it breaks into their import."""
+    from darkroom.cli.ending import ended
+    from darkroom.cli.start import Terminated
+    from darkroom.errors import Failed
+
+    def work() -> None:
+        try:
+            raise ImportError("initialization failed") from (
+                KeyboardInterrupt() if how is signal.SIGINT else Terminated()
+            )
+        except ImportError:
+            if wrapped:
+                raise Failed("the engine cannot be imported.") from None
+            raise
+
+    code, words = STOPS[how]
+    assert ended("it", work) == code and capsys.readouterr() == ("", f"it: {words}\n")
+
+
+def test_work_that_was_told_to_ignore_ctrl_c_is_not_stopped_by_it() -> None:
+    from darkroom.cli.ending import interrupting
+
+    stopped: list[bool] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupting(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and not stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -154,7 +154,12 @@ class TestWithoutGpu:
         # The stand-in cannot load real engines: that it tries means that nothing had to be built.
         assert "cannot be loaded" in ended.err and listing(studio.engines) == before
 
-    def test_interrupting_a_build_leaves_nothing(self, empty_studio: Studio) -> None:
+    @pytest.mark.parametrize(
+        "how,code,words", [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")], ids=["INT", "TERM"]
+    )
+    def test_stopping_a_build_leaves_nothing(
+        self, how: signal.Signals, code: int, words: str, empty_studio: Studio
+    ) -> None:
         building = empty_studio.root / "building"
         script = [sys.executable, "-c", NEVER_BUILT, building, ROOT / "demo" / "build_engines.py"]
         folders = flags(onnx_dir=empty_studio.onnx, engine_dir=empty_studio.engines)
@@ -167,9 +172,9 @@ class TestWithoutGpu:
         )
         until(building.exists)
         assert list(empty_studio.engines.glob(".*.tmp"))
-        os.killpg(child.pid, signal.SIGINT)
+        os.killpg(child.pid, how)
         _, said = child.communicate(timeout=SOON)
-        assert child.returncode == 130 and said.endswith("nothing half-made was kept.\n")
+        assert child.returncode == code and said.endswith(f"{words}; nothing half-made was kept.\n")
         assert not list(empty_studio.engines.glob(".*.tmp")) and not list(empty_studio.engines.glob("clip-*"))
 
     def test_a_build_that_is_not_wanted_any_more_is_cancelled(self, tmp_path: Path) -> None:

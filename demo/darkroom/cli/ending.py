@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from darkroom.cli.start import INTERRUPTED, STOPPED, hear_interrupts, missing_package
+from darkroom.cli.start import STOPPED, Terminated, hear_interrupts, missing_package
 from darkroom.errors import AskedWrongly, DarkroomError
 
 
@@ -18,15 +18,16 @@ def ended(program: str, work: Callable[[], None]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal has no letters for
     try:
         hear_interrupts()
-        work()
+        _unveiled(work)
     except DarkroomError as error:
         # A refusal repeats what was typed, which may have lines of its own.
         said = " ".join(str(error).splitlines()) if isinstance(error, AskedWrongly) else error
         print(f"{program}: {said}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{program}: {STOPPED}", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        code, words = STOPPED[signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT]
+        print(f"{program}: {words}", file=sys.stderr)
+        return code
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise
@@ -42,19 +43,47 @@ def ended(program: str, work: Callable[[], None]) -> int:
     return 0
 
 
+def _unveiled(work: Callable[[], None]) -> None:
+    """Does the work. Where a signal breaks into the import of a module in C, that fails with an error of its own: the
+    `KeyboardInterrupt` behind it is raised."""
+    try:
+        work()
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            raise behind from None
+        raise
+
+
 @contextlib.contextmanager
 def interrupting(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls `stop`, instead of breaking in between any two steps of the work. A second one breaks in."""
+    """Ctrl-C and SIGTERM call `stop`, instead of breaking in between any two steps of the work. A second Ctrl-C breaks
+    in. A `KeyboardInterrupt` that the block ends with after SIGTERM becomes `Terminated`."""
     if threading.current_thread() is not threading.main_thread():  # no other hears of it
         yield
         return
+    terminated = False
 
-    def heard(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
+    def heard(number: int, _: object) -> None:
+        nonlocal terminated
+        terminated = terminated or number == signal.SIGTERM
+        # A second SIGTERM says nothing new: `timeout` sends two.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else before[number])
         stop()
 
-    before = signal.signal(signal.SIGINT, heard)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, heard)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if terminated:
+            raise Terminated from error
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if not (terminated and number == signal.SIGTERM):
+                signal.signal(number, handler)

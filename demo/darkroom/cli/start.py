@@ -11,10 +11,16 @@ import sys
 NEEDED = (3, 11)
 WHAT_TO_DO = 'start it with .venv/bin/python, which `make picture PROMPT="a red apple"` makes'
 
-INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
+STOPPED = {
+    signal.SIGINT: (130, "stopped; nothing half-made was kept."),
+    signal.SIGTERM: (143, "terminated; nothing half-made was kept."),
+}
+"""How a script ends that a signal stops: the exit code, which a shell reports for a program that it killed, and the
+words."""
 
-STOPPED = "stopped; nothing half-made was kept."
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which does all that Ctrl-C does, but is told by other words."""
 
 
 class Nowhere(io.TextIOWrapper):
@@ -22,7 +28,7 @@ class Nowhere(io.TextIOWrapper):
 
 
 class Start:
-    """Around the imports of a script: Ctrl-C among them ends it as it does later, without a traceback.
+    """Around the imports of a script: Ctrl-C or SIGTERM among them ends it as it does later, without a traceback.
 
     Closed standard streams are opened, on nothing: else what is printed to one would go to another, and the first
     files that are opened, pictures even, would be taken for them.
@@ -35,12 +41,12 @@ class Start:
         if sys.version_info[:2] < NEEDED:
             found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], NEEDED))
             _fail(f"this is Python {found}, and {needed} or newer is needed: {WHAT_TO_DO}.")
-        # A run in the background may have been told to ignore it.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _stop)
+        for number, unheard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) == unheard:  # a run in the background may have been told to ignore it
+                signal.signal(number, _stop)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Leaves Ctrl-C as it is: there is no moment between this and `hear_interrupts`."""
+        """Leaves both as they are: there is no moment between this and `hear_interrupts`."""
         missing = missing_package(error)
         if missing is not None:
             _fail(missing)
@@ -55,9 +61,10 @@ def missing_package(error: object) -> "str | None":
 
 
 def hear_interrupts() -> None:
-    """From here on Ctrl-C raises `KeyboardInterrupt`, where a script began with `Start`."""
-    if signal.getsignal(signal.SIGINT) is _stop:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From here on Ctrl-C raises `KeyboardInterrupt` and SIGTERM `Terminated`, where a script began with `Start`."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, _terminate)):
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, handler)
 
 
 def _nowhere(mode: str) -> Nowhere:
@@ -71,12 +78,19 @@ def _fail(reason: str) -> None:
     raise SystemExit(1)
 
 
-def _stop(*_: object) -> None:
+def _stop(number: int, _: object) -> None:
     # There is nothing to clean up yet, and an exception would pass through imports that may catch it.
+    code, words = STOPPED[number]
     try:
-        os.write(2, f"{_program()}: {STOPPED}\n".encode())
+        os.write(2, f"{_program()}: {words}\n".encode())
     finally:
-        os._exit(INTERRUPTED)
+        os._exit(code)
+
+
+def _terminate(*_: object) -> None:
+    # `timeout` sends it twice: a second one must not break in where the first is being cleaned up after.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 def _program() -> str:
