@@ -1,7 +1,9 @@
 """A model repository is written over whatever stands there, and nothing half-made is left in it."""
 
+from functools import partial
 from pathlib import Path
 
+import filelock
 import pytest
 
 from darkroom.errors import Failed
@@ -31,7 +33,7 @@ def test_whatever_stands_in_the_place_of_a_version_is_replaced_as_often_as_it_do
             version.symlink_to(elsewhere if what == "link to a folder" else "nothing")
         assert write(tmp_path / "models") == folder
         assert not version.is_symlink() and [path.name for path in version.iterdir()] == [".keep"]
-        assert {path.name for path in folder.iterdir()} == {VERSION, CONFIG}
+        assert {path.name for path in folder.iterdir()} == {VERSION, CONFIG, f".{VERSION}.lock"}
     assert elsewhere.is_dir(), "what a link leads to is somebody's"
 
 
@@ -40,3 +42,17 @@ def test_what_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -
     with pytest.raises(Failed, match="cannot be written: Is a directory"):
         write_text(tmp_path / CONFIG, "a text")
     assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
+
+
+def test_version_that_another_process_is_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = write(tmp_path / "models") / VERSION
+    theirs = version.with_name(f".{VERSION}.4711.tmp")
+    theirs.mkdir()
+    waiting = partial(filelock.FileLock, timeout=0)
+    with filelock.FileLock(version.with_name(f".{VERSION}.lock")), monkeypatch.context() as patched:
+        patched.setattr(filelock, "FileLock", waiting)
+        with pytest.raises(Failed, match="lock"):
+            write(tmp_path / "models")
+        assert theirs.is_dir(), "it is being filled"
+    write(tmp_path / "models")
+    assert not theirs.exists(), "nobody is filling it any more"

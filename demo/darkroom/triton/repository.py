@@ -116,24 +116,28 @@ def tree(folder: Path, depth: int = 3) -> list[str]:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` when the block ends well."""
+    """A new folder that takes the place of `folder` when the block ends well; whoever else makes one waits for it."""
+    from filelock import FileLock
+
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old{TEMPORARY}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):  # by one that was killed
-            clear(left)
-        temporary.mkdir()
-        yield temporary
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, old)
-        os.replace(temporary, folder)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):  # by one that was killed
+                clear(left)
+            try:
+                temporary.mkdir()
+                yield temporary
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(folder, old)
+                os.replace(temporary, folder)
+            finally:
+                for each in (temporary, old):
+                    with contextlib.suppress(OSError):
+                        clear(each)
     except OSError as error:
         raise Failed(f"{folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        for each in (temporary, old):
-            with contextlib.suppress(OSError):
-                clear(each)
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:
