@@ -153,6 +153,8 @@ def _work(
     try:
         sender.send((True, function(*arguments, **more)))
     except DarkroomError as error:
+        if error.__cause__ is not None:  # which --verbose shows with its trace
+            traceback.print_exception(error.__cause__)
         sender.send((False, error))
     except ImportError as error:
         missing = Failed(f"compiling needs the package {error.name}, which is missing: pip install -r requirements.txt")

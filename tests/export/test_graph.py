@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from darkroom.export import graph
 from darkroom.export.graph import GRAPH, GRAPH_DATA, PAGE, _gather_external_data
-from tests.support import Studio, one_line
+from tests.support import Studio, assert_refused, changed_copy, flags, one_line, silence_libraries
 
 
 @pytest.fixture
@@ -71,3 +71,43 @@ def test_a_graph_that_differs_from_torch_is_not_kept(
     assert ended.code == 1 and one_line(ended.err) and "graph differs from torch by" in ended.err
     assert not [path for path in empty_studio.onnx.iterdir() if path.is_dir()]
     assert not list(empty_studio.output.glob("*.png"))
+
+
+def with_attention_on_the_way_up(model: Path) -> None:
+    """A UNet whose block on the way up doubles whatever it gets, so that an odd size comes back as an even one."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    silence_libraries()
+    torch.manual_seed(1)
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).save_pretrained(model / "unet")
+
+
+def test_size_that_a_network_does_not_take_is_refused(empty_studio: Studio, tmp_path: Path) -> None:
+    model = changed_copy(empty_studio.model, tmp_path / "attention", with_attention_on_the_way_up)
+    ended = empty_studio.here("a red apple", *flags(model=model, height=72, engine="openvino"), *empty_studio.folders())
+    assert_refused(ended, str(model / "unet"), "72x64 pixels", "Expected size 10 but got size 9", "multiples of 64")
+    assert not list(empty_studio.onnx.glob("unet*")) and not list(empty_studio.onnx.glob(".*.tmp"))
+
+
+def test_network_that_cannot_be_exported_is_told_in_one_line(
+    empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object, **__: object) -> None:
+        raise RuntimeError("Unsupported operator.\nHere are pages of it.")
+
+    monkeypatch.setattr("torch.onnx.export", unable)
+    ended = empty_studio.here(
+        "a red apple", *flags(model=empty_studio.model, engine="openvino"), *empty_studio.folders()
+    )
+    assert ended.code == 1 and "cannot be exported: Unsupported operator. Try another --onnx-opset" in ended.err
+    assert ended.err.splitlines()[-1].startswith("demo_txt2img.py: ")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.child import peak_memory
-from darkroom.errors import Failed
+from darkroom.errors import AskedWrongly, Failed
 from darkroom.stages.contract import Stage
 
 GRAPH = "model.onnx"
@@ -40,7 +40,8 @@ def export_stage(
 
     Weights and arithmetic have the precision; inputs and outputs are float32 at each. The batch is free. Height and
     width are free too, in steps that survive every halving in the UNet, unless `fixed` gives them in latents. Raises
-    `Failed` when the graph disagrees with torch. Returns facts for the manifest: the error that was measured, the
+    `AskedWrongly` for a network that does not take the size, `Failed` when it cannot be exported or the graph disagrees
+    with torch. Returns facts for the manifest: the error that was measured, the
     exporter's versions, and the most memory that it took.
     """
     import onnx
@@ -61,19 +62,25 @@ def export_stage(
         for tensor in (*stage.inputs, *stage.outputs)
     }
     path = folder / GRAPH
-    with torch.no_grad():
-        torch.onnx.export(
-            module,
-            tuple(inputs.values()),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            dynamic_axes=axes,
-            input_names=list(inputs),
-            output_names=[tensor.name for tensor in stage.outputs],
-            # Folded, the casts of half weights would leave all of them in float32.
-            do_constant_folding=not (stage.half_weights and precision == "fp32"),
-        )
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                str(path),
+                dynamo=False,
+                opset_version=opset,
+                dynamic_axes=axes,
+                input_names=list(inputs),
+                output_names=[tensor.name for tensor in stage.outputs],
+                # Folded, the casts of half weights would leave all of them in float32.
+                do_constant_folding=not (stage.half_weights and precision == "fp32"),
+            )
+    except Exception as error:
+        pixels = f"{height * vae_factor}x{width * vae_factor}"
+        raise _refusal(module, inputs, f"{model_folder / stage.network}", pixels) or Failed(
+            f"the {stage.name} cannot be exported: {_gist(error)}. Try another --onnx-opset, or --engine torch."
+        ) from error
     _gather_external_data(path)
     height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)
     if precision != "fp32":
@@ -92,6 +99,26 @@ def export_stage(
         "onnx": onnx.__version__,
         "peak_bytes": peak_memory(),
     }
+
+
+def _refusal(module: Any, inputs: dict[str, Any], network: str, pixels: str) -> AskedWrongly | None:
+    """What is said where it is the network itself that cannot do with the inputs; None where it can."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            module(*inputs.values())
+    except Exception as error:
+        return AskedWrongly(
+            f"the network in {network} cannot be run for a height and width of {pixels} pixels: {_gist(error)}. Some "
+            f"UNets take only what stays whole at each of their halvings: with most, multiples of 64."
+        )
+    return None
+
+
+def _gist(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
