@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from darkroom.cli.console import Console
+from darkroom.cli.start import Nowhere
+from darkroom.errors import Failed
 from tests.support import ROOT, SCRIPT, Ended, Studio
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -91,3 +94,39 @@ def test_what_is_said_during_a_job_goes_where_all_that_is_said_goes(out: bool, s
         assert re.search(r"0 is done(.|\n)*1 is done(.|\n)*\nresult\n", CODES.sub("", terminal))
     else:
         assert ended.out == "0 is done\n1 is done\nresult\n" and "is done" not in terminal
+
+
+class TestFailingRun:
+    """Its own reason is what is said of it, whoever hears its result."""
+
+    def test_says_why_though_stdout_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with open(os.devnull, "wb") as nowhere:
+            monkeypatch.setattr(sys, "stdout", Nowhere(nowhere, encoding="utf-8"))
+            Console(machine=True).result("{}", failing=True)
+            with pytest.raises(Failed, match="stdout is closed"):
+                Console(machine=True).result("{}")
+
+    def test_says_why_though_nobody_reads(self) -> None:
+        said = run_with_a_reader_that_is_gone(
+            "from darkroom.cli.console import Console\n"
+            "Console().result('result', failing=True)\n"
+            "raise SystemExit('the reason')"
+        )
+        assert said == (1, "the reason\n")
+
+
+def run_with_a_reader_that_is_gone(code: str) -> tuple[int, str]:
+    """The exit code and stderr of Python whose stdout is a pipe that nobody reads."""
+    nobody_reads, pipe = os.pipe()
+    os.close(nobody_reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "demo")},
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(pipe)
+    return done.returncode, done.stderr

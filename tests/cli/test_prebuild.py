@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from darkroom.checkpoint import open_checkpoint
-from darkroom.cli.artefacts import Runtimes, rows_of
+from darkroom.cli.artefacts import Runtimes, readable_size, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
@@ -303,6 +303,7 @@ class TestUpkeep:
         assert ended.code == 0
         left = rows(prebuild(stocked, "list", "--json"))
         assert len(left) == 7 and not any("unet" in row["name"] for row in left)
+        assert ended.out.endswith(f" freed, {readable_size(sum(row['bytes'] for row in left))} left.\n")
 
     def test_clean_takes_what_is_damaged_or_for_others(self, stocked: Studio) -> None:
         store = Store(stocked.engines)
@@ -531,6 +532,14 @@ def test_doctor_names_the_command_for_what_is_missing(monkeypatch: pytest.Monkey
     found = {each.engine: each for each in findings()}
     assert found["onnxruntime"].command == "pip install it" and not found["onnxruntime"].usable
     assert found["torch-compile"].command == "apt-get install g++" and found["torch"].usable
+
+
+def test_doctor_says_where_drivers_are() -> None:
+    found = {each.engine: each for each in findings()}
+    assert found["tensorrt"].why_not == "there is no NVIDIA driver on this machine"
+    assert "https://www.nvidia.com/drivers; python demo/build_engines.py build" in found["tensorrt"].command
+    (npu,) = (place for place in found["openvino"].places if place.name == "NPU")
+    assert npu.why_not and npu.command == "https://github.com/intel/linux-npu-driver/releases"
 
 
 def test_a_reader_that_has_had_enough_is_no_error(studio: Studio) -> None:

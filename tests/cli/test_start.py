@@ -1,6 +1,8 @@
 """How scripts start: what can go wrong before their own handling of it begins."""
 
 import ast
+import contextlib
+import io
 import os
 import re
 import signal
@@ -176,6 +178,25 @@ def test_result_that_cannot_be_told_is_a_failure(drawing: list[str], studio: Stu
     ended = studio.shell(*drawing, "--json", "--quiet", interpreter=closed, timeout=SOON)
     assert ended.code == 1 and one_line(ended.err), ended.err
     assert "stdout is closed" in ended.err and len(list(studio.output.glob("*.png"))) == 1
+
+
+def test_failing_run_says_why_though_its_result_cannot_be_told(
+    drawing: list[str], studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from darkroom.catalog import SCRIPTS
+    from darkroom.cli.main import run
+    from darkroom.cli.start import Nowhere
+    from darkroom.errors import Failed
+
+    def full(*_: object) -> None:
+        raise Failed("the disk is full.")
+
+    monkeypatch.setattr("darkroom.pictures.save", full)
+    err = io.StringIO()
+    with open(os.devnull, "wb") as nowhere, contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(Nowhere(nowhere, encoding="utf-8")):
+            assert run(SCRIPTS[SCRIPT.name], [*drawing, "--json", "--quiet"]) == 1
+    assert err.getvalue() == f"{SCRIPT.name}: the disk is full.\n"
 
 
 OF_ANOTHER_VERSION = """

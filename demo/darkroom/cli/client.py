@@ -170,12 +170,13 @@ def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
 
 def _report(tally: Tally, load: Load, address: Address, flags: argparse.Namespace, console: Console) -> None:
     console.say(table(tally, load))
+    failing = bool(tally.unkept or tally.failures)
     if flags.json:
-        console.result(json.dumps(as_json(tally, load) | {"url": str(address), "model": flags.model}))
+        console.result(json.dumps(as_json(tally, load) | {"url": str(address), "model": flags.model}), failing)
         return
     for image in tally.images:
         if image.path is not None:
-            console.result(str(image.path))
+            console.result(str(image.path), failing)
 
 
 def table(tally: Tally, load: Load) -> str:

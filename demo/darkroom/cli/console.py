@@ -1,5 +1,6 @@
 """What a run says: results and timings on stdout; progress, warnings and details on stderr."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,11 @@ from contextlib import contextmanager
 from darkroom.cli.start import Nowhere
 from darkroom.errors import Failed
 from darkroom.progress import Line
+
+
+def nobody_reads() -> None:
+    """Whoever read the output has had enough; Python must not complain of it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:
@@ -17,11 +23,18 @@ class Console:
         self.quiet = quiet
         self.machine = machine
 
-    def result(self, text: str) -> None:
+    def result(self, text: str, failing: bool = False) -> None:
         """What the run was for: the path of a picture, or the machine-readable result.
 
-        Raises `Failed` where a program waits for it and stdout is closed.
+        Raises `Failed` where a program waits for it and stdout is closed; not in a run that is `failing`, whose own
+        reason is still to be said.
         """
+        if failing:
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                nobody_reads()
+            return
         if self.machine and isinstance(sys.stdout, Nowhere):
             raise Failed("stdout is closed: the result, for which --json asks, cannot be told.")
         print(text, flush=True)

@@ -59,7 +59,7 @@ def _finding(name: str, chosen: bool) -> Finding:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'it cannot be imported'}"
         return Finding(name, False, None, None, (), reason, listed.install, False)
     if reason := runtime.unusable():
-        command = BUILD_ELSEWHERE.format(name=name)
+        command = "; ".join(filter(None, [listed.tool(reason), BUILD_ELSEWHERE.format(name=name)]))
         return Finding(name, False, version, device, precisions, reason.split("; ")[-1], command, False)
     return Finding(name, True, version, device, precisions, None, None, chosen, places)
 

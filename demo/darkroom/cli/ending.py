@@ -2,12 +2,12 @@
 
 import contextlib
 import io
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from darkroom.cli.console import nobody_reads
 from darkroom.cli.start import STOPPED, Terminated, hear_interrupts, missing_package
 from darkroom.errors import AskedWrongly, DarkroomError
 
@@ -34,8 +34,7 @@ def ended(program: str, work: Callable[[], None]) -> int:
         print(f"{program}: {missing}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read the output has had enough; Python must not complain of it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()
         return 1
     except OSError as error:
         print(f"{program}: {error.filename or 'the system'}: {error.strerror or error}.", file=sys.stderr)

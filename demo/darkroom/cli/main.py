@@ -127,10 +127,10 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
                     made.append(picture)
     except DarkroomError as error:
         if flags.json:
-            console.result(json.dumps(facts | {"images": made, "error": str(error)}))
+            console.result(json.dumps(facts | {"images": made, "error": str(error)}), failing=True)
         else:
             for picture in made:
-                console.result(picture["path"])
+                console.result(picture["path"], failing=True)
         raise
     console.say(table(clocks, request.batch_size))
     told = _timings(clocks, request.batch_size)

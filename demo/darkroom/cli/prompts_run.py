@@ -141,13 +141,14 @@ class Run:
             console.warn(f"{self._cuts - SHOWN} more prompts were cut off.")
         if self._made:
             console.say(self._table())
+        failing = bool(self._problem or self._failures)
         if console.machine:
-            console.result(json.dumps(self._as_json()))
+            console.result(json.dumps(self._as_json()), failing)
         elif console.quiet:
             for record in self._journal:
-                console.result(str(self._orders.folder / record.file))
+                console.result(str(self._orders.folder / record.file), failing)
         else:
-            console.result(str(self._gallery.index))
+            console.result(str(self._gallery.index), failing)
         if self._problem:
             raise self._problem
         if self._failures:

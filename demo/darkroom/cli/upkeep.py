@@ -65,8 +65,10 @@ def _verify(flags: argparse.Namespace) -> None:
             advance()
     for store in stores:
         store.fingerprints.remember()
+    left = [verdict for verdict in verdicts if verdict.folder.endswith(ASIDE)]
+    bad = [verdict for verdict in verdicts if not verdict.good and verdict not in left]
     if flags.json:
-        console.result(json.dumps([asdict(verdict) for verdict in verdicts]))
+        console.result(json.dumps([asdict(verdict) for verdict in verdicts]), failing=bool(bad))
     elif not verdicts:
         console.say("nothing is there yet.")
     else:
@@ -76,10 +78,9 @@ def _verify(flags: argparse.Namespace) -> None:
             "found": [verdict.found for verdict in verdicts],
         }
         table(columns, tuple(columns))
-    left = [verdict for verdict in verdicts if verdict.folder.endswith(ASIDE)]
     if left:
         console.say(f"{len(left)} of them were set aside as damaged: `clean --unusable --yes` removes them.")
-    if bad := [verdict for verdict in verdicts if not verdict.good and verdict not in left]:
+    if bad:
         advice = []
         if any(verdict.damaged for verdict in bad):
             advice.append("a run makes what is damaged again, and `clean --unusable` removes it")
@@ -140,7 +141,9 @@ def _clean(flags: argparse.Namespace) -> None:
             "nothing is deleted without --yes."
         )
     stores = stores_of(artefact_folders(flags), console)
-    rows = rows_of(stores, Runtimes(), flags.name)
+    runtimes = Runtimes()
+    rows = rows_of(stores, runtimes, flags.name)
+    every = rows_of(stores, runtimes) if flags.name else rows
     reasons = _reasons(rows, flags)
     doomed = [row for row in rows if row.folder in reasons]
     if not doomed and not flags.json and not flags.yes:
@@ -148,21 +151,22 @@ def _clean(flags: argparse.Namespace) -> None:
         return
     show(doomed, flags, console, {"why": lambda row: reasons[row.folder]})
     if not flags.yes:
-        console.say(f"{readable_size(total(doomed))} would be freed, {_left(rows, doomed)}: add --yes to delete them.")
+        console.say(f"{readable_size(total(doomed))} would be freed, {_left(every, doomed)}: add --yes to delete them.")
         return
     for store in stores:
         store.sweep()
     for row in doomed:
         _store_of(row, stores).remove(Path(row.folder))
-    console.say(f"{readable_size(total(doomed))} freed, {_left(rows, doomed)}.")
+    console.say(f"{readable_size(total(doomed))} freed, {_left(every, doomed)}.")
 
 
 def _store_of(row: Row, stores: tuple[Store, Store]) -> Store:
     return next(store for store in stores if str(store.root) == row.store)
 
 
-def _left(rows: list[Row], doomed: list[Row]) -> str:
-    return f"{readable_size(total(rows) - total(doomed))} left"
+def _left(every: list[Row], doomed: list[Row]) -> str:
+    """What all that is in the stores takes without what goes, whichever NAME was given."""
+    return f"{readable_size(total(every) - total(doomed))} left"
 
 
 def _reasons(rows: list[Row], flags: argparse.Namespace) -> dict[str, str]:

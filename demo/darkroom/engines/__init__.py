@@ -26,7 +26,11 @@ class Listed:
 
     def remedy(self, complaint: str) -> str:
         """The one command that helps against a complaint."""
-        return next((command for word, command in self.tools.items() if word in complaint), self.install)
+        return self.tool(complaint) or self.install
+
+    def tool(self, complaint: str) -> str | None:
+        """How to get what a complaint misses beside packages; None where it misses nothing of that."""
+        return next((command for word, command in self.tools.items() if word in complaint), None)
 
 
 TORCH = frozenset({"torch_inference", "quantization", "use_cuda_graph"})
@@ -37,7 +41,13 @@ OTHERS = frozenset({"torch_inference", "quantization", "devices", *PLACES})
 TENSORRT = frozenset(field.name for field in fields(Options)) - OTHERS
 
 RUNTIMES = {
-    "tensorrt": Listed("tensorrt", ("tensorrt", "tensorrt_rtx"), "pip install tensorrt-rtx cuda-python", TENSORRT),
+    "tensorrt": Listed(
+        "tensorrt",
+        ("tensorrt", "tensorrt_rtx"),
+        "pip install tensorrt-rtx cuda-python",
+        TENSORRT,
+        tools={"NVIDIA driver": "for a machine with an NVIDIA GPU: https://www.nvidia.com/drivers"},
+    ),
     "openvino": Listed("openvino", ("openvino",), "pip install openvino", OPENVINO),
     "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime", ONNXRUNTIME),
     "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH),

@@ -17,8 +17,8 @@ OVER_ANY, OVER_NAMED = ("AUTO",), ("HETERO", "MULTI", "BATCH")
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 KEEPS_BLOBS = "EXPORT_IMPORT"
 
-DRIVERS = {GPU: "apt-get install intel-opencl-icd"}
-"""The command that brings a device's driver, where there is one."""
+DRIVERS = {GPU: "apt-get install intel-opencl-icd", NPU: "https://github.com/intel/linux-npu-driver/releases"}
+"""The command that brings a device's driver, or the address where it is."""
 
 
 def is_single(device: str) -> bool:
@@ -69,7 +69,7 @@ def places(core: Any) -> list[Place]:
     for kind in (GPU, NPU):
         if not any(device.partition(".")[0] == kind for device in core.available_devices):
             reason = _why_not(core, kind)
-            found.append(Place("--device", kind, "", reason, DRIVERS.get(kind)))
+            found.append(Place("--device", kind, "", reason, DRIVERS[kind]))
     return found
 
 
