@@ -227,6 +227,17 @@ def test_file_that_was_whole_before_is_checked_again_when_it_changes(model: Path
     assert str(path) in refusal(model)
 
 
+def test_memory_of_hashes_that_is_no_such_thing_is_computed_again(model: Path) -> None:
+    memory = model.parent / ".fingerprints.json"
+    fingerprints = Fingerprints(memory)
+    digests = open_checkpoint(model, fingerprints).digests
+    fingerprints.remember()
+    numbers = {path: [*known[:-1], 7] for path, known in json.loads(memory.read_text()).items()}
+    for content in (json.dumps(numbers), "[" * 10**5):
+        memory.write_text(content)
+        assert open_checkpoint(model, Fingerprints(memory)).digests == digests
+
+
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 def test_missing_tokenizer_is_named(name: str, model: Path) -> None:
     (model / "tokenizer" / name).unlink()

@@ -14,12 +14,15 @@ from darkroom.workers import Gone, News, Orders, Process, Ready
 from tests.support import ROOT, SOON, until
 
 INTERRUPTED = """
-import os, signal
+import errno, os, signal
 if os.getpid() != {parent}:
     os.kill(os.getpid(), signal.SIGINT)
 
 def seven():
     return 7
+
+def write_too_much():
+    raise OSError(errno.EFBIG, "File too large")
 
 def work(connection, *_):
     from darkroom.workers import Ready
@@ -38,6 +41,12 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_ctrl_c_while_a_child_begins_is_its_parents(interrupted: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_in_child(interrupted.seven) == 7
     assert capfd.readouterr() == ("", "")
+
+
+def test_file_that_the_disk_takes_not_whole_is_no_fault(interrupted: ModuleType) -> None:
+    """As FAT takes none beyond 4 GB, and `ulimit -f` none beyond what it says."""
+    with pytest.raises(OSError, match="File too large"):
+        run_in_child(interrupted.write_too_much)
 
 
 def test_ctrl_c_while_a_worker_begins_is_its_parents(

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 import sys
 import threading
 import time
@@ -203,11 +204,21 @@ class TestJournal:
         assert past.record("2.png") is None
 
     @pytest.mark.parametrize(
-        "content", [b"", b"\n", b"{", b"[1]\n", b'{"seed": -1}\n', b'{"seed": "x"}\n{"file": 3}\n7\n']
+        "content",
+        [b"", b"\n", b"{", b"[1]\n", b'{"seed": -1}\n', b'{"seed": "x"}\n{"file": 3}\n7\n', b"[" * 10**5 + b"\n"],
+        ids=range(7),
     )
     def test_what_is_no_journal_says_nothing(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / ROWS).write_bytes(content)
         assert Past(tmp_path / ROWS).seed is None
+
+    @pytest.mark.parametrize(
+        "times", ["soon", [1], {"Pipeline": "1"}, {"Pipeline": 1.0, "Queue": None}, {"UNet": math.inf}]
+    )
+    def test_record_whose_times_are_no_numbers_says_nothing(self, times: object, tmp_path: Path) -> None:
+        Journal(tmp_path / ROWS, {"seed": 7}, [record(1, milliseconds=times), record(2)]).close()
+        past = Past(tmp_path / ROWS)
+        assert past.record("1.png") is None and past.record("2.png") == record(2)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="files cannot be bounded")
     def test_a_disk_that_is_full_leaves_what_was_there(self, tmp_path: Path) -> None:

@@ -160,8 +160,9 @@ def _work(
         missing = Failed(f"compiling needs the package {error.name}, which is missing: pip install -r requirements.txt")
         sender.send((False, missing))
     except OSError as error:
-        # A full or read-only disk is the asker's to explain; anything else is a fault, with its trace.
-        known = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+        # A disk that is full, read-only or takes no file so large is the asker's to explain; anything else is a fault,
+        # with its trace.
+        known = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
         sender.send((False, error if known else _fault(function, error)))
     except BaseException as error:
         sender.send((False, _fault(function, error)))

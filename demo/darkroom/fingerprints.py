@@ -24,7 +24,7 @@ class Fingerprints:
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
             self._known: dict[str, list] = known if isinstance(known, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             self._known = {}
         self._changed = False
 
@@ -36,7 +36,7 @@ class Fingerprints:
         path = path.resolve()
         identity = _identity(path)
         known = self._known.get(str(path))
-        if not anew and isinstance(known, list) and known[:-1] == identity:
+        if not anew and isinstance(known, list) and known[:-1] == identity and isinstance(known[-1], str):
             return known[-1]
         if check:
             check(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -145,7 +146,7 @@ class Journal:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     """The object in a whole line."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         if line.endswith(b"\n") and isinstance(value := json.loads(line), dict):
             return value
     return None
@@ -153,7 +154,14 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _record(line: bytes) -> Record | None:
     fields = _object(line)
-    if fields is not None and isinstance(fields.get("file"), str):
+    if fields is not None and isinstance(fields.get("file"), str) and _are_times(fields.get("milliseconds")):
         with contextlib.suppress(TypeError):  # another version's fields
             return Record(**fields)
     return None
+
+
+def _are_times(value: Any) -> bool:
+    """Whether this is what a record's milliseconds can be."""
+    if not isinstance(value, dict):
+        return value is None
+    return all(type(each) in (int, float) and math.isfinite(each) for each in value.values())
