@@ -12,7 +12,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import AddedToken, CLIPTokenizer
 
 from darkroom.errors import AskedWrongly
-from darkroom.text import ClipTokenizer
+from darkroom.text import ClipTokenizer, told_of_cut
 from tests.support import BEGIN, END, changed_copy, edit_json, write_tokenizer
 
 TEXTS = [
@@ -85,6 +85,11 @@ def test_text_that_does_not_fit_is_reported(kind: str, folders: dict[str, Path])
 def test_cut_text_keeps_its_own_letters(folders: dict[str, Path]) -> None:
     (cut,) = ClipTokenizer(folders["vocabulary"]).encode(["red " * 75 + "größe 🍎 日本"]).cut
     assert cut == "größe 🍎 日本"
+
+
+def test_what_was_cut_off_is_told_but_for_books() -> None:
+    assert told_of_cut("x" * 500, 77).endswith(f"cut off: '{'x' * 500}'")
+    assert told_of_cut("x" * 500 + "y" * 3000, 77).endswith("x' and 3,000 more characters")
 
 
 def test_pad_token_is_the_one_the_folder_names(folders: dict[str, Path], tmp_path: Path) -> None:

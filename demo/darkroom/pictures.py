@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.fingerprints import hash_json
 from darkroom.request import PIXEL_MULTIPLE
+
+Image.preinit()  # the formats of which one is PNG; or else the first picture that is saved waits for them
 
 RECIPE_CHUNK = "darkroom"
 GALLERY_CHUNK = "parameters"
@@ -56,6 +58,8 @@ def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray
 
     As diffusers does, it is turned as its EXIF says, and loses its transparency: what shows is the colour beneath.
     """
+    from PIL import ImageOps  # not above: those who make pictures wait for it, and have no use for it
+
     try:
         with Image.open(path) as file:
             image = _of_8_bits(ImageOps.exif_transpose(file)).convert("RGB")

@@ -12,6 +12,9 @@ from darkroom.vocabulary import END_OF_WORD, Vocabulary, read_vocabulary
 CLIP_CONTEXT = 77
 """Tokens that CLIP's text encoder reads, begin and end included (Radford et al. 2021, section 2.4)."""
 
+SHOWN_OF_CUT = 500
+"""Characters of what was cut off that a warning shows: all of it, unless a whole book was given."""
+
 # The splitting pattern of CLIP's published tokenizer (openai/CLIP, clip/simple_tokenizer.py).
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -22,6 +25,13 @@ class Encoded:
 
     ids: np.ndarray
     cut: tuple[str, ...]
+
+
+def told_of_cut(cut: str, context: int) -> str:
+    """What is said of a prompt that did not fit, with what was cut off of it."""
+    shown, more = cut[:SHOWN_OF_CUT], len(cut) - SHOWN_OF_CUT
+    rest = f" and {more:,} more characters" if more > 0 else ""
+    return f"a prompt is longer than the {context} tokens CLIP reads; cut off: {shown!r}{rest}"
 
 
 class ClipTokenizer:

@@ -8,7 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -75,6 +78,77 @@ def test_signals_say_the_same_among_the_imports_as_later(module: str, how: signa
 def test_run_that_was_told_to_ignore_a_signal_goes_on(module: str, how: signal.Signals, tmp_path: Path) -> None:
     ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt", ignoring=True)
     assert ended.code == 2 and "prompts.txt" in ended.err
+
+
+LEAVING = """
+import atexit, gc, sys
+from darkroom.cli.ending import ended
+from darkroom.cli.start import ENDING, Start
+
+class Engine:
+    def __del__(self):
+        print("taken apart")
+
+def work():
+    assert gc.isenabled() and gc.get_freeze_count()
+    engine = Engine()
+    if sys.argv[1] == "left":
+        ENDING.leave(engine)
+    print("the result")  # into a buffer, which somebody has to empty
+    if sys.argv[2] == "fault":
+        raise RuntimeError("a fault")
+    if sys.argv[2] == "3":
+        raise SystemExit(3)
+
+atexit.register(print, "taken apart by Python")
+with Start():
+    assert not gc.isenabled()
+    atexit.register(print, "cleaned up")
+raise SystemExit(ended("it", work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "how", "code", "said"),
+    [
+        ("left", "well", 0, ["the result", "cleaned up"]),
+        ("not left", "well", 0, ["the result", "taken apart", "cleaned up"]),
+        ("left", "fault", 1, ["the result", "cleaned up", "taken apart by Python"]),
+        ("left", "3", 3, ["the result", "cleaned up", "taken apart by Python"]),
+    ],
+)
+def test_script_ends_without_taking_apart_what_it_leaves(what: str, how: str, code: int, said: list[str]) -> None:
+    done = leaving(what, how, subprocess.PIPE)
+    assert (done.returncode, done.stdout.splitlines()) == (code, said)
+    assert ("a fault" in done.stderr) == (how == "fault") and ("Traceback" in done.stderr) == (how == "fault")
+
+
+def test_output_that_is_lost_at_the_very_end_is_a_failure() -> None:
+    with open("/dev/full", "w") as full:
+        done = leaving("left", "well", full)
+    assert done.returncode == 120 and "No space left on device" in done.stderr
+
+
+def leaving(what: str, how: str, stdout: int | IO[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LEAVING, what, how],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "demo"), "PYTHONUNBUFFERED": ""},
+        timeout=SOON,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_nothing_is_kept_where_no_script_began() -> None:
+    from darkroom.cli.start import Ending
+
+    ending, thing = Ending(), threading.Event()
+    seen = weakref.ref(thing)
+    ending.leave(thing)
+    ending.comes(0)
+    del thing
+    assert seen() is None
 
 
 TWICE = """
@@ -236,7 +310,7 @@ def test_what_comes_before_the_check_is_read_by_old_pythons(file: Path) -> None:
         name for node in tree.body if isinstance(node, ast.Import) for name in (each.name for each in node.names)
     }
     at_the_top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert at_the_top <= {"io", "os", "signal", "sys", "darkroom.cli.start"}
+    assert at_the_top <= {"atexit", "gc", "io", "os", "signal", "sys", "darkroom.cli.start"}
 
 
 def test_package_that_is_found_missing_later_is_told_in_the_same_way(

@@ -33,6 +33,7 @@ from darkroom.cli.ending import ended
 from darkroom.cli.flags import parsed
 from darkroom.cli.loras import asked_loras, check_lora_flags
 from darkroom.cli.settings import Folders, Settings, make_folder
+from darkroom.cli.start import ENDING
 from darkroom.engines import automatic, find_runtime, has_cuda_graphs
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.engines.store import Store
@@ -43,6 +44,7 @@ from darkroom.pipeline import Pipeline
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import Batch, Request, check_published_steps, check_steps_left
 from darkroom.single_file import check_single_file, published_config, unpacked
+from darkroom.text import told_of_cut
 from darkroom.timing import StageClock, medians, table, throughput
 
 
@@ -91,8 +93,6 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
-    # Pillow takes a step's time to import: that passes while the engines load.
-    Thread(target=_import_pictures).start()
     batches = range(request.batch_total)
     if recipe is not None:
         if not 1 <= recipe["image"] <= request.image_count:
@@ -101,6 +101,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         batches = range(number, number + 1)
     once = len(batches) == 1 and not settings.num_warmup_runs
     pipeline, made_with = _prepare(base, refiner, request, image, once)
+    ENDING.leave(pipeline, runtime)
     if recipe is None:
         say_what_ships(version, flags, script, console)
     facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
@@ -236,6 +237,8 @@ def _prepare(
         refiner.check(request.refining())  # before anything is built for the first model
     compiled = base.compile(request, base.stages_for(request, image is not None, decodes=refiner is None))
     refining_compiled = refiner.compile(request.refining()) if refiner is not None else None
+    # Pillow takes a step's time to import: that passes while the engines load.
+    Thread(target=_import_pictures).start()
     prepared = base.load(compiled, request, image)
     facts = {
         "revision": base.checkpoint.revision,
@@ -388,4 +391,4 @@ def _warn_of_cuts(pipeline: Pipeline, request: Request, console: Console) -> Non
         texts.append(request.negative_prompt)
     for cut in tokenizer.encode(texts).cut:
         if cut:
-            console.warn(f"a prompt is longer than the {tokenizer.context} tokens CLIP reads; cut off: {cut!r}")
+            console.warn(told_of_cut(cut, tokenizer.context))

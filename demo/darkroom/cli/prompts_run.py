@@ -19,7 +19,7 @@ from darkroom.pictures import file_name, find
 from darkroom.prompts import Asked, Prompts
 from darkroom.request import Request
 from darkroom.service import Plan
-from darkroom.text import ClipTokenizer
+from darkroom.text import ClipTokenizer, told_of_cut
 from darkroom.timing import RULE, StageClock, medians
 from darkroom.workers import Crew, Kept, NotMade, Orders, Task, Tell, Worker
 
@@ -230,10 +230,8 @@ class Run:
             if cut:
                 self._cuts += 1
                 if self._cuts <= SHOWN:
-                    self._console.warn(
-                        f"{self._prompts.place(asked.line)}: a prompt is longer than the {tokenizer.context} tokens "
-                        f"CLIP reads; cut off: {cut!r}"
-                    )
+                    place = self._prompts.place(asked.line)
+                    self._console.warn(f"{place}: {told_of_cut(cut, tokenizer.context)}")
 
     def _table(self) -> str:
         """What was made: how many, how fast, how full the batch was, and medians of what an image took."""

@@ -39,10 +39,10 @@ def export_stage(
     """Writes `model.onnx` (and `model.onnx.data`, where it is large) for a stage into `folder`.
 
     Weights and arithmetic have the precision; inputs and outputs are float32 at each. The batch is free. Height and
-    width are free too, in steps that survive every halving in the UNet, unless `fixed` gives them in latents. Raises
-    `AskedWrongly` for a network that does not take the size, `Failed` when it cannot be exported or the graph disagrees
-    with torch. Returns facts for the manifest: the error that was measured, the
-    exporter's versions, and the most memory that it took.
+    width are free too, in steps that survive every halving in the UNet, unless `fixed` gives them in latents.
+    Raises `AskedWrongly` for a network that does not take the size, `Failed` when it cannot be exported or the
+    graph disagrees with torch. Returns facts for the manifest: the error that was measured, the exporter's
+    versions, and the most memory that it took.
     """
     import onnx
     import torch
