@@ -99,6 +99,16 @@ def test_size_that_a_network_does_not_take_is_refused(empty_studio: Studio, tmp_
     assert not list(empty_studio.onnx.glob("unet*")) and not list(empty_studio.onnx.glob(".*.tmp"))
 
 
+def test_size_that_a_network_does_not_take_is_told_where_nothing_is_exported(
+    empty_studio: Studio, tmp_path: Path
+) -> None:
+    model = changed_copy(empty_studio.model, tmp_path / "attention", with_attention_on_the_way_up)
+    ended = empty_studio.here("a red apple", *flags(model=model, height=72, engine="torch"), *empty_studio.folders())
+    said = "torch cannot run the unet for this size and batch: "
+    assert ended.code == 1 and said in ended.err and "Expected size 10 but got size 9" in ended.err
+    assert "Traceback" not in ended.err and not list(empty_studio.output.glob("*.png"))
+
+
 def test_network_that_cannot_be_exported_is_told_in_one_line(
     empty_studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

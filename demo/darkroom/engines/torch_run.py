@@ -159,12 +159,16 @@ class TorchEngine(Engine):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Without gradients. Raises `Failed` where the device's memory is full."""
+        """Without gradients. Raises `Failed` where the device's memory is full, and for what torch refuses else: the
+        host's memory, or a size that a network cannot halve."""
         try:
             with torch.inference_mode():
                 yield
         except torch.OutOfMemoryError:
             raise out_of_memory(self._stage, self._device) from None
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise Failed(f"torch cannot run the {self._stage.name} for this size and batch: {reason}.") from error
 
 
 class TorchUnet(TorchEngine):
