@@ -22,6 +22,11 @@ class Failed(DarkroomError):
     exit_code = 1
 
 
+def gist(error: Exception) -> str:
+    """The first line of what another library says, without the stop at its end; the error's kind where it is silent."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
 def near_matches(word: str, choices: list[str]) -> str:
     """` Did you mean 'Euler' or 'EulerA'?`, or nothing when no choice is near."""
     return _did_you_mean(_near(word, choices))

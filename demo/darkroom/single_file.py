@@ -12,7 +12,7 @@ from typing import Any
 from darkroom.checkpoint import TOKENIZERS, networks, read_header
 from darkroom.child import run_in_child
 from darkroom.engines.store import Key, Store
-from darkroom.errors import AskedWrongly
+from darkroom.errors import AskedWrongly, gist
 from darkroom.json_files import read_json
 from darkroom.vocabulary import tokenizer_files
 
@@ -111,8 +111,7 @@ def unpack(path: Path, config: Path, folder: Path) -> None:
             **left_out,
         )
     except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-        raise AskedWrongly(f"{path} does not fit the configuration in {config}: {reason}.") from None
+        raise AskedWrongly(f"{path} does not fit the configuration in {config}: {gist(error)}.") from None
     for part in networks(index):
         stray = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
         if stray:

@@ -24,11 +24,11 @@ from darkroom.engines.manifest import MANIFEST
 from darkroom.engines.runtime import Denoiser, Job, Options
 from darkroom.engines.store import Store
 from darkroom.engines.torch_cache import VARIABLE
-from darkroom.engines.torch_run import Captures
+from darkroom.engines.torch_run import Captures, TorchEngine
 from darkroom.engines.torch_tuning import fuse_projections, least_rows
 from darkroom.errors import AskedWrongly, Failed
 from darkroom.export.modules import example_inputs, load_module
-from darkroom.stages.contract import Profile
+from darkroom.stages.contract import Profile, Stage
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
 from tests.support import ROOT, Diffusers, Studio, assert_refused, psnr
 
@@ -331,6 +331,18 @@ class TestCaptures:
             (found,) = engine({name: value.numpy() for name, value in inputs.items()}).values()
             assert np.allclose(found, Small()(*inputs.values()).numpy(), atol=1e-6)
         assert len(captured) == 1
+
+
+def test_what_torch_refuses_is_a_line_and_what_a_compiler_says_keeps_its_trace() -> None:
+    class BackendCompilerFailed(RuntimeError): ...
+
+    def engine(error: RuntimeError) -> TorchEngine:
+        return TorchEngine(mock.Mock(side_effect=error), Stage("unet", (), (), "unet"), torch.device("cpu"), False)
+
+    with pytest.raises(Failed, match=r"^torch cannot run the unet for this size and batch: sizes do not match\.$"):
+        engine(RuntimeError("sizes do not match.\nand more"))({})
+    with pytest.raises(BackendCompilerFailed, match="no compiler"):
+        engine(BackendCompilerFailed("inductor raised:\nno compiler"))({})
 
 
 def test_fused_projections_compute_the_same(tiny_model: Path, studio: Studio) -> None:

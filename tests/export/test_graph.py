@@ -80,16 +80,10 @@ def with_attention_on_the_way_up(model: Path) -> None:
 
     silence_libraries()
     torch.manual_seed(1)
-    UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    ).save_pretrained(model / "unet")
+    config = UNet2DConditionModel.load_config(model / "unet") | {
+        "up_block_types": ["AttnUpBlock2D", "CrossAttnUpBlock2D"]
+    }
+    UNet2DConditionModel.from_config(config).save_pretrained(model / "unet")
 
 
 def test_size_that_a_network_does_not_take_is_refused(empty_studio: Studio, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from darkroom.engines.onnxruntime_providers import (
 )
 from darkroom.engines.onnxruntime_run import DeviceEngine, DeviceUnet, HostEngine
 from darkroom.engines.runtime import ON_NVIDIA, Engine, Job, Options, Place, Progress, Runtime
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import AskedWrongly, Failed, gist
 from darkroom.stages.contract import FREE, Profile
 
 GRAPH = "engine.onnx"
@@ -171,8 +171,7 @@ class OnnxRuntime(Runtime):
         except Exception as error:
             if self._provider == CPU:
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise Failed(f"--provider {self._provider} cannot take {graph.name}: {reason}.") from error
+            raise Failed(f"--provider {self._provider} cannot take {graph.name}: {gist(error)}.") from error
         if providers[0][0] not in session.get_providers():
             raise Failed(
                 f"--provider {self._provider} could not be started, for reasons that ONNX Runtime has printed."

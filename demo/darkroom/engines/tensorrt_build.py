@@ -11,7 +11,7 @@ from typing import Any
 from darkroom.engines.runtime import Job, Options, Progress
 from darkroom.engines.tensorrt_graph import read_graph, tidy
 from darkroom.engines.tensorrt_log import make_log
-from darkroom.errors import Failed
+from darkroom.errors import Failed, gist
 from darkroom.stages.contract import Profile, Stage
 
 GIB = 1 << 30
@@ -98,8 +98,7 @@ def _profile(trt: Any, builder: Any, network: Any, job: Job) -> Any:
     try:
         return bounds.to_trt(builder, network)
     except PolygraphyException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise Failed(f"TensorRT refuses the sizes of the {job.stage.name} engine: {reason}.") from None
+        raise Failed(f"TensorRT refuses the sizes of the {job.stage.name} engine: {gist(error)}.") from None
 
 
 def enum_name(compute_capability: str) -> str:

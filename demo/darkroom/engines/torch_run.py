@@ -17,7 +17,7 @@ from torch import nn
 
 from darkroom.engines.cuda import GIB
 from darkroom.engines.runtime import Engine
-from darkroom.errors import Failed
+from darkroom.errors import Failed, gist
 from darkroom.export.loop import rows_of
 from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table
 from darkroom.stages.contract import Stage
@@ -82,9 +82,8 @@ class Captures:
             self._graphs[name] = self._captured(work)
         except RuntimeError as error:
             self._wanted = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                f"no CUDA graph of this could be captured, so it is launched step by step: {reason}", stacklevel=2
+                f"no CUDA graph of this could be captured, so it is launched step by step: {gist(error)}", stacklevel=2
             )
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -167,8 +166,9 @@ class TorchEngine(Engine):
         except torch.OutOfMemoryError:
             raise out_of_memory(self._stage, self._device) from None
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise Failed(f"torch cannot run the {self._stage.name} for this size and batch: {reason}.") from error
+            if type(error) is not RuntimeError:  # a compiler's, or the GPU's: a fault, which keeps its trace
+                raise
+            raise Failed(f"torch cannot run the {self._stage.name} for this size and batch: {gist(error)}.") from error
 
 
 class TorchUnet(TorchEngine):

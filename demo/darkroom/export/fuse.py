@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import AskedWrongly, gist
 from darkroom.lora import Lora
 
 
@@ -45,8 +45,7 @@ def _refusing(part: str, lora: Lora) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-        raise AskedWrongly(f"the LoRA {lora.path} does not fit this model's {part}: {reason}.") from None
+        raise AskedWrongly(f"the LoRA {lora.path} does not fit this model's {part}: {gist(error)}.") from None
 
 
 def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.child import peak_memory
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import AskedWrongly, Failed, gist
 from darkroom.stages.contract import Stage
 
 GRAPH = "model.onnx"
@@ -79,7 +79,7 @@ def export_stage(
     except Exception as error:
         pixels = f"{height * vae_factor}x{width * vae_factor}"
         raise _refusal(module, inputs, f"{model_folder / stage.network}", pixels) or Failed(
-            f"the {stage.name} cannot be exported: {_gist(error)}. Try another --onnx-opset, or --engine torch."
+            f"the {stage.name} cannot be exported: {gist(error)}. Try another --onnx-opset, or --engine torch."
         ) from error
     _gather_external_data(path)
     height, width = fixed or (2 * TRACED_LATENTS, TRACED_LATENTS)
@@ -110,15 +110,10 @@ def _refusal(module: Any, inputs: dict[str, Any], network: str, pixels: str) -> 
             module(*inputs.values())
     except Exception as error:
         return AskedWrongly(
-            f"the network in {network} cannot be run for a height and width of {pixels} pixels: {_gist(error)}. Some "
+            f"the network in {network} cannot be run for a height and width of {pixels} pixels: {gist(error)}. Some "
             f"UNets take only what stays whole at each of their halvings: with most, multiples of 64."
         )
     return None
-
-
-def _gist(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
 
 
 def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
