@@ -32,16 +32,16 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.folder import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.contract import Profile  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
-from darkroom.engines.openvino import BEFOREHAND, BLOB  # noqa: E402
-from darkroom.engines.openvino_devices import CPU  # noqa: E402
+from darkroom.engines.openvino.devices import CPU  # noqa: E402
+from darkroom.engines.openvino.runtime import BEFOREHAND, BLOB  # noqa: E402
 from darkroom.engines.runtime import Job  # noqa: E402
-from darkroom.export.graph import export_stage  # noqa: E402
-from darkroom.export.modules import example_inputs, load_module  # noqa: E402
-from darkroom.fingerprints import Fingerprints  # noqa: E402
-from darkroom.stages import stages  # noqa: E402
-from darkroom.stages.contract import Profile  # noqa: E402
+from darkroom.families import stages  # noqa: E402
+from darkroom.networks.graph import export_stage  # noqa: E402
+from darkroom.networks.load import example_inputs, load_module  # noqa: E402
+from darkroom.store.fingerprints import Fingerprints  # noqa: E402
 
 EMOJI = ROOT / "demo" / "darkroom" / "models" / "emoji"
 OPSET = 17
@@ -49,7 +49,7 @@ MATRICES = (1024, 2048, 4096)
 ONCE_A_PICTURE = ("attn2.to_k", "attn2.to_v")
 UPSAMPLER = re.compile(r"upsamplers\.\d+\.conv$")
 NEEDED = Fraction(4, 9)
-"""Of an upsampler's convolution: see `darkroom.engines.openvino_upsampling`."""
+"""Of an upsampler's convolution: see `darkroom.engines.openvino.upsampling`."""
 GIGA = 1e9
 
 

@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
 from darkroom.bench.architectures import MODELS, write_model  # noqa: E402
-from darkroom.checkpoint import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
-from darkroom.child import MEMORY  # noqa: E402
+from darkroom.checkpoint.folder import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.contract import PRECISIONS, Profile, Stage  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
-from darkroom.engines.runtime import PRECISIONS, Job  # noqa: E402
-from darkroom.fingerprints import Fingerprints  # noqa: E402
-from darkroom.stages import stages  # noqa: E402
-from darkroom.stages.contract import Profile, Stage  # noqa: E402
+from darkroom.engines.runtime import Job  # noqa: E402
+from darkroom.families import stages  # noqa: E402
+from darkroom.processes.child import MEMORY  # noqa: E402
+from darkroom.store.fingerprints import Fingerprints  # noqa: E402
 
 NETWORK_OF = {"clip": "text_encoder", "clip_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
 OPSET = 17
@@ -84,7 +84,7 @@ class Work:
         return Job(stage, free if self.setting.dynamic else Profile(1, size, size), self.setting.precision)
 
     def inputs(self) -> dict[str, np.ndarray]:
-        from darkroom.export.modules import example_inputs
+        from darkroom.networks.load import example_inputs
 
         job, size = self.job(), self.setting.size
         sizes = Profile(1, size, size).sizes()
@@ -93,7 +93,7 @@ class Work:
 
 def export(work: Work) -> dict[str, float]:
     """Export to ONNX, checked against torch."""
-    from darkroom.export.graph import export_stage
+    from darkroom.networks.graph import export_stage
 
     folder = work.folder / "onnx"
     folder.mkdir(parents=True)

@@ -24,10 +24,10 @@ import torch  # noqa: E402
 from benchmarks.gpu_contenders import PROMPT, SEED, Contender, Darkroom, Diffusers, Model, Work  # noqa: E402
 from darkroom.bench.machine import machine  # noqa: E402
 from darkroom.bench.sweep import Entrant, append, line_of, sample  # noqa: E402
-from darkroom.child import peak_memory  # noqa: E402
 from darkroom.engines.runtime import Options  # noqa: E402
-from darkroom.pictures import psnr  # noqa: E402
-from darkroom.timing import StageClock  # noqa: E402
+from darkroom.pipeline.pictures import psnr  # noqa: E402
+from darkroom.pipeline.timing import StageClock  # noqa: E402
+from darkroom.processes.child import peak_memory  # noqa: E402
 
 WARMUP = 3
 """Runs before the timed ones: the first compiles, the second is captured when it is done, the third is replayed."""

@@ -14,21 +14,21 @@ from unittest import mock
 import numpy as np
 import torch
 
-from darkroom.assembly import Traits, assemble, text_encoders
 from darkroom.bench.architectures import ARCHITECTURES, random_network, write_model
-from darkroom.checkpoint import SD, SDXL, TOKENIZERS, Checkpoint, open_checkpoint
+from darkroom.checkpoint.folder import SD, SDXL, TOKENIZERS, Checkpoint, open_checkpoint
+from darkroom.contract import Job, Profile
 from darkroom.engines import find_runtime
-from darkroom.engines.runtime import Job, Options
-from darkroom.export.modules import DTYPES, silence, wrapped
-from darkroom.fingerprints import Fingerprints
+from darkroom.engines.runtime import Options
+from darkroom.families import stages
+from darkroom.networks.load import DTYPES, silence, wrapped
 from darkroom.noise import NoiseStream, initial_latents
-from darkroom.pictures import to_bytes
+from darkroom.pipeline.assembly import Traits, assemble, text_encoders
+from darkroom.pipeline.pictures import to_bytes
+from darkroom.pipeline.timing import StageClock
 from darkroom.request import Request
 from darkroom.schedule.compile import compile_schedule
-from darkroom.stages import stages
-from darkroom.stages.contract import Profile
-from darkroom.text import ClipTokenizer
-from darkroom.timing import StageClock
+from darkroom.store.fingerprints import Fingerprints
+from darkroom.text.clip import ClipTokenizer
 
 PROMPT = "a photograph of a red apple on a wooden table, morning light"
 SEED = 7

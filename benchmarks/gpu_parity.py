@@ -16,17 +16,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 import numpy as np  # noqa: E402
 
-from darkroom.catalog import EMBEDDED  # noqa: E402
-from darkroom.checkpoint import SD, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.catalog import EMBEDDED  # noqa: E402
+from darkroom.checkpoint.folder import SD, open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime  # noqa: E402
-from darkroom.engines.store import Store  # noqa: E402
-from darkroom.errors import AskedWrongly, Failed  # noqa: E402
-from darkroom.fingerprints import hash_json  # noqa: E402
-from darkroom.pictures import psnr, to_bytes  # noqa: E402
+from darkroom.errors import Failed, InvalidRequest  # noqa: E402
+from darkroom.pipeline.pictures import psnr, to_bytes  # noqa: E402
+from darkroom.pipeline.timing import StageClock  # noqa: E402
 from darkroom.prepare import Preparer  # noqa: E402
 from darkroom.request import Request  # noqa: E402
-from darkroom.timing import StageClock  # noqa: E402
+from darkroom.store.fingerprints import hash_json  # noqa: E402
+from darkroom.store.store import Store  # noqa: E402
 
 ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
 """Least PSNR in dB; what is quantized may differ as bf16 does."""
@@ -177,7 +177,7 @@ def not_here(way: Way) -> str | None:
     """Why this machine cannot be asked for it; None where it can."""
     try:
         find_runtime(way.engine, way.options)
-    except AskedWrongly as error:
+    except InvalidRequest as error:
         return str(error)
     except Exception:  # what is broken is not absent: trying it tells
         return None

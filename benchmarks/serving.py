@@ -25,21 +25,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
 import numpy as np
 
-from darkroom.assembly import assemble
-from darkroom.batching import Made
-from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
 from darkroom.cli.console import Console
 from darkroom.cli.prebuild import versions
 from darkroom.cli.settings import Folders, home, stores_of
 from darkroom.engines import find_runtime
 from darkroom.noise import NoiseStream, initial_latents
-from darkroom.pictures import to_bytes
-from darkroom.planning import planned
+from darkroom.pipeline.assembly import assemble
+from darkroom.pipeline.pictures import to_bytes
+from darkroom.pipeline.timing import StageClock
 from darkroom.prepare import Preparer
 from darkroom.request import Request
 from darkroom.schedule.table import Trajectory
-from darkroom.service import Limits, Service
-from darkroom.timing import StageClock
+from darkroom.serving.batching import Made
+from darkroom.serving.planning import planned
+from darkroom.serving.service import Limits, Service
 
 PROMPTS = ("a red apple", "a cat", "a rocket, noto style", "a slice of pizza, blue background")
 

@@ -5,6 +5,6 @@ from darkroom.cli.start import Start
 
 if __name__ == "__main__":
     with Start():
-        from darkroom.catalog import IMG2IMG
+        from darkroom.checkpoint.catalog import IMG2IMG
         from darkroom.cli.main import run
     raise SystemExit(run(IMG2IMG))

@@ -5,6 +5,6 @@ from darkroom.cli.start import Start
 
 if __name__ == "__main__":
     with Start():
-        from darkroom.catalog import TURBO
+        from darkroom.checkpoint.catalog import TURBO
         from darkroom.cli.main import run
     raise SystemExit(run(TURBO))

@@ -6,9 +6,9 @@ PICTURES = 100
 
 
 def finish_late(connection: Any, *_: Any) -> None:
-    """In place of `darkroom.workers._work`."""
-    from darkroom.batching import Counts
-    from darkroom.workers import Kept, Ready
+    """In place of `darkroom.serving.workers._work`."""
+    from darkroom.serving.batching import Counts
+    from darkroom.serving.workers import Kept, Ready
 
     connection.send(Ready())
     while connection.recv() is not None:

@@ -150,7 +150,7 @@ class Studio:
         return self._here(arguments)[0]
 
     def _here(self, arguments: tuple[str, ...]) -> tuple[Ended, list[str]]:
-        from darkroom.catalog import SCRIPTS
+        from darkroom.checkpoint.catalog import SCRIPTS
         from darkroom.cli.main import run
 
         out, err = io.StringIO(), io.StringIO()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from darkroom.catalog import EMBEDDED, SCRIPTS
+from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS
 from tests.support import Diffusers, Studio, one_line, psnr
 
 PROMPTS = ("a red apple, noto style, blue background", "a ghost, noto style, teal background", "pizza")

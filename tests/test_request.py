@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darkroom.errors import AskedWrongly
-from darkroom.fingerprints import hash_json
+from darkroom.errors import InvalidRequest
 from darkroom.request import LoraChoice, Request, draw_seed
+from darkroom.store.fingerprints import hash_json
 
 
 def request(**changes: Any) -> Request:
@@ -66,7 +66,7 @@ def request(**changes: Any) -> Request:
     ],
 )
 def test_request_that_cannot_be_meant_is_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(AskedWrongly) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         request(**changes)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -74,16 +74,16 @@ def test_request_that_cannot_be_meant_is_refused_in_one_line(changes: dict[str, 
 
 @pytest.mark.parametrize(("weight", "scale", "said"), [(-1e39, 1.0, "--lora-weight"), (1.0, 1e39, "--lora-scale")])
 def test_lora_beyond_float32_is_refused(weight: float, scale: float, said: str) -> None:
-    with pytest.raises(AskedWrongly, match=said):
+    with pytest.raises(InvalidRequest, match=said):
         LoraChoice(None, "00", weight, scale)
-    with pytest.raises(AskedWrongly, match=r"--lora-weight -1e\+20 times --lora-scale 1e\+20"):
+    with pytest.raises(InvalidRequest, match=r"--lora-weight -1e\+20 times --lora-scale 1e\+20"):
         LoraChoice(None, "00", -1e20, 1e20)
 
 
 def test_bound_of_numbers_is_that_of_float32() -> None:
     largest = float(np.finfo(np.float32).max)
     assert request(guidance_scale=largest).guided and LoraChoice(None, "00", -largest, 1.0)
-    with pytest.raises(AskedWrongly):
+    with pytest.raises(InvalidRequest):
         request(guidance_scale=np.nextafter(largest, np.inf))
 
 
@@ -125,13 +125,13 @@ NEWER = {"loras", "vae"}
 @pytest.mark.parametrize("missing", sorted({field.name for field in dataclasses.fields(Request)} - NEWER))
 def test_recipe_that_holds_half_a_request_is_refused(missing: str) -> None:
     fields = {name: value for name, value in request().as_json().items() if name != missing}
-    with pytest.raises(AskedWrongly, match="recipe"):
+    with pytest.raises(InvalidRequest, match="recipe"):
         Request.from_json(fields)
 
 
 @pytest.mark.parametrize("fields", [{"unknown": 1}, {"prompts": 3}, {"seed": "1"}, {"height": None}, {"seed": [1]}])
 def test_recipe_that_holds_nonsense_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(AskedWrongly):
+    with pytest.raises(InvalidRequest):
         Request.from_json(request().as_json() | fields)
 
 
@@ -175,14 +175,14 @@ def test_strength_counts_steps_as_diffusers_does(name: str) -> None:
             asked = asked.refining()
         assert asked.skipped_steps == steps - left
     for strength in (-0.1, 1.1, math.nan):
-        with pytest.raises(AskedWrongly, match="--image-strength"):
+        with pytest.raises(InvalidRequest, match="--image-strength"):
             request(**{start: "x", name: strength})
-    with pytest.raises(AskedWrongly):
+    with pytest.raises(InvalidRequest):
         request(**{name: 0.5})
 
 
 def test_a_refiner_is_left_a_step() -> None:
-    with pytest.raises(AskedWrongly, match="leaves no step"):
+    with pytest.raises(InvalidRequest, match="leaves no step"):
         request(denoising_steps=3, refiner="x", refiner_strength=0.33)
 
 

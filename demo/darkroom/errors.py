@@ -10,7 +10,7 @@ class DarkroomError(Exception):
     exit_code = 1
 
 
-class AskedWrongly(DarkroomError):
+class InvalidRequest(DarkroomError):
     """What was asked cannot be done: the message says what is wrong, the value seen, and what to do."""
 
     exit_code = 2

@@ -15,21 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.assembly import Traits, assemble, text_encoders
-from darkroom.checkpoint import SDXL, TOKENIZERS, Checkpoint
-from darkroom.child import machine_memory, peak_memory, run_in_child
-from darkroom.engines.runtime import Engine, Job, Options, Progress, Runtime, asked_as
-from darkroom.engines.store import Key, Store
-from darkroom.errors import AskedWrongly, Failed
-from darkroom.lora import Lora
-from darkroom.pipeline import Later, Pipeline, Start
-from darkroom.progress import Line
+from darkroom.checkpoint.folder import SDXL, TOKENIZERS, Checkpoint
+from darkroom.contract import FREE, Job, Lora, Profile, Stage, Tensor
+from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.families import stages
+from darkroom.pipeline.assembly import Traits, assemble, text_encoders
+from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
+from darkroom.processes.child import machine_memory, peak_memory, run_in_child
+from darkroom.processes.progress import Line
 from darkroom.request import Request, check_steps_left
 from darkroom.schedule import SPREADABLE, Chosen
 from darkroom.schedule.table import Table
-from darkroom.stages import stages
-from darkroom.stages.contract import FREE, Profile, Stage, Tensor
-from darkroom.text import ClipTokenizer
+from darkroom.store.store import Key, Store
+from darkroom.text.clip import ClipTokenizer
 
 GRAPH_REVISION = 2
 TABLE_REVISION = 2
@@ -116,7 +115,7 @@ class Preparer:
     def compile(self, request: Request, stages: Collection[str] | None = None) -> Compiled:
         """Builds what is not there; `stages` are those that are wanted, None for those of text to image.
 
-        Raises `AskedWrongly` before any engine is built when model, runtime and request do not fit.
+        Raises `InvalidRequest` before any engine is built when model, runtime and request do not fit.
         """
         scheduler, table_key, table_folder, tokenizers = self.check(request)
         jobs = self._jobs(request, stages)
@@ -208,10 +207,10 @@ class Preparer:
         )
         return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
-    def later(self, compiled: Compiled, request: Request) -> Later:
+    def deferred(self, compiled: Compiled, request: Request) -> DeferredRefiner:
         """What loads the pipeline when its turn comes, as `load` does."""
         calls = len(Table.load(compiled.table_folder / TABLE_FILE))
-        return Later(calls, lambda: self.load(compiled, request).pipeline)
+        return DeferredRefiner(calls, lambda: self.load(compiled, request).pipeline)
 
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
@@ -237,53 +236,53 @@ class Preparer:
         return scheduler, key, self.engines.find(key) or self._compile_schedule(key), tokenizers
 
     def _tokenizer(self, part: str, text: dict[str, Any]) -> ClipTokenizer:
-        """Raises `AskedWrongly` for one whose ids its text encoder has no embeddings for."""
+        """Raises `InvalidRequest` for one whose ids its text encoder has no embeddings for."""
         folder, encoder = self.checkpoint.folder / TOKENIZERS[part], self.checkpoint.folder / part
         tokenizer = ClipTokenizer(folder, self.checkpoint.context(part))
         if tokenizer.largest >= text["vocab_size"]:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"{folder} has token ids up to {tokenizer.largest}, but {encoder / 'config.json'} a vocab_size of "
                 f"{text['vocab_size']}: the two are of different models."
             )
         return tokenizer
 
     def _check_fit(self, request: Request) -> None:
-        """Raises `AskedWrongly` when model, runtime and request do not fit."""
+        """Raises `InvalidRequest` when model, runtime and request do not fit."""
         check_precision(self.runtime, request.precision)
         if request.negative_prompt and self.checkpoint.embeds_guidance:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 "--negative-prompt has nothing to act on: this UNet is called once, and told the guidance scale."
             )
         xl = self.checkpoint.family == SDXL  # which leaves out the last layer as it is
         layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl
         if request.clip_skip > layers:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--clip-skip {request.clip_skip} is more than the {layers} layers that this model can leave out."
             )
         factor, multiple = self.checkpoint.vae_factor, self.checkpoint.free_multiple
         for name in ("height", "width"):
             pixels = getattr(request, name)
             if pixels % factor:
-                raise AskedWrongly(f"--{name} must be a multiple of {factor} for this model, not {pixels}.")
+                raise InvalidRequest(f"--{name} must be a multiple of {factor} for this model, not {pixels}.")
             if request.build == "dynamic-shape" and pixels % multiple:
-                raise AskedWrongly(
+                raise InvalidRequest(
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
                 )
 
         least = BYTES_OF_A_PIXEL * request.batch_size * request.height * request.width
         room = machine_memory()
         if room is not None and least > room:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--batch-size {request.batch_size} with {request.width}x{request.height} pixels: the pictures alone "
                 f"would take {least / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}."
             )
         self._check_bounds(request)
         for lora in self.loras:
             if not lora.networks & self.checkpoint.digests.keys():
-                raise AskedWrongly(f"the LoRA {lora.path} changes nothing that this model has.")
+                raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
 
     def _check_bounds(self, request: Request) -> None:
-        """Raises `AskedWrongly` for sizes that are outside of what engines with free sizes are bounded to."""
+        """Raises `InvalidRequest` for sizes that are outside of what engines with free sizes are bounded to."""
         profile = self._profile(request)
         self.runtime.check(profile)
         if not self.runtime.bounded:
@@ -294,18 +293,18 @@ class Preparer:
             flag, value = f"--{name.replace('_', '-')}", getattr(request, name)
             bounds = "--dynamic-batches" if name == "batch_size" else "--dynamic-sizes"
             if fixed is None and not least <= value <= most:
-                raise AskedWrongly(f"{flag} {value} is outside of {least} to {most}, which {bounds} sets.")
+                raise InvalidRequest(f"{flag} {value} is outside of {least} to {most}, which {bounds} sets.")
 
     def _loras_for(self, network: str) -> tuple[Lora, ...]:
         """The LoRAs that change a network."""
         return tuple(lora for lora in self.loras if network in lora.networks)
 
-    def _start(self, image: np.ndarray, encoder: Engine) -> Start:
+    def _start(self, image: np.ndarray, encoder: Engine) -> InitialImage:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
-        return Start(pixels, encoder, self.checkpoint.vae["scaling_factor"])
+        return InitialImage(pixels, encoder, self.checkpoint.vae["scaling_factor"])
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:
-        """The scheduler's class, and its table's key. Raises `AskedWrongly` where a picture to start from leaves no
+        """The scheduler's class, and its table's key. Raises `InvalidRequest` where a picture to start from leaves no
         step."""
         choice = self.checkpoint.scheduler(request.scheduler)
         class_name = choice.class_name
@@ -345,7 +344,7 @@ class Preparer:
         pixels = self.pixels or (best, best, best * 3 // 2 // multiple * multiple)
         for size in pixels if free_size else ():
             if size % multiple:
-                raise AskedWrongly(f"--dynamic-sizes are multiples of {multiple} for this model, not {size}.")
+                raise InvalidRequest(f"--dynamic-sizes are multiples of {multiple} for this model, not {size}.")
         return Profile(batch, height, width, self.checkpoint.vae_factor, self.batches, pixels)
 
     def _fixed_latents(self, job: Job) -> tuple[int, int] | None:
@@ -425,7 +424,7 @@ class Preparer:
         return {"model": self.name, "model_folder": str(self.checkpoint.folder.absolute()), "job": job.as_json()}
 
     def _graph(self, job: Job, request: Request) -> Path:
-        from darkroom.export.graph import GRAPH, export_stage
+        from darkroom.networks.graph import GRAPH, export_stage
 
         key = self._graph_key(job, request)
         if not (folder := self.graphs.find(key)):
@@ -445,10 +444,10 @@ class Preparer:
 
 
 def check_precision(runtime: Runtime, precision: str) -> None:
-    """Raises `AskedWrongly` for one that the runtime does not compute in on this machine."""
+    """Raises `InvalidRequest` for one that the runtime does not compute in on this machine."""
     offered = runtime.precisions()
     if precision not in offered:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--precision {precision} cannot be computed by {asked_as(runtime)} on this machine; "
             f"it offers {' and '.join(offered)}."
         )

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.engines.runtime import PRECISIONS
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.contract import PRECISIONS
+from darkroom.errors import InvalidRequest, near_matches
 from darkroom.noise import SEED_LIMIT
 from darkroom.schedule import SCHEDULERS
 
@@ -39,7 +39,7 @@ KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
 
 @dataclass(frozen=True)
 class Request:
-    """One run. Raises `AskedWrongly` for values that no model could be run with.
+    """One run. Raises `InvalidRequest` for values that no model could be run with.
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
@@ -77,54 +77,54 @@ class Request:
         for names, kind, what in KINDS:
             for name in names:
                 if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                    raise AskedWrongly(f"--{name.replace('_', '-')} is {what}, not {value!r}.")
+                    raise InvalidRequest(f"--{name.replace('_', '-')} is {what}, not {value!r}.")
         if not self.prompts:
-            raise AskedWrongly("no prompt was given: say what the picture should show, in quotes.")
+            raise InvalidRequest("no prompt was given: say what the picture should show, in quotes.")
         for prompt in self.prompts:
             if not prompt.strip():
-                raise AskedWrongly("a prompt is empty: say what the picture should show.")
+                raise InvalidRequest("a prompt is empty: say what the picture should show.")
         for text in (*self.prompts, self.negative_prompt or ""):
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise AskedWrongly(f"a prompt is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}.")
+                raise InvalidRequest(f"a prompt is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}.")
         for name in ("batch_size", "batch_count", "denoising_steps"):
             if getattr(self, name) < 1:
-                raise AskedWrongly(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}.")
         for name in ("height", "width"):
             pixels = getattr(self, name)
             if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
                 near = max(PIXEL_MULTIPLE, (pixels + PIXEL_MULTIPLE // 2) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-                raise AskedWrongly(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
+                raise InvalidRequest(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
         if not 0 <= self.guidance_scale <= FLOAT32_MOST:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--guidance-scale must be a number from 0 to {FLOAT32_MOST:.2g}, not {self.guidance_scale}."
             )
         if self.clip_skip < 0:
-            raise AskedWrongly(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
+            raise InvalidRequest(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--scheduler {self.scheduler!r} is not known here.{near_matches(self.scheduler, list(SCHEDULERS))} "
                 f"Known: {', '.join(SCHEDULERS)}."
             )
         for start, strength in ((self.input_image, self.image_strength), (self.refiner, self.refiner_strength)):
             if (start is None) != (strength is None):
-                raise AskedWrongly("--image-strength says how far to leave a picture: there is none to start from.")
+                raise InvalidRequest("--image-strength says how far to leave a picture: there is none to start from.")
             if strength is None:
                 continue
             if not 0 <= strength <= 1:
-                raise AskedWrongly(f"--image-strength must be from 0 to 1, not {strength}.")
+                raise InvalidRequest(f"--image-strength must be from 0 to 1, not {strength}.")
         if self.refiner_strength is not None:
             check_steps_left(self.denoising_steps, self.refiner_strength)
         if self.precision not in PRECISIONS:
             near = near_matches(self.precision, list(PRECISIONS))
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--precision {self.precision!r} is not known here.{near} Known: {', '.join(PRECISIONS)}."
             )
         if self.onnx_opset not in OPSETS:
-            raise AskedWrongly(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {self.onnx_opset}.")
+            raise InvalidRequest(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {self.onnx_opset}.")
         if self.build not in BUILDS:
-            raise AskedWrongly(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
+            raise InvalidRequest(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
         if not (0 <= self.seed and self.seed + self.image_count <= SEED_LIMIT):
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--seed must leave every image a seed from 0 to {SEED_LIMIT - 1}; {self.seed} does not. "
                 f"Without --seed a random one is drawn."
             )
@@ -183,7 +183,7 @@ class Request:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Request":
-        """The inverse of `as_json`; raises `AskedWrongly` for anything else."""
+        """The inverse of `as_json`; raises `InvalidRequest` for anything else."""
         try:
             fields = {"loras": [], "vae": None} | fields  # what older recipes have not
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
@@ -194,20 +194,20 @@ class Request:
             loras = tuple(LoraChoice(**lora) for lora in fields["loras"])
             return cls(**fields | {"prompts": prompts, "loras": loras})
         except (TypeError, KeyError, AttributeError) as error:
-            raise AskedWrongly(f"the recipe does not hold a whole request ({error}).") from None
+            raise InvalidRequest(f"the recipe does not hold a whole request ({error}).") from None
 
 
 def check_steps_left(steps: int, strength: float) -> None:
-    """Raises `AskedWrongly` where a picture to start from leaves none of so many steps."""
+    """Raises `InvalidRequest` where a picture to start from leaves none of so many steps."""
     if not int(steps * strength):
-        raise AskedWrongly(f"--image-strength {strength} of {steps} denoising steps leaves no step.")
+        raise InvalidRequest(f"--image-strength {strength} of {steps} denoising steps leaves no step.")
 
 
 def check_published_steps(request: "Request") -> None:
-    """Raises `AskedWrongly` for more steps than any published model's scheduler makes, before a model is fetched."""
+    """Raises `InvalidRequest` for more steps than any published model's scheduler makes, before a model is fetched."""
     limit = DISTILLED_TIMESTEPS if request.scheduler in ("LCM", "TCD") else TRAINED_TIMESTEPS
     if request.denoising_steps > limit:
-        raise AskedWrongly(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
+        raise InvalidRequest(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
 
 
 @dataclass(frozen=True)
@@ -221,13 +221,13 @@ class LoraChoice:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str | None) or not isinstance(self.sha256, str):
-            raise AskedWrongly("a LoRA is named by texts.")
+            raise InvalidRequest("a LoRA is named by texts.")
         for name in ("weight", "scale"):
             value = getattr(self, name)
             if not isinstance(value, float) or not abs(value) <= FLOAT32_MOST:
-                raise AskedWrongly(f"--lora-{name} must be a number up to {FLOAT32_MOST:.2g}, not {value}.")
+                raise InvalidRequest(f"--lora-{name} must be a number up to {FLOAT32_MOST:.2g}, not {value}.")
         if not abs(self.weight * self.scale) <= FLOAT32_MOST:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--lora-weight {self.weight} times --lora-scale {self.scale} is more than {FLOAT32_MOST:.2g}."
             )
 

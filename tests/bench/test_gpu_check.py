@@ -23,9 +23,9 @@ from benchmarks.gpu_contenders import Work, size_of
 from benchmarks.gpu_targets import say_targets
 from darkroom.bench.results import read
 from darkroom.engines import RUNTIMES
-from darkroom.engines.onnxruntime_providers import PACKAGES
+from darkroom.engines.onnxruntime.providers import PACKAGES
 from darkroom.engines.runtime import ON_NVIDIA
-from darkroom.engines.torch_tuning import QUANTIZATIONS
+from darkroom.engines.torch.tuning import QUANTIZATIONS
 from tests.bench.lines import MACHINE, line
 from tests.support import ROOT, SOON, until
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darkroom import environments
 from darkroom.bench.peers import CONTENDERS, PEERS, Peer, command, prepare
 from darkroom.bench.published_names import copy_with_published_names
-from darkroom.environments import INSTALLED, UNFINISHED, ensure
 from darkroom.errors import Failed
 from darkroom.noise import NoiseStream, initial_latents
+from darkroom.processes import environments
+from darkroom.processes.environments import INSTALLED, UNFINISHED, ensure
 from tests.support import SIZE, SOON, Diffusers, listing, pixels
 
 SETTINGS = {

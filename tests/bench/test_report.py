@@ -14,7 +14,7 @@ from darkroom.bench.report import best_lines, best_under, comma_separated, markd
 from darkroom.bench.results import Row, read
 from darkroom.bench.sections import Section, sections
 from darkroom.bench.words import less, number, processor_name, size, times
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
 from tests.bench.lines import MACHINE, failed, line, write
 from tests.support import ROOT
 
@@ -72,13 +72,13 @@ def test_baseline_goes_by_a_part_that_only_one_has(read_lines) -> None:
     rows = read_lines(DIFFUSERS, TORCH, OPENVINO, line("torch-compile fp32", 600.0))
     for part, baseline in (("torch fp32", "torch fp32"), ("Compile", "torch-compile fp32"), ("vino", "openvino fp32")):
         assert sections(rows, part)[0].baseline == baseline
-    with pytest.raises(AskedWrongly, match="could be 'torch fp32' or 'torch-compile fp32'"):
+    with pytest.raises(InvalidRequest, match="could be 'torch fp32' or 'torch-compile fp32'"):
         sections(rows, "torch")
 
 
 def test_unknown_baseline_is_refused_with_what_is_near_and_what_is_known(read_lines) -> None:
     for asked in ("openvimo fp32", "  "):
-        with pytest.raises(AskedWrongly, match="Known: diffusers eager, openvino fp32") as caught:
+        with pytest.raises(InvalidRequest, match="Known: diffusers eager, openvino fp32") as caught:
             sections(read_lines(DIFFUSERS, OPENVINO), asked)
         assert ("Did you mean 'openvino fp32'?" in str(caught.value)) == ("vimo" in asked)
 
@@ -171,7 +171,7 @@ def test_best_is_the_most_images_of_those_whose_p90_is_within_the_bound(read_lin
         "emoji: no cell has a p90 within 10 ms, for none was measured."
     ]
     for bound in (0.0, -1.0, float("nan")):
-        with pytest.raises(AskedWrongly, match="--max-latency"):
+        with pytest.raises(InvalidRequest, match="--max-latency"):
             best_under(rows, bound)
 
 
@@ -323,7 +323,7 @@ def test_folder_that_cannot_be_written_fails_in_one_line(tmp_path: Path, read_li
 def test_missing_matplotlib_is_named_before_anything_is_written(tmp_path: Path, read_lines, monkeypatch) -> None:
     read_lines(OPENVINO)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(AskedWrongly, match="pip install matplotlib"):
+    with pytest.raises(InvalidRequest, match="pip install matplotlib"):
         report([tmp_path / "lines.jsonl"], tmp_path / "report", None, None)
     assert not (tmp_path / "report").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.bench.results import read
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from tests.bench.lines import MACHINE, failed, line, write
 
 
@@ -44,7 +44,7 @@ def test_last_line_counts_that_lacks_no_more_than_its_line_feed(tmp_path: Path) 
 def test_damaged_line_before_the_end_is_named(tmp_path: Path, damage: bytes) -> None:
     path = write(tmp_path / "a.jsonl", line("torch fp32", 500.0))
     path.write_bytes(path.read_bytes() + damage + b"\n" + path.read_bytes())
-    with pytest.raises(AskedWrongly, match=r"a\.jsonl, line 2 is damaged") as caught:
+    with pytest.raises(InvalidRequest, match=r"a\.jsonl, line 2 is damaged") as caught:
         read([path])
     assert "\n" not in str(caught.value)
 
@@ -66,7 +66,7 @@ def test_damaged_line_before_the_end_is_named(tmp_path: Path, damage: bytes) -> 
 )
 def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, changes: dict, said: str) -> None:
     path = write(tmp_path / "a.jsonl", line("torch fp32", 500.0), line("openvino fp32", 500.0) | changes)
-    with pytest.raises(AskedWrongly, match="line 2 is damaged") as caught:
+    with pytest.raises(InvalidRequest, match="line 2 is damaged") as caught:
         read([path])
     assert said in str(caught.value)
 
@@ -81,7 +81,7 @@ def test_file_without_results_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "missing.jsonl", "No such file"),
         (tmp_path, "directory"),
     ):
-        with pytest.raises(AskedWrongly) as caught:
+        with pytest.raises(InvalidRequest) as caught:
             read([path])
         assert said in str(caught.value)
         assert str(path) in str(caught.value)

@@ -335,8 +335,8 @@ def test_overlapped_batches_are_the_same_pictures(studio: Studio) -> None:
     from darkroom.bench.cell import Cell, Place
     from darkroom.bench.worker import preparer_of
     from darkroom.engines.runtime import NOTHING_ASKED
+    from darkroom.pipeline.timing import StageClock
     from darkroom.request import Batch
-    from darkroom.timing import StageClock
 
     cell = Cell(
         "tiny", str(studio.model), "", "openvino", "fp32", "static-batch", 1, 2, 64, 64, "EulerA", 4.0, 1, None, True,

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from darkroom.catalog import SCRIPTS, TXT2IMG
+from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG
 from darkroom.cli import benchmark, client, prebuild, serve, triton_repository
 from darkroom.cli.flags import parsed, parser_of
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 
 SECRET = "hf_VerySecretToken0123456789"
 DASHES = ["—", "–", "−−", "-–", "――"]  # em, en, minus, mixed, horizontal bar
 
 
 def refusal(*words: str) -> str:
-    with pytest.raises(AskedWrongly) as error:
+    with pytest.raises(InvalidRequest) as error:
         parsed(TXT2IMG, ["a red apple", *words])
     return str(error.value)
 
@@ -69,7 +69,7 @@ def test_whatever_stands_behind_two_hyphens_is_a_prompt(prompt: str) -> None:
     ],
 )
 def test_token_is_not_shown_where_commands_are_expected(words: list[str]) -> None:
-    with pytest.raises(AskedWrongly) as error:
+    with pytest.raises(InvalidRequest) as error:
         prebuild.parser().parse_args(words)
     assert SECRET not in str(error.value)
 
@@ -97,15 +97,15 @@ def test_empty_name_of_a_folder_or_model_is_refused_by_its_flag() -> None:
         name for _, name in flags
     }
     for parser, flag in flags:
-        with pytest.raises(AskedWrongly, match=f"{flag}: it is empty"):
+        with pytest.raises(InvalidRequest, match=f"{flag}: it is empty"):
             parser.parse_args([flag, ""])
 
 
 def test_flag_of_another_command_is_said_to_be_that() -> None:
-    with pytest.raises(AskedWrongly, match=r"^--batch-size is a flag of 'build', not of 'list'"):
+    with pytest.raises(InvalidRequest, match=r"^--batch-size is a flag of 'build', not of 'list'"):
         prebuild.parser().parse_args(["list", "--batch-size", "1"])
-    with pytest.raises(AskedWrongly) as error:
+    with pytest.raises(InvalidRequest) as error:
         prebuild.parser().parse_args(["list", "--batch-sise", "1"])
     assert "--batch-size" not in str(error.value)
-    with pytest.raises(AskedWrongly, match=r"--batch-sise is .* Did you mean '--batch-size'"):
+    with pytest.raises(InvalidRequest, match=r"--batch-sise is .* Did you mean '--batch-size'"):
         prebuild.parser().parse_args(["build", "--batch-sise", "1"])

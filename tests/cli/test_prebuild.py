@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from darkroom.checkpoint import open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.artefacts import Runtimes, readable_size, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
-from darkroom.engines.manifest import MANIFEST, read_manifest, write_manifest
-from darkroom.engines.store import Key, Store
-from darkroom.fingerprints import hash_json
+from darkroom.store.fingerprints import hash_json
+from darkroom.store.manifest import MANIFEST, read_manifest, write_manifest
+from darkroom.store.store import Key, Store
 from tests.support import (
     ROOT,
     Ended,

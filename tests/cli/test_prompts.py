@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darkroom.journal import ROWS, Journal, Record
-from darkroom.pictures import read_recipe
+from darkroom.pipeline.pictures import read_recipe
+from darkroom.prompts.journal import ROWS, Journal, Record
 from tests.support import SCRIPT, SIZE, Diffusers, Ended, Studio, assert_refused, flags, listing, one_line, pixels, psnr
 
 SAME_AS_ALONE = 50.0
@@ -44,7 +44,9 @@ MIXED: list[Any] = [
 @pytest.fixture(autouse=True)
 def schedules_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled in this process, where torch is loaded already."""
-    monkeypatch.setattr("darkroom.planning.run_in_child", lambda function, *arguments, verbose: function(*arguments))
+    monkeypatch.setattr(
+        "darkroom.serving.planning.run_in_child", lambda function, *arguments, verbose: function(*arguments)
+    )
 
 
 class Desk:
@@ -335,16 +337,16 @@ def until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
 @contextlib.contextmanager
 def broken() -> Iterator[None]:
     """The image of seed 7 comes out as no numbers, that of seed 8 in one colour."""
-    import darkroom.pictures
+    import darkroom.pipeline.pictures
 
-    whole = darkroom.pictures.to_bytes
+    whole = darkroom.pipeline.pictures.to_bytes
 
     def to_bytes(picture: np.ndarray, what: str) -> np.ndarray:
         values = {"(seed 7)": np.nan, "(seed 8)": 0.5}
         return whole(next((0 * picture + value for name, value in values.items() if name in what), picture), what)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(darkroom.pictures, "to_bytes", to_bytes)
+        patch.setattr(darkroom.pipeline.pictures, "to_bytes", to_bytes)
         yield
 
 
@@ -370,7 +372,7 @@ class TestFailing:
         assert desk.json(seed=5)["counts"]["made"] == 2
 
     def test_a_fault_of_an_engine_is_that_of_its_images(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darkroom.engines import openvino
+        from darkroom.engines.openvino import runtime as openvino
 
         run, calls = openvino._SplitEngine.__call__, []
 
@@ -395,7 +397,7 @@ class TestFailing:
         def save(*_: Any) -> Path:
             raise Failed("the disk is full.")
 
-        monkeypatch.setattr("darkroom.workers.save", save)
+        monkeypatch.setattr("darkroom.serving.workers.save", save)
         ended = Desk(studio, rows_of(20)).run(seed=5, quiet=True)
         assert (ended.code, ended.out) == (1, "")
         assert one_line(ended.err) and "the disk is full" in ended.err
@@ -516,7 +518,7 @@ class TestWorkers:
     """The same pictures, whoever makes them."""
 
     def test_two_processes_make_the_pictures_of_one(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darkroom.workers import Crew
+        from darkroom.serving.workers import Crew
 
         hand_out = Crew._hand_out
         when_all_are = lambda crew, tasks: all(post.ready for post in crew._posts) and hand_out(crew, tasks)  # noqa: E731
@@ -554,7 +556,7 @@ class TestWorkers:
                                                "missing": 0}  # fmt: skip
 
     def test_engines_that_cannot_be_loaded_are_said_once(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-        from darkroom.workers import Process
+        from darkroom.serving.workers import Process
 
         begin = Process.__init__
 
@@ -569,7 +571,7 @@ class TestWorkers:
     @staticmethod
     def _kill_one(patch: pytest.MonkeyPatch, after: int) -> None:
         """The first worker to be given so many tasks dies of them."""
-        from darkroom.workers import Process
+        from darkroom.serving.workers import Process
 
         give, given = Process.give, Counter()
 
@@ -596,7 +598,7 @@ NEVER_THE_LAST_TWO = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from darkroom.workers import Maker
+from darkroom.serving.workers import Maker
 make = Maker.make
 Maker.make = lambda maker, task, tell: task.number > 6 or make(maker, task, tell)
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -607,7 +609,7 @@ WHEN_ALL_ARE_READY = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from darkroom.workers import Crew
+from darkroom.serving.workers import Crew
 hand_out = Crew._hand_out
 Crew._hand_out = lambda crew, tasks: all(post.ready for post in crew._posts) and hand_out(crew, tasks)
 runpy.run_path(sys.argv[0], run_name="__main__")

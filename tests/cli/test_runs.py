@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import darkroom.pictures
+import darkroom.pipeline.pictures
 from darkroom.errors import Failed
 from tests.support import (
     ROOT,
@@ -190,14 +190,14 @@ def test_json_is_one_object_on_stdout_and_nothing_else(studio: Studio) -> None:
 
 
 def test_json_says_what_was_made_before_it_failed(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = darkroom.pictures.save
+    save = darkroom.pipeline.pictures.save
 
     def full_disk(pixels: np.ndarray, folder: Path, *more: Any) -> Path:
         if list(folder.glob("*.png")):
             raise Failed("no space is left.")
         return save(pixels, folder, *more)
 
-    monkeypatch.setattr(darkroom.pictures, "save", full_disk)
+    monkeypatch.setattr(darkroom.pipeline.pictures, "save", full_disk)
     ended = studio.here(PROMPT, "a blue dog", "--json", *run_flags(studio))
     assert ended.code == 1
     result = json.loads(ended.out)

@@ -66,7 +66,9 @@ def interrupted_at(module: str, folder: Path, how: signal.Signals, *arguments: s
 
 
 @pytest.mark.parametrize("how", STOPS)
-@pytest.mark.parametrize("module", ["darkroom.catalog", "numpy", "darkroom.cli.ending", "darkroom.cli.prompts"])
+@pytest.mark.parametrize(
+    "module", ["darkroom.checkpoint.catalog", "numpy", "darkroom.cli.ending", "darkroom.cli.prompts"]
+)
 def test_signals_say_the_same_among_the_imports_as_later(module: str, how: signal.Signals, tmp_path: Path) -> None:
     ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt")  # the last is imported by the run itself
     code, words = STOPS[how]
@@ -258,7 +260,7 @@ def test_result_that_cannot_be_told_is_a_failure(drawing: list[str], studio: Stu
 def test_failing_run_says_why_though_its_result_cannot_be_told(
     drawing: list[str], studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from darkroom.catalog import SCRIPTS
+    from darkroom.checkpoint.catalog import SCRIPTS
     from darkroom.cli.main import run
     from darkroom.cli.start import Nowhere
     from darkroom.errors import Failed
@@ -266,7 +268,7 @@ def test_failing_run_says_why_though_its_result_cannot_be_told(
     def full(*_: object) -> None:
         raise Failed("the disk is full.")
 
-    monkeypatch.setattr("darkroom.pictures.save", full)
+    monkeypatch.setattr("darkroom.pipeline.pictures.save", full)
     err = io.StringIO()
     with open(os.devnull, "wb") as nowhere, contextlib.redirect_stderr(err):
         with contextlib.redirect_stdout(Nowhere(nowhere, encoding="utf-8")):

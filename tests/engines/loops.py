@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from darkroom.contract import Job, Profile, Stage, Tensor
 from darkroom.engines import find_runtime
-from darkroom.engines.runtime import Denoiser, Job, Options
+from darkroom.engines.runtime import Denoiser, Options
 from darkroom.schedule import Chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table
-from darkroom.stages.contract import Profile, Stage, Tensor
 from tests.support import SCHEDULER_CONFIG
 
 LATENTS = Tensor("latents", ("B", 4, "h", "w"))

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from darkroom.checkpoint import SD, open_checkpoint
+from darkroom.checkpoint.folder import SD, open_checkpoint
 from darkroom.cli.artefacts import Runtimes, rows_of
 from darkroom.cli.doctor import findings
-from darkroom.engines.jax import Jax
-from darkroom.engines.jax_run import EXECUTABLE, WEIGHTS
+from darkroom.contract import Job, Profile
+from darkroom.engines.jax.run import EXECUTABLE, WEIGHTS
+from darkroom.engines.jax.runtime import Jax
 from darkroom.engines.parity import TOLERANCES
-from darkroom.engines.runtime import Denoiser, Job, Options
-from darkroom.engines.store import Store
+from darkroom.engines.runtime import Denoiser, Options
 from darkroom.errors import Failed
-from darkroom.fingerprints import Fingerprints
-from darkroom.stages import stages
-from darkroom.stages.contract import Profile
+from darkroom.families import stages
+from darkroom.store.fingerprints import Fingerprints
+from darkroom.store.store import Store
 from tests.support import ROOT, Diffusers, Studio, assert_refused, listing, one_line, psnr
 
 PROMPT = "a red apple on the house"
@@ -57,7 +57,7 @@ def test_an_engine_is_an_executable_and_its_weights_alone(unet: tuple[Job, Path]
 def test_each_image_of_a_call_has_its_own_timestep(unet: tuple[Job, Path], tiny_model: Path) -> None:
     import torch
 
-    from darkroom.export.modules import example_inputs, load_module
+    from darkroom.networks.load import example_inputs, load_module
 
     job, folder = unet
     engine = Jax(Options()).load(job, folder, None)
@@ -93,8 +93,9 @@ LETS_GO = """
 import gc, json, sys, weakref
 from pathlib import Path
 import jax
-from darkroom.engines.jax import Jax
-from darkroom.engines.runtime import Job, Options
+from darkroom.engines.jax.runtime import Jax
+from darkroom.contract import Job
+from darkroom.engines.runtime import Options
 folder = Path(sys.argv[1])
 job = Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"])
 runtime = Jax(Options())
@@ -115,7 +116,7 @@ def test_a_device_that_was_let_go_of_is_free_for_others_and_can_be_had_again(une
 
 
 def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("darkroom.engines.jax_run.TOLERANCES", {"fp32": 1e-12})
+    monkeypatch.setattr("darkroom.engines.jax.run.TOLERANCES", {"fp32": 1e-12})
     ended = empty_studio.here(PROMPT, "--engine=jax", f"--model={empty_studio.model}", *empty_studio.folders())
     assert ended.code == 1 and one_line(ended.err) and "differs from torch" in ended.err
     assert not list(empty_studio.engines.glob("clip-*"))
@@ -181,7 +182,7 @@ def test_devices_divide_no_file_of_prompts(empty_studio: Studio) -> None:
 
 
 def test_doctor_says_what_is_missing_beside_jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("darkroom.engines.jax.BESIDE_JAX", ("no_such_package",))
+    monkeypatch.setattr("darkroom.engines.jax.runtime.BESIDE_JAX", ("no_such_package",))
     (found,) = (each for each in findings() if each.engine == "jax")
     assert not found.usable and "no_such_package" in found.why_not
     assert found.command.startswith("pip install jax==")

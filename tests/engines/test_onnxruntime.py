@@ -9,12 +9,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from darkroom.engines import find_runtime, onnxruntime_providers, options_for
-from darkroom.engines import onnxruntime as runtime_file
-from darkroom.engines.onnxruntime_run import HOST, DeviceEngine, HostEngine, _Buffers
-from darkroom.engines.runtime import Job, Options
-from darkroom.errors import AskedWrongly, Failed
-from darkroom.stages.contract import Profile, Stage, Tensor
+from darkroom.contract import Job, Profile, Stage, Tensor
+from darkroom.engines import find_runtime, options_for
+from darkroom.engines.onnxruntime import providers as onnxruntime_providers
+from darkroom.engines.onnxruntime import runtime as runtime_file
+from darkroom.engines.onnxruntime.run import HOST, DeviceEngine, HostEngine, _Buffers
+from darkroom.engines.runtime import Options
+from darkroom.errors import Failed, InvalidRequest
 from tests.engines.stand_ins import CudaStandIn
 from tests.support import Diffusers, Studio, assert_refused, psnr
 
@@ -260,11 +261,11 @@ class TestProviders:
 
     @pytest.mark.parametrize("name", ["coda", "", "azure"])
     def test_that_nobody_knows_is_refused(self, name: str) -> None:
-        with pytest.raises(AskedWrongly, match=f"--provider '{name}'.*Here are cpu"):
+        with pytest.raises(InvalidRequest, match=f"--provider '{name}'.*Here are cpu"):
             find_runtime("onnxruntime", Options(provider=name))
 
     def test_named_for_another_engine_is_refused(self) -> None:
-        with pytest.raises(AskedWrongly, match=r"--provider has nothing to act on.*openvino.*for onnxruntime"):
+        with pytest.raises(InvalidRequest, match=r"--provider has nothing to act on.*openvino.*for onnxruntime"):
             find_runtime("openvino", Options(provider="cpu"))
 
     def test_names_its_engine(self) -> None:
@@ -272,7 +273,7 @@ class TestProviders:
         assert find_runtime("auto", Options(device="CPU")).name == "openvino"
 
     def test_without_cuda_has_no_graphs(self) -> None:
-        with pytest.raises(AskedWrongly, match=r"--use-cuda-graph.*--provider cuda"):
+        with pytest.raises(InvalidRequest, match=r"--use-cuda-graph.*--provider cuda"):
             find_runtime("onnxruntime", Options(use_cuda_graph=True))
 
     def test_without_cuda_has_no_graphs_where_another_engine_has(self) -> None:
@@ -314,7 +315,7 @@ class TestProviders:
         assert "tensorrt: Stand-In 9000 (8.9)" in devices
 
     def test_of_tensorrt_take_one_shape(self, cuda: list) -> None:
-        with pytest.raises(AskedWrongly, match="--provider tensorrt needs engines of one batch and size"):
+        with pytest.raises(InvalidRequest, match="--provider tensorrt needs engines of one batch and size"):
             find_runtime("onnxruntime", Options(provider="tensorrt")).check(Profile(None, 64, 64))
 
     def test_are_told_to_compute_in_float32_and_to_keep_what_they_build(self, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from darkroom.cli.doctor import findings
 from darkroom.cli.prompts import _check_devices
+from darkroom.contract import Profile
 from darkroom.engines import find_runtime
-from darkroom.engines.openvino_devices import members
+from darkroom.engines.openvino.devices import members
 from darkroom.engines.runtime import Options
-from darkroom.errors import AskedWrongly
-from darkroom.pictures import read_recipe
-from darkroom.stages.contract import Profile
-from darkroom.workers import Orders, Process, on_devices
+from darkroom.errors import InvalidRequest
+from darkroom.pipeline.pictures import read_recipe
+from darkroom.serving.workers import Orders, Process, on_devices
 from tests.support import Diffusers, Studio, assert_refused, psnr
 
 PROMPT = "red apple"
@@ -69,7 +69,7 @@ class CoreStandIn:
 def core(monkeypatch: pytest.MonkeyPatch) -> CoreStandIn:
     core = CoreStandIn()
     monkeypatch.setattr(
-        "darkroom.engines.openvino.openvino", SimpleNamespace(**vars(openvino) | {"Core": lambda: core})
+        "darkroom.engines.openvino.runtime.openvino", SimpleNamespace(**vars(openvino) | {"Core": lambda: core})
     )
     return core
 
@@ -153,7 +153,7 @@ class TestNames:
 
     def test_of_an_npu_take_engines_of_one_size(self, core: CoreStandIn) -> None:
         runtime("NPU").check(Profile(1, 64, 64))
-        with pytest.raises(AskedWrongly, match="--device NPU needs engines of one batch and size"):
+        with pytest.raises(InvalidRequest, match="--device NPU needs engines of one batch and size"):
             runtime("NPU").check(Profile(None, 64, 64))
 
 
@@ -184,12 +184,12 @@ class TestOnAGpu:
         flags = SimpleNamespace(ray=None, devices=["0", "1"])
         _check_devices(flags, runtime("GPU"))
         for devices, said in ((["2"], "Iris Xe"), (["7"], "finds no GPU.7"), (["cpu"], "name its GPUs by number")):
-            with pytest.raises(AskedWrongly, match=said):
+            with pytest.raises(InvalidRequest, match=said):
                 _check_devices(SimpleNamespace(ray=None, devices=devices), runtime("GPU"))
-        monkeypatch.setattr("darkroom.ray_workers.check_installed", lambda: None)
-        with pytest.raises(AskedWrongly, match="--ray hands out cores and NVIDIA GPUs"):
+        monkeypatch.setattr("darkroom.serving.ray_workers.check_installed", lambda: None)
+        with pytest.raises(InvalidRequest, match="--ray hands out cores and NVIDIA GPUs"):
             _check_devices(SimpleNamespace(ray="auto", devices=None), runtime("GPU"))
-        with pytest.raises(AskedWrongly, match="--device is NPU"):
+        with pytest.raises(InvalidRequest, match="--device is NPU"):
             _check_devices(flags, runtime("NPU"))
         started: list[tuple[str, Orders, dict[str, str]]] = []
         monkeypatch.setattr(Process, "__init__", lambda self, *arguments: started.append(arguments[:3]))

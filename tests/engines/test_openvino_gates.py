@@ -5,7 +5,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from darkroom.engines.openvino_gates import part_gates
+from darkroom.engines.openvino.gates import part_gates
 from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")

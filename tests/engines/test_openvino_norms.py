@@ -5,7 +5,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from darkroom.engines.openvino_norms import fold_scales, keep_layouts
+from darkroom.engines.openvino.norms import fold_scales, keep_layouts
 from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")

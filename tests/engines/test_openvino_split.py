@@ -5,9 +5,9 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from darkroom.engines.openvino import _SplitEngine
-from darkroom.engines.openvino_split import split
-from darkroom.stages.contract import Stage, Tensor
+from darkroom.contract import Stage, Tensor
+from darkroom.engines.openvino.runtime import _SplitEngine
+from darkroom.engines.openvino.split import split
 from tests.engines.graphs import drawn, request
 
 STEADY = ("text", "scale")

@@ -7,7 +7,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from darkroom.engines.openvino_upsampling import convolve_before_doubling
+from darkroom.engines.openvino.upsampling import convolve_before_doubling
 from tests.engines.graphs import drawn, kinds, outputs
 
 torch = pytest.importorskip("torch")

@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from darkroom.engines import find_runtime, tensorrt
-from darkroom.engines.runtime import Job, Options
-from darkroom.engines.store import MANIFEST
-from darkroom.engines.tensorrt_graph import read_graph, tidy
-from darkroom.errors import AskedWrongly, Failed
-from darkroom.stages.contract import Profile, Stage, Tensor
+from darkroom.contract import Job, Profile, Stage, Tensor
+from darkroom.engines import find_runtime
+from darkroom.engines.runtime import Options
+from darkroom.engines.tensorrt import runtime as tensorrt
+from darkroom.engines.tensorrt.graph import read_graph, tidy
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.store.store import MANIFEST
 from tests.engines.stand_ins import CudaStandIn, TensorRtStandIn
 from tests.support import ROOT, SOON, Ended, Studio, assert_refused, flags, listing, one_line, until
 
@@ -73,7 +74,7 @@ import os, runpy, sys, time
 from pathlib import Path
 _, building, *sys.argv = sys.argv
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from darkroom.progress import Line
+from darkroom.processes.progress import Line
 Line.phase = lambda *_: (Path(building).touch(), time.sleep(3600))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -424,5 +425,5 @@ def test_gpus_that_are_named_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_option_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = tensorrt.importlib.util.find_spec
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None if name == "nvtx" else real(name))
-    with pytest.raises(AskedWrongly, match="pip install nvtx"):
+    with pytest.raises(InvalidRequest, match="pip install nvtx"):
         find_runtime("tensorrt", Options(nvtx_profile=True))

@@ -14,19 +14,19 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from darkroom.engines import tensorrt
+from darkroom.contract import Job, Profile, Tensor
 from darkroom.engines.cuda import Cuda
-from darkroom.engines.runtime import Job, Options
-from darkroom.engines.store import MANIFEST
-from darkroom.engines.tensorrt_graph import read_graph, tidy
-from darkroom.engines.tensorrt_run import Session
+from darkroom.engines.runtime import Options
+from darkroom.engines.tensorrt import runtime as tensorrt
+from darkroom.engines.tensorrt.graph import read_graph, tidy
+from darkroom.engines.tensorrt.run import Session
 from darkroom.errors import Failed
-from darkroom.export.step import write_step
 from darkroom.schedule import SCHEDULERS, chosen
 from darkroom.schedule.compile import compile_schedule
+from darkroom.schedule.step import NEXT, step_stage
+from darkroom.schedule.step_onnx import write_step
 from darkroom.schedule.table import Table, Trajectory
-from darkroom.stages.contract import Profile, Tensor
-from darkroom.stages.step import NEXT, step_stage
+from darkroom.store.store import MANIFEST
 from tests.engines.stand_ins import CudaStandIn, Misuse, Status, TensorRtStandIn
 from tests.support import ROOT, SCHEDULER_CONFIG, Diffusers, Studio, psnr
 
@@ -45,7 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CudaStandIn:
 
     monkeypatch.setattr(tensorrt, "runtime_api", lambda: cuda)
     monkeypatch.setattr(tensorrt, "bindings", lambda: TensorRtStandIn(cuda))
-    monkeypatch.setattr("darkroom.engines.tensorrt_build.build_engine", build_engine)
+    monkeypatch.setattr("darkroom.engines.tensorrt.build.build_engine", build_engine)
     return cuda
 
 
@@ -128,7 +128,7 @@ class TestPictures:
 @pytest.fixture
 def loop(tmp_path: Path) -> Callable[..., Any]:
     """A UNet that halves its input, with the schedule's step, in a session of its own."""
-    from darkroom.stages.contract import Stage
+    from darkroom.contract import Stage
 
     def made(**options: Any) -> tuple[CudaStandIn, Any]:
         stage = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), "unet")
@@ -262,7 +262,7 @@ class TestLoop:
 
 def test_running_needs_no_compiler() -> None:
     """The half that runs is what a server holds: neither torch nor ONNX come with it."""
-    code = "import sys, darkroom.engines.tensorrt_run, darkroom.engines.tensorrt; print(*sys.modules)"
+    code = "import sys, darkroom.engines.tensorrt.run, darkroom.engines.tensorrt.runtime; print(*sys.modules)"
     environment = {"PYTHONPATH": str(ROOT / "demo"), "PATH": os.environ["PATH"]}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert not {"torch", "onnx", "diffusers", "polygraphy", "onnx_graphsurgeon"} & set(said.stdout.split())

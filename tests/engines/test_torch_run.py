@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 
+from darkroom.contract import Job, Profile, Stage
 from darkroom.engines import find_runtime
-from darkroom.engines.manifest import MANIFEST
-from darkroom.engines.runtime import Denoiser, Job, Options
-from darkroom.engines.store import Store
-from darkroom.engines.torch_cache import VARIABLE
-from darkroom.engines.torch_run import Captures, TorchEngine
-from darkroom.engines.torch_tuning import fuse_projections, least_rows
-from darkroom.errors import AskedWrongly, Failed
-from darkroom.export.modules import example_inputs, load_module
-from darkroom.stages.contract import Profile, Stage
+from darkroom.engines.runtime import Denoiser, Options
+from darkroom.engines.torch.cache import VARIABLE
+from darkroom.engines.torch.run import Captures, TorchEngine
+from darkroom.engines.torch.tuning import fuse_projections, least_rows
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.networks.load import example_inputs, load_module
+from darkroom.store.manifest import MANIFEST
+from darkroom.store.store import Store
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
 from tests.support import ROOT, Diffusers, Studio, assert_refused, psnr
 
@@ -199,7 +199,7 @@ class TestCompiled:
     def test_and_killed_is_swept(self, tmp_path: Path) -> None:
         code = (
             "import os, sys, signal; from pathlib import Path; from darkroom.engines import find_runtime; "
-            "from darkroom.engines.store import Store; "
+            "from darkroom.store.store import Store; "
             "find_runtime('torch-compile').keep_in(Store(Path(sys.argv[1]))); os.kill(os.getpid(), signal.SIGKILL)"
         )
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
@@ -261,7 +261,7 @@ class TestCaptures:
             return replay, made
 
         monkeypatch.setattr(Captures, "_captured", capture)
-        monkeypatch.setattr("darkroom.engines.torch.Torch._graphs", True)
+        monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._graphs", True)
         return works
 
     def test_loop_that_came_twice_is_one_launch(self, captured: list) -> None:
@@ -346,9 +346,9 @@ def test_what_torch_refuses_is_a_line_and_what_a_compiler_says_keeps_its_trace()
 
 
 def test_fused_projections_compute_the_same(tiny_model: Path, studio: Studio) -> None:
-    from darkroom.checkpoint import SD, open_checkpoint
-    from darkroom.engines.store import Store
-    from darkroom.stages import stages
+    from darkroom.checkpoint.folder import SD, open_checkpoint
+    from darkroom.families import stages
+    from darkroom.store.store import Store
 
     checkpoint = open_checkpoint(tiny_model, Store(studio.engines).fingerprints, (SD,))
     every = stages(checkpoint, True, 0)
@@ -392,7 +392,7 @@ def test_gpu_that_torch_cannot_use_is_told_of(driver: bool, tmp_path: Path, monk
     device = tmp_path / "nvidiactl"
     if driver:
         device.touch()
-    monkeypatch.setattr("darkroom.engines.torch.NVIDIA_DEVICES", (str(device),))
+    monkeypatch.setattr("darkroom.engines.torch.runtime.NVIDIA_DEVICES", (str(device),))
     monkeypatch.setattr(torch.version, "cuda", None)
     places = find_runtime("torch").places()
     assert [("without CUDA" in place.why_not, "torch==2.13.0" in place.command) for place in places] == [
@@ -401,8 +401,8 @@ def test_gpu_that_torch_cannot_use_is_told_of(driver: bool, tmp_path: Path, monk
 
 
 def test_products_launched_one_by_one_are_captured_by_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("darkroom.engines.torch.Torch._on_gpu", True)
-    with pytest.raises(AskedWrongly, match=r"--use-cuda-graph .* int8 .* torch-compile"):
+    monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._on_gpu", True)
+    with pytest.raises(InvalidRequest, match=r"--use-cuda-graph .* int8 .* torch-compile"):
         find_runtime("torch", Options(quantization="int8", use_cuda_graph=True))
 
 
@@ -416,17 +416,17 @@ def test_smallest_products_have_the_rows_of_the_lowest_level(guided: bool, batch
 
 
 def test_product_of_too_few_rows_is_refused_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("darkroom.engines.torch.Torch._on_gpu", True)
-    monkeypatch.setattr("darkroom.engines.torch.Torch._check_options", lambda self: None)
+    monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._on_gpu", True)
+    monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._check_options", lambda self: None)
     module = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=[1, 1, 1, 1])))
     job = Job(STAGE, Profile(1, 256, 256), "fp32")
-    with pytest.raises(AskedWrongly, match="17 rows or more on a GPU, and a part of this picture has 16"):
+    with pytest.raises(InvalidRequest, match="17 rows or more on a GPU, and a part of this picture has 16"):
         find_runtime("torch-compile", Options(quantization="int8"))._check_rows(job, module)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_quantization_is_for_torch(engine: str) -> None:
-    with pytest.raises(AskedWrongly, match=r"--quantization has nothing to act on .* torch or torch-compile"):
+    with pytest.raises(InvalidRequest, match=r"--quantization has nothing to act on .* torch or torch-compile"):
         find_runtime(engine, Options(quantization="int8"))
 
 
@@ -442,7 +442,7 @@ def test_quantized_picture_tells_its_loss_and_is_remade(studio: Studio, diffuser
 
 
 def test_weights_kept_in_half_precision_can_be_quantized(studio: Studio) -> None:
-    with mock.patch("darkroom.checkpoint.LARGE", 0), mock.patch("darkroom.export.modules.WORTH_HALVING", 500):
+    with mock.patch("darkroom.checkpoint.folder.LARGE", 0), mock.patch("darkroom.networks.load.WORTH_HALVING", 500):
         drawn = studio.draw(PROMPT, engine="torch", quantization="int8")
     assert 20 < drawn.result["quantization_psnr"] < 100
 

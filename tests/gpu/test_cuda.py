@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from darkroom.engines import find_runtime
-from darkroom.engines.torch_tuning import FP8_FROM
+from darkroom.engines.torch.tuning import FP8_FROM
 from tests.engines.loops import Small, by_diffusers, denoised, engine_of, schedule
 from tests.support import Diffusers, Studio, psnr
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.schedule import SCHEDULERS, Chosen, chosen
 from darkroom.schedule.compile import compile_schedule
@@ -77,7 +77,7 @@ def assert_follows_diffusers(choice: Chosen, steps: int, tolerance: float = 1e-5
     try:
         expected = samples_of_diffusers(choice, steps, seed=3)
     except (ValueError, IndexError) as error:
-        with pytest.raises(AskedWrongly, match=str(steps)):
+        with pytest.raises(InvalidRequest, match=str(steps)):
             compile_schedule(choice, steps)
         pytest.skip(f"diffusers cannot make {steps} steps: {error}")
     found = samples_of_table(compile_schedule(choice, steps), seed=3)
@@ -127,7 +127,7 @@ def test_pndm_by_name_always_skips_its_runge_kutta_warm_up() -> None:
 
 
 def test_own_pndm_that_does_not_skip_it_is_refused() -> None:
-    with pytest.raises(AskedWrongly, match="more history than a table holds"):
+    with pytest.raises(InvalidRequest, match="more history than a table holds"):
         compile_schedule(choice_of(None, skip_prk_steps=False), 20)
 
 
@@ -145,7 +145,7 @@ def test_outdated_configuration_is_corrected_as_diffusers_corrects_it(
     choice = chosen(name, own, {key: value for key, value in config.items() if value is not None}, corrected=True)
     if scheduler_of_diffusers(choice).config.get("clip_sample"):
         # Of another scheduler than the model's own diffusers does not correct what the configuration leaves out.
-        with pytest.raises(AskedWrongly, match="clip_sample"):
+        with pytest.raises(InvalidRequest, match="clip_sample"):
             compile_schedule(choice, 10)
     else:
         assert_follows_diffusers(choice, 10)
@@ -191,7 +191,7 @@ def test_switch_of_another_class_is_nothing_to_those_that_do_not_know_it(name: s
 )
 def test_scheduler_that_clips_is_refused_by_name(name: str, switch: str) -> None:
     choice = choice_of(name, **{switch: True})
-    with pytest.raises(AskedWrongly) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         compile_schedule(choice, 10)
     assert choice.class_name.removesuffix("Scheduler") in str(refusal.value)
     assert switch in str(refusal.value)
@@ -199,23 +199,23 @@ def test_scheduler_that_clips_is_refused_by_name(name: str, switch: str) -> None
 
 @pytest.mark.parametrize("name", ["LCM", "TCD"])
 def test_lcm_cannot_make_more_steps_than_its_own_fifty(name: str) -> None:
-    with pytest.raises(AskedWrongly, match="51"):
+    with pytest.raises(InvalidRequest, match="51"):
         compile_schedule(choice_of(name), 51)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_more_than_a_thousand_steps_are_refused(name: str) -> None:
-    with pytest.raises(AskedWrongly, match="1001"):
+    with pytest.raises(InvalidRequest, match="1001"):
         compile_schedule(choice_of(name), 1001)
 
 
 def test_unknown_scheduler_class_in_a_model_is_refused_by_name() -> None:
-    with pytest.raises(AskedWrongly, match="NoSuchScheduler"):
+    with pytest.raises(InvalidRequest, match="NoSuchScheduler"):
         compile_schedule(Chosen("NoSuchScheduler", {}), 10)
 
 
 def test_class_that_is_no_scheduler_is_refused_by_name() -> None:
-    with pytest.raises(AskedWrongly, match="UNet2DModel"):
+    with pytest.raises(InvalidRequest, match="UNet2DModel"):
         compile_schedule(Chosen("UNet2DModel", {}), 10)
 
 
@@ -236,7 +236,7 @@ def test_class_that_is_no_scheduler_is_refused_by_name() -> None:
     ids=str,
 )
 def test_configuration_that_diffusers_cannot_follow_is_refused_in_one_line(own: str, setting: dict[str, Any]) -> None:
-    with pytest.raises(AskedWrongly) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         compile_schedule(chosen(None, own, SCHEDULER_CONFIG | setting), 10)
     assert own.removesuffix("Scheduler") in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -244,7 +244,7 @@ def test_configuration_that_diffusers_cannot_follow_is_refused_in_one_line(own: 
 
 @pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is installed")
 def test_package_that_a_scheduler_lacks_is_named() -> None:
-    with pytest.raises(AskedWrongly, match="torchsde"):
+    with pytest.raises(InvalidRequest, match="torchsde"):
         compile_schedule(Chosen("DPMSolverSDEScheduler", SCHEDULER_CONFIG), 10)
 
 

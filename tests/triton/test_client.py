@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from darkroom.errors import Failed
-from darkroom.pictures import read_recipe
+from darkroom.pipeline.pictures import read_recipe
 from darkroom.triton.album import Album
 from darkroom.triton.answers import Image
 from darkroom.triton.client import Server, address_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.triton.load import Load
 from darkroom.triton.prompts import Prompt
 
@@ -22,9 +22,9 @@ def test_rows_that_cannot_share_a_request_are_refused_by_their_lines(
     rows = tuple(Prompt("a", **row, place=f"prompts.jsonl:{index + 1}") for index, row in enumerate((first, second)))
     Load(rows)  # alone each may be sent
     for more in ({}, {"requests": 5}):
-        with pytest.raises(AskedWrongly, match=said):
+        with pytest.raises(InvalidRequest, match=said):
             Load(rows, batch_size=2, **more)
-    with pytest.raises(AskedWrongly):
+    with pytest.raises(InvalidRequest):
         Load((rows[0], rows[0], rows[1], rows[1], rows[0]), batch_size=2, requests=5)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.triton.prompts import Prompt, read_prompts
 
 BAD_LINES = {
@@ -34,7 +34,7 @@ BAD_LINES = {
 def test_bad_line_is_refused_by_file_and_number(bad: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "good"}}\n\n{BAD_LINES[bad]}\n{{"prompt": "good"}}\n')
-    with pytest.raises(AskedWrongly) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         read_prompts(file, {})
     assert str(refused.value).startswith(f"{file}:3: ")
     assert "\n" not in str(refused.value)
@@ -45,14 +45,14 @@ def test_bad_line_is_refused_by_file_and_number(bad: str, tmp_path: Path) -> Non
 def test_line_that_is_no_text_is_refused_by_file_and_number(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"good\ncaf\xe9\n")
-    with pytest.raises(AskedWrongly, match=f"{file}:2: "):
+    with pytest.raises(InvalidRequest, match=f"{file}:2: "):
         read_prompts(file, {})
 
 
 def test_file_without_prompts_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n \n")
-    with pytest.raises(AskedWrongly, match=str(file)):
+    with pytest.raises(InvalidRequest, match=str(file)):
         read_prompts(file, {})
 
 

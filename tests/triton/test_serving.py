@@ -26,7 +26,7 @@ import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
 
-from darkroom.pictures import read_recipe
+from darkroom.pipeline.pictures import read_recipe
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import SHARED, STUB, Address, Triton
 from tests import support
@@ -61,7 +61,7 @@ def build(*arguments: str, **values: Any) -> tuple[int, str, str]:
 
     out, err = io.StringIO(), io.StringIO()
     with children_inline(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("darkroom.planning.run_in_child", lambda function, *args, verbose: function(*args))
+        patch.setattr("darkroom.serving.planning.run_in_child", lambda function, *args, verbose: function(*args))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run([*arguments, *flags(**values)])
     return code, out.getvalue(), err.getvalue()

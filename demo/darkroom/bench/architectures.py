@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import EMBEDDED
+from darkroom.checkpoint.catalog import EMBEDDED
 
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_L |= {"vocab_size": 49408, "projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407}
@@ -117,7 +117,7 @@ ARCHITECTURES = MODELS | {"tiny": TINY}
 
 def networks_of(name: str) -> dict[str, Callable[[], Any]]:
     """What makes each network of a model, with the weights that its libraries give a new one."""
-    from darkroom.export.modules import silence
+    from darkroom.networks.load import silence
 
     silence()
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -88,7 +88,7 @@ class Cell:
         )
 
     def request(self) -> Request:
-        """The request of one run. Raises `AskedWrongly` for what no model could be run with."""
+        """The request of one run. Raises `InvalidRequest` for what no model could be run with."""
         return Request(
             model=self.version or None,
             prompts=(self.prompt,),

@@ -24,10 +24,10 @@ from darkroom.bench.drawing import (
     looks_of,
     places,
 )
-from darkroom.bench.files import write_whole
 from darkroom.bench.results import PIPELINE
 from darkroom.bench.sections import Entry, Group, Section
 from darkroom.bench.words import less, number, size, times
+from darkroom.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

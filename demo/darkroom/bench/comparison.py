@@ -12,9 +12,9 @@ from darkroom.bench.cell import Cell, Place
 from darkroom.bench.machine import packages
 from darkroom.bench.peers import Peer, command, prepare
 from darkroom.bench.sweep import Entrant, entrant_of
-from darkroom.environments import ensure, packages_of
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
 from darkroom.noise import NoiseStream, initial_latents
+from darkroom.processes.environments import ensure, packages_of
 
 REFERENCE = "diffusers eager"
 """Whose pictures the others' are compared with: float32 torch."""
@@ -75,10 +75,10 @@ def add_likeness(found: dict[str, Any], expected: list[str]) -> None:
     """Gives a result that has pictures its `psnr` in dB against the `expected` ones: the least of its images."""
     if not (expected and found.get("pictures")):
         return
-    from darkroom.pictures import psnr, read_pixels
+    from darkroom.pipeline.pictures import psnr, read_pixels
 
     try:
         pairs = zip(found["pictures"], expected, strict=True)
         found["psnr"] = round(min(psnr(*(read_pixels(Path(path), None, None) for path in pair)) for pair in pairs), 2)
-    except (AskedWrongly, ValueError) as error:
+    except (InvalidRequest, ValueError) as error:
         found["error"] = f"its pictures cannot be compared: {error}"

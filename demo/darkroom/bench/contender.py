@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from darkroom.child import PR_SET_PDEATHSIG
 from darkroom.errors import Failed
+from darkroom.processes.child import PR_SET_PDEATHSIG
 
 KINDS = {"loaded": float | int, "stages": dict, "streams": list, "saved": list, "peak_bytes": int}
 SECONDS_TO_END = 30.0

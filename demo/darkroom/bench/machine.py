@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from darkroom import __version__
-from darkroom.child import machine_memory
 from darkroom.engines.cpu import processor
+from darkroom.processes.child import machine_memory
 
 PACKAGES = (
     *("numpy", "torch", "torchao", "torchax", "diffusers", "transformers"),

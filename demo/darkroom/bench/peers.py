@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bench.published_names import copy_with_published_names
-from darkroom.engines.store import Key, Store
 from darkroom.errors import Failed
+from darkroom.store.store import Key, Store
 
 CONTENDERS = Path(__file__).resolve().parent / "contenders"
 READ = (".json", ".safetensors", ".txt")

@@ -9,12 +9,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from darkroom.bench.files import write_whole
 from darkroom.bench.per_device import per_device
 from darkroom.bench.results import FORMAT, JSON_NAMES, PIPELINE, Row, read
 from darkroom.bench.sections import Entry, Section, sections
 from darkroom.bench.words import less, number, size, times
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.files import write_whole
 
 WIDTH = 80
 COLUMNS = {"": 26, " ": 12, "images/s": 8, "speed-up": 8, "ms (p90)": 14, "memory": 7}
@@ -25,11 +25,11 @@ def report(files: list[Path], folder: Path, baseline: str | None, max_latency: f
     """Writes results.csv, results.md and the charts into `folder`, and returns their paths.
 
     `baseline` is a contender or a part of its name; `max_latency` is in milliseconds, for `best_under`. Raises
-    `AskedWrongly` for files that cannot be read, a contender that is not there and a package that is missing, and
+    `InvalidRequest` for files that cannot be read, a contender that is not there and a package that is missing, and
     `Failed` for a folder that cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise AskedWrongly("The charts of a report need the package matplotlib: pip install matplotlib")
+        raise InvalidRequest("The charts of a report need the package matplotlib: pip install matplotlib")
     from darkroom.bench.charts import write_charts
 
     rows = read(files)
@@ -53,10 +53,10 @@ def report(files: list[Path], folder: Path, baseline: str | None, max_latency: f
 def best_under(rows: list[Row], max_latency_ms: float) -> dict[str, Row | None]:
     """For each version the cell with the most images a second of those whose Pipeline has its p90 within the bound.
 
-    None where there is no such cell. Raises `AskedWrongly` for a bound that nothing can be within.
+    None where there is no such cell. Raises `InvalidRequest` for a bound that nothing can be within.
     """
     if not max_latency_ms > 0:
-        raise AskedWrongly(f"--max-latency must be above 0 ms, not {max_latency_ms:g}.")
+        raise InvalidRequest(f"--max-latency must be above 0 ms, not {max_latency_ms:g}.")
     best: dict[str, Row | None] = {}
     for row in rows:
         known = best.setdefault(row.settings.version, None)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 
 FORMAT = 1
 """What `format` in a line must be: the meaning of a name never changes without it."""
@@ -162,13 +162,13 @@ def read(files: Iterable[Path]) -> list[Row]:
     """The cells in these files, in the order in which they first appear; of lines for the same cell the last counts,
     with the cold starts of the one before where it has none.
 
-    Raises `AskedWrongly` for a file that cannot be read, holds no whole line, or is damaged elsewhere than at its end.
+    Raises `InvalidRequest` for a file that cannot be read, holds no whole line, or is damaged before its end.
     """
     rows: dict[tuple[str, Settings, Machine], Row] = {}
     for file in files:
         found = list(_rows(file))
         if not found:
-            raise AskedWrongly(f"{file} holds no results. Give a file that `benchmark.py run` wrote.")
+            raise InvalidRequest(f"{file} holds no results. Give a file that `benchmark.py run` wrote.")
         for row in found:
             before = rows.get(row.key)
             if before and before.cold_start and row.error is None and not row.cold_start:
@@ -182,7 +182,7 @@ def _rows(file: Path) -> Iterator[Row]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise AskedWrongly(f"{file} cannot be read: {error.strerror or error}.") from None
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror or error}.") from None
     # Nothing but a line feed ends a line: prompts may hold the other characters that Python would split at.
     *whole, last = content.split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
@@ -193,11 +193,11 @@ def _rows(file: Path) -> Iterator[Row]:
         except ValueError:
             if number > len(whole):
                 return  # A sweep that was killed while it wrote: a line that is whole ends with a line feed.
-            raise AskedWrongly(f"{file}, line {number} is damaged: it is not JSON. Remove the line.") from None
+            raise InvalidRequest(f"{file}, line {number} is damaged: it is not JSON. Remove the line.") from None
         try:
             yield row_of(value)
         except Damaged as error:
-            raise AskedWrongly(f"{file}, line {number} is damaged: {error}. Remove the line.") from None
+            raise InvalidRequest(f"{file}, line {number} is damaged: {error}. Remove the line.") from None
 
 
 def row_of(line: Any) -> Row:

@@ -6,8 +6,8 @@ from typing import Any
 
 from darkroom.bench.results import PIPELINE, Beside, Row
 from darkroom.bench.words import counted, processor_name, words
-from darkroom.errors import AskedWrongly, near_matches
-from darkroom.timing import ROWS
+from darkroom.errors import InvalidRequest, near_matches
+from darkroom.pipeline.timing import ROWS
 
 PREFERRED, OTHERWISE = "diffusers eager", "torch"
 """The baseline where none is named: what people start from; if it is not there, whatever has this in its name."""
@@ -118,7 +118,7 @@ def sections(rows: list[Row], baseline: str | None = None) -> list[Section]:
     """One section for each version, in the order of their first cells.
 
     `baseline` is a contender's name or a part that only one has, for all versions. Without one, each version has
-    "diffusers eager", else the first with "torch" in its name, else the first. Raises `AskedWrongly` for another.
+    "diffusers eager", else the first with "torch" in its name, else the first. Raises `InvalidRequest` for another.
     """
     own = _own_ways(rows)
     versions = list(_by(lambda row: row.settings.version, rows).values())
@@ -189,16 +189,18 @@ def meant(asked: str, known: list[str], otherwise: str, labelled: Sequence[str] 
     """The one of the known contenders that a baseline names: wholly, by its label, or by a part that only it has.
 
     What a report adds to a name where there are several, such as how it was built, may be said where it is not needed.
-    Raises `AskedWrongly`, in the words of `otherwise`, for none.
+    Raises `InvalidRequest`, in the words of `otherwise`, for none.
     """
     part = asked.strip().lower()
     found = [name for name in known if name.lower() == part] or [*labelled]
     found = found or [name for name in known if part and part in name.lower()]
     found = found or [name for name in known if part.startswith(f"{name.lower()} ")]
     if not found:
-        raise AskedWrongly(f"--baseline {asked!r} {otherwise}.{near_matches(asked, known)} Known: {', '.join(known)}.")
+        raise InvalidRequest(
+            f"--baseline {asked!r} {otherwise}.{near_matches(asked, known)} Known: {', '.join(known)}."
+        )
     if len(found) > 1:
-        raise AskedWrongly(f"--baseline {asked!r} could be {' or '.join(map(repr, found))}. Name one of them.")
+        raise InvalidRequest(f"--baseline {asked!r} could be {' or '.join(map(repr, found))}. Name one of them.")
     return found[0]
 
 

@@ -18,7 +18,7 @@ from darkroom.bench.cell import Cell, Place
 from darkroom.bench.contender import Contender, seconds_to_picture
 from darkroom.bench.memory import Room
 from darkroom.bench.results import FORMAT, PIPELINE
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ def priced(line: dict[str, Any], price: float | None) -> dict[str, Any]:
 
 
 def check_writable(file: Path) -> None:
-    """Raises `AskedWrongly` for a file that lines could not be appended to. Leaves nothing there."""
+    """Raises `InvalidRequest` for a file that lines could not be appended to. Leaves nothing there."""
     try:
         if file.exists():
             file.open("ab").close()
         else:
             tempfile.TemporaryFile(dir=next(parent for parent in file.absolute().parents if parent.exists())).close()
     except OSError as error:
-        raise AskedWrongly(f"--output {file} cannot be written ({error.strerror or error}); name another.") from None
+        raise InvalidRequest(f"--output {file} cannot be written ({error.strerror or error}); name another.") from None
 
 
 def append(file: Path, line: dict[str, Any]) -> None:

@@ -16,16 +16,16 @@ import numpy as np  # noqa: E402
 
 from darkroom.bench.cell import Cell, Place  # noqa: E402
 from darkroom.bench.machine import usable_cores  # noqa: E402
-from darkroom.checkpoint import SD, SDXL, open_checkpoint  # noqa: E402
-from darkroom.child import peak_memory  # noqa: E402
+from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import ON_NVIDIA  # noqa: E402
-from darkroom.engines.store import Store  # noqa: E402
 from darkroom.errors import DarkroomError  # noqa: E402
-from darkroom.pipeline import Pipeline  # noqa: E402
+from darkroom.pipeline.pipeline import Pipeline  # noqa: E402
+from darkroom.pipeline.timing import StageClock  # noqa: E402
 from darkroom.prepare import Preparer  # noqa: E402
+from darkroom.processes.child import peak_memory  # noqa: E402
 from darkroom.request import Batch  # noqa: E402
-from darkroom.timing import StageClock  # noqa: E402
+from darkroom.store.store import Store  # noqa: E402
 
 NEIGHBOURS = 4
 """Batches that an asynchronous run makes, so that they have neighbours."""
@@ -75,7 +75,7 @@ class Worker:
     def save(self, folder: Path) -> dict[str, Any]:
         from PIL import Image
 
-        from darkroom.pictures import to_bytes
+        from darkroom.pipeline.pictures import to_bytes
 
         folder.mkdir(parents=True, exist_ok=True)
         paths = []

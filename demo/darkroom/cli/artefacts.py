@@ -13,11 +13,11 @@ from typing import Any
 
 from darkroom.cli.console import Console
 from darkroom.engines import find_runtime
-from darkroom.engines.manifest import Damaged, read_manifest
 from darkroom.engines.runtime import Options, Runtime
-from darkroom.engines.store import Store, last_use
-from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.errors import DarkroomError, InvalidRequest
 from darkroom.prepare import GRAPH_REVISION
+from darkroom.store.manifest import Damaged, read_manifest
+from darkroom.store.store import Store, last_use
 
 WIDE, WIDE_ENOUGH = 200, 150
 """Characters that a table may take where it goes to a file or another program, and from which on it is whole."""
@@ -78,7 +78,7 @@ class Runtimes:
 def rows_of(stores: Iterable[Store], runtimes: Runtimes, names: list[str] | None = None) -> list[Row]:
     """Every artefact of the stores, engines first; `names` keeps those that one of them, a pattern, fits.
 
-    Raises `AskedWrongly` for a name that fits none.
+    Raises `InvalidRequest` for a name that fits none.
     """
     unique = {store.root.resolve(): store for store in stores}.values()
     rows = []
@@ -91,7 +91,7 @@ def rows_of(stores: Iterable[Store], runtimes: Runtimes, names: list[str] | None
         store.fingerprints.remember()
     for name in names or ():
         if not any(_fits(row, name) for row in rows):
-            raise AskedWrongly(f"{name!r} fits no artefact here; `build_engines.py list` shows them.")
+            raise InvalidRequest(f"{name!r} fits no artefact here; `build_engines.py list` shows them.")
     rows = [row for row in rows if not names or any(_fits(row, name) for name in names)]
     return sorted(rows, key=lambda row: (KINDS.index(row.kind) if row.kind in KINDS else len(KINDS), row.name))
 

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from darkroom.catalog import Script, Version, find_version
-from darkroom.checkpoint import Checkpoint
+from darkroom.checkpoint.catalog import Script, Version, find_version
+from darkroom.checkpoint.folder import Checkpoint
+from darkroom.checkpoint.hub import REPOSITORY, repository_of
+from darkroom.checkpoint.other_vae import check_vae
 from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
+from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES
-from darkroom.engines.runtime import PRECISIONS, Runtime
-from darkroom.errors import AskedWrongly
-from darkroom.hub import REPOSITORY, repository_of
-from darkroom.other_vae import check_vae
+from darkroom.engines.runtime import Runtime
+from darkroom.errors import InvalidRequest
 from darkroom.request import LoraChoice, Request, draw_seed
 
 FIXED_BY_RECIPE = (
@@ -63,56 +64,56 @@ def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | 
     """The recipe in the picture that --recipe names, or None without that flag."""
     if flags.recipe is None:
         return None
-    from darkroom.pictures import read_recipe
+    from darkroom.pipeline.pictures import read_recipe
 
     if flags.prompt:
-        raise AskedWrongly("a prompt cannot be given beside --recipe, which holds its own.")
+        raise InvalidRequest("a prompt cannot be given beside --recipe, which holds its own.")
     for name in FIXED_BY_RECIPE:
         if getattr(flags, name, None) is not None:
             flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
-            raise AskedWrongly(f"{flag} cannot be given beside --recipe, which fixes it.")
+            raise InvalidRequest(f"{flag} cannot be given beside --recipe, which fixes it.")
     recipe = read_recipe(Path(flags.recipe))
     maker = recipe.get("script", script.program)
     if maker != script.program:
-        raise AskedWrongly(f"--recipe {flags.recipe} was made by {maker}: replay it with that script.")
+        raise InvalidRequest(f"--recipe {flags.recipe} was made by {maker}: replay it with that script.")
     Request.from_json(recipe["request"])
     return recipe
 
 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
-    """Raises `AskedWrongly` for flags that say who makes the pictures of a file, where there is none."""
+    """Raises `InvalidRequest` for flags that say who makes the pictures of a file, where there is none."""
     if getattr(flags, "ray", None) is not None:
-        raise AskedWrongly("--ray has nothing to act on without --prompts.")
+        raise InvalidRequest("--ray has nothing to act on without --prompts.")
     dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
     if flags.devices is not None and flags.recipe is None and asked_engine(flags) not in dividing:
-        raise AskedWrongly(f"--devices has nothing to act on without --prompts or --engine {' or '.join(dividing)}.")
+        raise InvalidRequest(f"--devices has nothing to act on without --prompts or --engine {' or '.join(dividing)}.")
 
 
 def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
-    """Raises `AskedWrongly` for flags that have nothing to act on, or something else, in a run of a whole file."""
+    """Raises `InvalidRequest` for flags that have nothing to act on, or something else, in a run of a whole file."""
     if flags.prompt:
-        raise AskedWrongly("a prompt cannot be given beside --prompts, which names a file of them.")
+        raise InvalidRequest("a prompt cannot be given beside --prompts, which names a file of them.")
     for name, reason in BESIDE_PROMPTS.items():
         if getattr(flags, name, None) is not None:
-            raise AskedWrongly(f"--{name.replace('_', '-')} cannot be given beside --prompts: {reason}.")
+            raise InvalidRequest(f"--{name.replace('_', '-')} cannot be given beside --prompts: {reason}.")
     if flags.num_warmup_runs:
-        raise AskedWrongly("--num-warmup-runs cannot be given beside --prompts: engines are warmed up when loaded.")
+        raise InvalidRequest("--num-warmup-runs cannot be given beside --prompts: engines are warmed up when loaded.")
 
 
 def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
     """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
     if flags.model is not None and flags.version is not None:
-        raise AskedWrongly("--model and --version cannot be given together: each names the model.")
+        raise InvalidRequest("--model and --version cannot be given together: each names the model.")
     if flags.config is not None and not os.path.isfile(flags.model or ""):
-        raise AskedWrongly("--config describes a single-file model: it has nothing to act on without one as --model.")
+        raise InvalidRequest("--config describes a single-file model: it has nothing to act on without one as --model.")
     if flags.model is not None:
         return unnamed(flags.model, script.unnamed)
     if recipe is not None:
         name = recipe["request"].get("model")
         if not name:
-            raise AskedWrongly(f"--recipe {flags.recipe} was made with a model folder; name it with --model.")
+            raise InvalidRequest(f"--recipe {flags.recipe} was made with a model folder; name it with --model.")
         if name not in script.versions and not REPOSITORY.fullmatch(name):
-            raise AskedWrongly(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
+            raise InvalidRequest(f"--recipe {flags.recipe} was made with {name}, which {script.program} does not run.")
         return script.versions.get(name) or replace(script.unnamed, name=name, source=name)
     named = flags.version
     if named is None:
@@ -130,10 +131,10 @@ def with_few_steps(version: Version, flags: argparse.Namespace, script: Script) 
     """The version's defaults as `--lcm-lora` changes them. Refuses a model that this script would run badly."""
     if getattr(flags, "lcm_lora", None):
         if version.few_steps and version.name in script.versions:
-            raise AskedWrongly(f"--lcm-lora has nothing to do for {version.name}, which needs few steps as it is.")
+            raise InvalidRequest(f"--lcm-lora has nothing to do for {version.name}, which needs few steps as it is.")
         return replace(version, steps=script.unnamed.steps, guidance_scale=0.0, scheduler="LCM")
     if not version.few_steps:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--version {version.name} needs many steps: make it one of few with --lcm-lora, or use another script."
         )
     return version
@@ -147,13 +148,13 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     if not asked:
         for name in ("image_strength", "refiner_model", "onnx_refiner_dir", "engine_refiner_dir"):
             if getattr(flags, name) is not None:
-                raise AskedWrongly(f"--{name.replace('_', '-')} has nothing to act on without --enable-refiner.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} has nothing to act on without --enable-refiner.")
         return None
     named = flags.refiner_model or (recipe["request"]["refiner"] if recipe else script.refiner.name)
     if named == script.refiner.name:
         return script.refiner
     if not named:
-        raise AskedWrongly(f"--recipe {flags.recipe} was made with a refiner's folder; name it with --refiner-model.")
+        raise InvalidRequest(f"--recipe {flags.recipe} was made with a refiner's folder; name it with --refiner-model.")
     return unnamed(named, script.refiner)
 
 
@@ -161,7 +162,7 @@ def asked_vae(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str |
     """Another VAE than the model's own, by folder or hub repository; None without one."""
     named = flags.vae
     if named is None and recipe and (named := recipe["request"].get("vae")) == "":
-        raise AskedWrongly(f"--recipe {flags.recipe} was made with a VAE's folder; name it with --vae.")
+        raise InvalidRequest(f"--recipe {flags.recipe} was made with a VAE's folder; name it with --vae.")
     if named is not None and repository_of(named) is None:
         check_vae(Path(named))
     return named
@@ -178,14 +179,14 @@ def asked_image(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.
 
     Beside a recipe, they must be the ones that it was made from.
     """
-    from darkroom.pictures import read_pixels
+    from darkroom.pipeline.pictures import read_pixels
 
     if flags.input_image is None:
-        raise AskedWrongly("--input-image is needed: the picture to start from.")
+        raise InvalidRequest("--input-image is needed: the picture to start from.")
     wanted = recipe["request"] if recipe else vars(flags)
     pixels = read_pixels(Path(flags.input_image), wanted["height"], wanted["width"])
     if recipe and recipe["request"].get("input_image") != pixels_digest(pixels):
-        raise AskedWrongly(f"--input-image {flags.input_image} is not the picture that {flags.recipe} was made from.")
+        raise InvalidRequest(f"--input-image {flags.input_image} is not the picture that {flags.recipe} was made from.")
     return pixels
 
 
@@ -210,7 +211,7 @@ def asked_request(
     """
     guidance_scale = _or(flags.guidance_scale, version.guidance_scale)
     if flags.negative_prompt and guidance_scale <= 1:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--negative-prompt acts through guidance, which --guidance-scale {guidance_scale} turns off: "
             f"use one above 1, or leave the negative prompt out."
         )
@@ -252,7 +253,7 @@ def asked_engine(flags: argparse.Namespace) -> str:
         return _or(flags.engine, "auto")
     implied = "torch" if flags.torch_inference == "eager" else "torch-compile"
     if flags.engine not in (None, implied):
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--torch-inference {flags.torch_inference} is --engine {implied}, not --engine {flags.engine}: "
             f"leave one of them out."
         )
@@ -260,12 +261,12 @@ def asked_engine(flags: argparse.Namespace) -> str:
 
 
 def refuse_build_flags(flags: argparse.Namespace, runtime: Runtime) -> None:
-    """Raises `AskedWrongly` for flags about building, on an engine that builds nothing, or not from ONNX graphs."""
+    """Raises `InvalidRequest` for flags about building, on an engine that builds nothing, or not from ONNX graphs."""
     about: dict[str, Any] = {} if runtime.compiles else {f"--build-{flags.build}": flags.build}
     for flag, value in (about if runtime.from_graph else about | {"--onnx-opset": flags.onnx_opset}).items():
         if value is not None:
             how = "is built from the model as it is" if runtime.compiles else "runs the model as it is"
-            raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, which {how}.")
+            raise InvalidRequest(f"{flag} has nothing to act on with --engine {runtime.name}, which {how}.")
 
 
 def _or(value: Value | None, default: Value) -> Value:

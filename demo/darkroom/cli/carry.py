@@ -7,8 +7,8 @@ from typing import Any
 from darkroom.cli.artefacts import Runtimes, readable_size, row_of, rows_of, show, total
 from darkroom.cli.console import Console
 from darkroom.cli.settings import artefact_folders, stores_of
-from darkroom.engines.archive import pack, unpack
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
+from darkroom.store.archive import pack, unpack
 
 ENGINES, GRAPHS = "engines", "onnx"
 """What the stores are called in an archive."""
@@ -32,7 +32,7 @@ def _export(flags: argparse.Namespace) -> None:
     console = Console(machine=flags.json)
     archive = Path(flags.archive)
     if archive.is_dir() or not archive.absolute().parent.is_dir():
-        raise AskedWrongly(f"{archive} cannot be made: name a file in a folder that is there.")
+        raise InvalidRequest(f"{archive} cannot be made: name a file in a folder that is there.")
     graphs, engines = stores_of(artefact_folders(flags), console)
     rows = rows_of((engines, graphs), Runtimes(), flags.name)
     for row in rows:
@@ -40,7 +40,7 @@ def _export(flags: argparse.Namespace) -> None:
             console.warn(f"{row.name} is left out: {row.unusable}.")
     rows = [row for row in rows if not row.damaged and row.kind in PLACES]
     if not rows:
-        raise AskedWrongly("there is nothing to export.")
+        raise InvalidRequest("there is nothing to export.")
     folders = {f"{PLACES[row.kind]}/{Path(row.folder).name}": Path(row.folder) for row in rows}
     with console.job(f"writing {archive.name}", len(rows)) as advance:
         pack(archive, folders, advance)

@@ -10,7 +10,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import make_folder, output_folder
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
 from darkroom.schedule import SCHEDULERS
 from darkroom.triton.album import Album
 from darkroom.triton.client import HOST, PORTS, Address, Model, address_of, connected
@@ -103,11 +103,11 @@ def run(arguments: list[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
     if not flags.model:
-        raise AskedWrongly("--model is empty: name a model of the server.")
+        raise InvalidRequest("--model is empty: name a model of the server.")
     if flags.output_dir is not None and not flags.save_image:
-        raise AskedWrongly("--output-dir has nothing to act on without --save-image.")
+        raise InvalidRequest("--output-dir has nothing to act on without --save-image.")
     if flags.timeout is not None and not 1e-6 <= flags.timeout <= LONGEST_TIMEOUT:
-        raise AskedWrongly(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
+        raise InvalidRequest(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
     address, load = address_of(flags.url, flags.protocol), asked_load(flags)
     tally = asyncio.run(_send(address, load, flags, console))
     _report(tally, load, address, flags, console)
@@ -120,10 +120,10 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 def asked_load(flags: argparse.Namespace) -> Load:
-    """What is to be sent. Raises `AskedWrongly` for what cannot be."""
+    """What is to be sent. Raises `InvalidRequest` for what cannot be."""
     for name in ("clients", "requests", "static_batch_size"):
         if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise AskedWrongly(f"{flag_of(name)} must be 1 or more, not {getattr(flags, name)}.")
+            raise InvalidRequest(f"{flag_of(name)} must be 1 or more, not {getattr(flags, name)}.")
     common = {name: getattr(flags, name) for name in FIELDS}
     prompts = tuple(make_prompt(common | {"prompt": text}, flag_of) for text in flags.prompt or [PROMPT])
     if flags.prompts_file is not None:
@@ -132,7 +132,7 @@ def asked_load(flags: argparse.Namespace) -> Load:
     load = Load(prompts, flags.clients, requests, flags.static_batch_size, flags.seed)
     if flags.requests is None and load.rows < len(prompts):
         enough = -(-len(prompts) // (flags.clients * flags.static_batch_size))
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--prompt: {load.rows} of the {len(prompts)} would be sent; --requests {enough} sends all of them."
         )
     return load
@@ -160,12 +160,12 @@ async def _send(address: Address, load: Load, flags: argparse.Namespace, console
 
 
 def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
-    """Raises `AskedWrongly` for what the model does not take."""
+    """Raises `InvalidRequest` for what the model does not take."""
     asked = {flag_of(name): name for name in ("seed", *FIELDS) if getattr(flags, name) is not None}
     asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.asked()}
     for what, name in asked.items():
         if name not in model.inputs:
-            raise AskedWrongly(f"{what} has nothing to act on: the model {model.name} has no such input.")
+            raise InvalidRequest(f"{what} has nothing to act on: the model {model.name} has no such input.")
 
 
 def _report(tally: Tally, load: Load, address: Address, flags: argparse.Namespace, console: Console) -> None:

@@ -10,12 +10,12 @@ from darkroom.bench.peers import PEERS, Peer
 from darkroom.bench.results import row_of
 from darkroom.bench.sweep import append, check_writable, groups_of, line_of, take_turns
 from darkroom.bench.worker import preparer_of
-from darkroom.catalog import TXT2IMG, Version
+from darkroom.checkpoint.catalog import TXT2IMG, Version
 from darkroom.cli.console import Console
 from darkroom.cli.parser import named
 from darkroom.cli.settings import home
 from darkroom.cli.sweeping import Sweep, check_baseline, cold_command, say_line, say_results, title
-from darkroom.errors import AskedWrongly, Failed, near_matches
+from darkroom.errors import Failed, InvalidRequest, near_matches
 
 RESULTS = "comparison.jsonl"
 TURBO = ("turbo",)
@@ -47,9 +47,9 @@ def full_size_models(flags: argparse.Namespace, folder: Path, console: Console) 
     for name in flags.full_size or ():
         if name not in MODELS:
             near = near_matches(name, list(MODELS))
-            raise AskedWrongly(f"--full-size {name!r} is not known here.{near} Known: {', '.join(MODELS)}.")
+            raise InvalidRequest(f"--full-size {name!r} is not known here.{near} Known: {', '.join(MODELS)}.")
         if "text_encoder_2" in MODELS[name]:
-            raise AskedWrongly(f"--full-size {name}: comparisons are of Stable Diffusion's pipeline, not of SDXL's.")
+            raise InvalidRequest(f"--full-size {name}: comparisons are of Stable Diffusion's pipeline, not of SDXL's.")
     for name in flags.full_size or ():
         with console.job(f"writing {name} with random weights"):
             source = _written(name, folder / "models" / name)
@@ -75,7 +75,7 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
     peers = _peers(flags.peer)
     file = Path(flags.output) if flags.output else home() / "output" / RESULTS
     if flags.threads and len(flags.threads) > 1:
-        raise AskedWrongly("--threads takes one number in a comparison: that of all who take part.")
+        raise InvalidRequest("--threads takes one number in a comparison: that of all who take part.")
     peer_dir = Path(flags.peer_dir).absolute() if flags.peer_dir else home() / ".peers"
     sweep = Sweep(flags, console)
     check_writable(file)
@@ -120,7 +120,7 @@ def compare(flags: argparse.Namespace, console: Console) -> None:
 def _peers(names: list[str] | None) -> list[Peer]:
     for name in names or ():
         if name not in PEERS:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--peer {name!r} is not known here.{near_matches(name, list(PEERS))} Known: {', '.join(PEERS)}."
             )
     return [PEERS[name] for name in names or PEERS]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from darkroom.cli.start import Nowhere
 from darkroom.errors import Failed
-from darkroom.progress import Line
+from darkroom.processes.progress import Line
 
 
 def nobody_reads() -> None:

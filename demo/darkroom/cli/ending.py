@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from darkroom.cli.console import nobody_reads
 from darkroom.cli.start import ENDING, STOPPED, Terminated, hear_interrupts, look_for_garbage, missing_package
-from darkroom.errors import AskedWrongly, DarkroomError
+from darkroom.errors import DarkroomError, InvalidRequest
 
 
 def ended(program: str, work: Callable[[], None]) -> int:
@@ -28,7 +28,7 @@ def _code_of(program: str, work: Callable[[], None]) -> int:
         _unveiled(work)
     except DarkroomError as error:
         # A refusal repeats what was typed, which may have lines of its own.
-        said = " ".join(str(error).splitlines()) if isinstance(error, AskedWrongly) else error
+        said = " ".join(str(error).splitlines()) if isinstance(error, InvalidRequest) else error
         print(f"{program}: {said}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:

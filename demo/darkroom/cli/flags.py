@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from darkroom.catalog import Script
+from darkroom.checkpoint.catalog import Script
 from darkroom.cli.parser import TOKEN, TOKEN_FLAG, Parser, named
+from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES
-from darkroom.engines.runtime import PRECISIONS
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.request import BUILDS, OPSETS
 from darkroom.schedule import SCHEDULERS
 
@@ -29,7 +29,7 @@ def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.N
     flags = parser_of(script).parse_intermixed_args(arguments[:end])
     flags.prompt += arguments[end + 1 :]
     if any(TOKEN.search(prompt) for prompt in flags.prompt):
-        raise AskedWrongly(f"a prompt, which is kept, holds what looks like a token: that goes behind {TOKEN_FLAG}.")
+        raise InvalidRequest(f"a prompt, which is kept, holds what looks like a token: that goes behind {TOKEN_FLAG}.")
     return flags
 
 

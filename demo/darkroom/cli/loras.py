@@ -4,24 +4,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from darkroom.checkpoint.hub import fetch_lora, repository_of
+from darkroom.checkpoint.lora import LCM_LORAS, check_lora, open_lora
 from darkroom.cli.console import Console
 from darkroom.cli.settings import Settings
-from darkroom.errors import AskedWrongly
-from darkroom.fingerprints import Fingerprints
-from darkroom.hub import fetch_lora, repository_of
-from darkroom.lora import LCM_LORAS, Lora, check_lora, open_lora
+from darkroom.contract import Lora
+from darkroom.errors import InvalidRequest
 from darkroom.request import LoraChoice
+from darkroom.store.fingerprints import Fingerprints
 
 
 def check_lora_flags(flags: argparse.Namespace) -> None:
-    """Raises `AskedWrongly` for what can be told to be wrong before a model is fetched."""
+    """Raises `InvalidRequest` for what can be told to be wrong before a model is fetched."""
     paths, weights = flags.lora_path or [], flags.lora_weight
     if not paths:
         for name in ("lora_weight", "lora_scale"):
             if getattr(flags, name) is not None:
-                raise AskedWrongly(f"--{name.replace('_', '-')} has nothing to act on without --lora-path.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} has nothing to act on without --lora-path.")
     if weights is not None and len(weights) != len(paths):
-        raise AskedWrongly(f"--lora-weight has {len(weights)} numbers for the {len(paths)} files of --lora-path.")
+        raise InvalidRequest(f"--lora-weight has {len(weights)} numbers for the {len(paths)} files of --lora-path.")
     scale = 1.0 if flags.lora_scale is None else flags.lora_scale
     for weight in weights or [1.0]:
         LoraChoice(None, "", weight, scale)  # which refuses what is no number
@@ -52,15 +53,15 @@ def asked_loras(
         choices = tuple(LoraChoice(**fields) for fields in recipe["request"].get("loras", ()))
         given = {lora.sha256: lora for lora in map(opened, paths)}
         if strangers := given.keys() - {choice.sha256 for choice in choices}:
-            raise AskedWrongly(f"--recipe {flags.recipe} was not made with the LoRA {given[min(strangers)].path}.")
+            raise InvalidRequest(f"--recipe {flags.recipe} was not made with the LoRA {given[min(strangers)].path}.")
         loras = []
         for choice in choices:
             if choice.sha256 not in given and choice.source is None:
-                raise AskedWrongly(f"--recipe {flags.recipe} was made with a LoRA file; name it with --lora-path.")
+                raise InvalidRequest(f"--recipe {flags.recipe} was made with a LoRA file; name it with --lora-path.")
             source = str(given[choice.sha256].path) if choice.sha256 in given else choice.source or ""
             loras.append(opened(source, choice.weight, choice.scale))
             if loras[-1].sha256 != choice.sha256:
-                raise AskedWrongly(f"--recipe {flags.recipe} was made with another LoRA than {source} holds now.")
+                raise InvalidRequest(f"--recipe {flags.recipe} was made with another LoRA than {source} holds now.")
         return tuple(loras), choices
     weights, scale = flags.lora_weight or [1.0] * len(paths), 1.0 if flags.lora_scale is None else flags.lora_scale
     asked = [(path, weight, scale) for path, weight in zip(paths, weights, strict=True)]

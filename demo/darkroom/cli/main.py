@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from darkroom import __version__
-from darkroom.catalog import Script, Version
-from darkroom.checkpoint import open_checkpoint
+from darkroom.checkpoint.catalog import Script, Version
+from darkroom.checkpoint.folder import open_checkpoint
+from darkroom.checkpoint.hub import fetch, fetch_vae, repository_of
+from darkroom.checkpoint.other_vae import check_vae, with_vae
+from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
 from darkroom.cli.asked import (
     asked_engine,
     asked_image,
@@ -36,16 +39,13 @@ from darkroom.cli.settings import Folders, Settings, make_folder
 from darkroom.cli.start import ENDING
 from darkroom.engines import automatic, find_runtime, has_cuda_graphs
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
-from darkroom.engines.store import Store
-from darkroom.errors import AskedWrongly, DarkroomError
-from darkroom.hub import fetch, fetch_vae, repository_of
-from darkroom.other_vae import check_vae, with_vae
-from darkroom.pipeline import Pipeline
+from darkroom.errors import DarkroomError, InvalidRequest
+from darkroom.pipeline.pipeline import Pipeline
+from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import Batch, Request, check_published_steps, check_steps_left
-from darkroom.single_file import check_single_file, published_config, unpacked
-from darkroom.text import told_of_cut
-from darkroom.timing import StageClock, medians, table, throughput
+from darkroom.store.store import Store
+from darkroom.text.clip import told_of_cut
 
 
 def run(script: Script, arguments: list[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     batches = range(request.batch_total)
     if recipe is not None:
         if not 1 <= recipe["image"] <= request.image_count:
-            raise AskedWrongly(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
+            raise InvalidRequest(f"--recipe {flags.recipe} is for image {recipe['image']} of a run that had fewer.")
         number = (recipe["image"] - 1) // request.batch_size
         batches = range(number, number + 1)
     once = len(batches) == 1 and not settings.num_warmup_runs
@@ -191,7 +191,7 @@ def asked_runtime(
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
-        raise AskedWrongly(f"--threads has nothing to act on with {asked_as(runtime)}.")
+        raise InvalidRequest(f"--threads has nothing to act on with {asked_as(runtime)}.")
     if recipe is None:
         refuse_build_flags(flags, runtime)
     return runtime
@@ -204,23 +204,23 @@ def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, 
 
 
 def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Preparer, refiner: Preparer | None) -> None:
-    """Raises `AskedWrongly` where a model is not the one that the recipe was made with."""
+    """Raises `InvalidRequest` where a model is not the one that the recipe was made with."""
     for each, key, flag in ((base, "revision", "--model"), (refiner, "refiner_revision", "--refiner-model")):
         if each is not None and recipe.get(key) != each.checkpoint.revision:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--recipe {flags.recipe} was made with other weights than those in {each.checkpoint.folder}; "
                 f"name the folder or repository that has them with {flag}."
             )
 
 
 def _check_same_latents(base: Preparer, refiner: Preparer) -> None:
-    """Raises `AskedWrongly` where a refiner would read the latents of another VAE than its own."""
+    """Raises `InvalidRequest` where a refiner would read the latents of another VAE than its own."""
     kinds = [
         [each.checkpoint.vae_factor, *(each.checkpoint.vae.get(name) for name in ("latent_channels", "scaling_factor"))]
         for each in (base, refiner)
     ]
     if kinds[0] != kinds[1]:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--enable-refiner: {refiner.name or refiner.checkpoint.folder} reads the latents of another VAE than "
             f"that of {base.name or base.checkpoint.folder}."
         )
@@ -249,7 +249,7 @@ def _prepare(
     if quantization := base.runtime.options.quantization:
         facts["quantization"] = quantization
     if refiner is not None and refining_compiled is not None:
-        later = refiner.later(refining_compiled, request.refining())
+        later = refiner.deferred(refining_compiled, request.refining())
         prepared.pipeline.refiner = later if once else later.load()
         facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining_compiled.artefacts}
     return prepared.pipeline, facts
@@ -265,7 +265,7 @@ def _loss(
     console: Console,
 ) -> float:
     """PSNR in dB of quantized pictures (B, H, W, 3) against those that eager torch makes in the same precision."""
-    from darkroom.pictures import psnr, to_bytes
+    from darkroom.pipeline.pictures import psnr, to_bytes
 
     plain = find_runtime("torch")
     with console.job("making the same without quantization"):
@@ -299,15 +299,17 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
 
 
 def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: Runtime) -> None:
-    """Raises `AskedWrongly` for bounds of free sizes where nothing is free, or free means any."""
+    """Raises `InvalidRequest` for bounds of free sizes where nothing is free, or free means any."""
     for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
         if getattr(flags, name) is None:
             continue
         flag = f"--{name.replace('_', '-')}"
         if not runtime.bounded:
-            raise AskedWrongly(f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any.")
+            raise InvalidRequest(
+                f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any."
+            )
         if not set(builds) & set(free):
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"{flag} has nothing to act on without {' or '.join(f'--build-{each}' for each in free)}."
             )
 
@@ -360,7 +362,7 @@ def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> N
 def _import_pictures() -> None:
     """Ahead of those who need them, who will say what is missing."""
     with suppress(ImportError):
-        importlib.import_module("darkroom.pictures")
+        importlib.import_module("darkroom.pipeline.pictures")
 
 
 def _keep(
@@ -372,7 +374,7 @@ def _keep(
     pipeline: str,
 ) -> Iterator[dict[str, Any]]:
     """Saves the pictures of a batch, one by one; when a recipe is replayed, the one that it is for."""
-    from darkroom.pictures import save, to_bytes
+    from darkroom.pipeline.pictures import save, to_bytes
 
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1

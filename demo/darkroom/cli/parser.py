@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import InvalidRequest, near_matches
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """What web pages and word processors make of the hyphens before a flag, and the hyphen."""
@@ -20,7 +20,7 @@ LONGEST_REPEATED = 24
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises its complaints as `AskedWrongly`, with near matches for a flag that does not exist.
+    """Raises its complaints as `InvalidRequest`, with near matches for a flag that does not exist.
 
     They repeat no value that may be a token; and what is meant for a flag is taken for no text, which is kept.
     """
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         flag, ignored, _ = message.removeprefix("argument ").partition(": ignored explicit argument")
         if ignored:  # which is not repeated: it may be a token, as in -hf-token=...
             message = f"{flag} takes nothing behind it."
-        raise AskedWrongly(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
+        raise InvalidRequest(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
     def _checked(self, arguments: Sequence[str] | None) -> list[str]:
         """The words, or those of the command line. Refuses what is meant for a flag and would be taken for a text."""

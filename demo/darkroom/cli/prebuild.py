@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.catalog import SCRIPTS, TXT2IMG, Version, find_version
-from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version, find_version
+from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.hub import on_disk, repository_of
 from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show, table
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.carry import add_carry_commands
@@ -26,13 +27,13 @@ from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.upkeep import add_upkeep_commands
+from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES, automatic, find_runtime
-from darkroom.engines.runtime import PRECISIONS, Options, Runtime
-from darkroom.engines.store import Store
-from darkroom.errors import AskedWrongly
-from darkroom.hub import on_disk, repository_of
+from darkroom.engines.runtime import Options, Runtime
+from darkroom.errors import InvalidRequest
 from darkroom.prepare import BATCHES, Preparer, check_precision
 from darkroom.request import BUILDS, Request
+from darkroom.store.store import Store
 
 PROGRAM = "build_engines.py"
 
@@ -172,7 +173,7 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
         for name in ("onnx_opset", "onnx_export_only"):
             if getattr(flags, name) and not runtime.from_graph:
                 flag = f"--{name.replace('_', '-')}"
-                raise AskedWrongly(
+                raise InvalidRequest(
                     f"{flag} has nothing to act on with --engine {runtime.name}, which has no ONNX graphs."
                 )
     _refuse_unused(flags, builds)
@@ -209,23 +210,23 @@ def _batches(flags: argparse.Namespace, build: str) -> list[int]:
 
 
 def _refuse_unused(flags: argparse.Namespace, builds: list[str]) -> None:
-    """Raises `AskedWrongly` for a size where engines leave that size free, and for sizes that are named twice."""
+    """Raises `InvalidRequest` for a size where engines leave that size free, and for sizes that are named twice."""
     if flags.size and (flags.height is not None or flags.width is not None):
-        raise AskedWrongly("--size names heights and widths: leave out --height and --width.")
+        raise InvalidRequest("--size names heights and widths: leave out --height and --width.")
     free = {"static-batch": (), "dynamic-batch": ("batch_size",)}
     for name in ("batch_size", "size", "height", "width"):
         given = getattr(flags, name) is not None
         if given and all(name in free.get(build, ("batch_size", "size", "height", "width")) for build in builds):
             flag = f"--{name.replace('_', '-')}"
-            raise AskedWrongly(f"{flag} has nothing to act on with --build-{builds[0]}, which leaves it free.")
+            raise InvalidRequest(f"{flag} has nothing to act on with --build-{builds[0]}, which leaves it free.")
     if flags.dry_run and flags.onnx_export_only:
-        raise AskedWrongly("--onnx-export-only makes graphs and --dry-run makes nothing: take one of them.")
+        raise InvalidRequest("--onnx-export-only makes graphs and --dry-run makes nothing: take one of them.")
 
 
 def _compiling(name: str, options: Options) -> Runtime:
     runtime = find_runtime(automatic(options) if name == "auto" else name, options)
     if not runtime.compiles:
-        raise AskedWrongly(f"--engine {runtime.name} builds nothing: it runs the model as it is.")
+        raise InvalidRequest(f"--engine {runtime.name} builds nothing: it runs the model as it is.")
     return runtime
 
 

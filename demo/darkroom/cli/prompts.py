@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from darkroom.catalog import Script, Version
-from darkroom.checkpoint import Checkpoint
+from darkroom.checkpoint.catalog import Script, Version
+from darkroom.checkpoint.folder import Checkpoint
 from darkroom.cli.asked import (
     asked_engine,
     asked_refiner,
@@ -26,15 +26,15 @@ from darkroom.cli.prompts_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
-from darkroom.errors import AskedWrongly
-from darkroom.journal import ROWS, Past
-from darkroom.planning import batches_for, compiled_schedules, planned
+from darkroom.errors import InvalidRequest
 from darkroom.prepare import Preparer
-from darkroom.prompts import Asked, Prompts
+from darkroom.prompts.journal import ROWS, Past
+from darkroom.prompts.rows import Asked, Prompts
 from darkroom.request import LoraChoice, Request, draw_seed
 from darkroom.schedule.bundle import Bundle
-from darkroom.service import Limits, Plan, in_fields
-from darkroom.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
+from darkroom.serving.planning import batches_for, compiled_schedules, planned
+from darkroom.serving.service import Limits, Plan, in_fields
+from darkroom.serving.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
 
 
 def make_all(script: Script, flags: argparse.Namespace, console: Console) -> None:
@@ -44,7 +44,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     prompts = _asked_prompts(flags)
     slots = SLOTS if flags.batch_size is None else flags.batch_size
     if slots < 1:
-        raise AskedWrongly(f"--batch-size must be 1 or more, not {slots}.")
+        raise InvalidRequest(f"--batch-size must be 1 or more, not {slots}.")
     version = asked_version(flags, None, script)
     asked_refiner(flags, None, script)
     if script.few_steps:
@@ -84,10 +84,10 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
 
 def _asked_prompts(flags: argparse.Namespace) -> Prompts:
     if flags.prompts == "-":
-        raise AskedWrongly("--prompts -: name a file, which the pictures' folder is named after.")
+        raise InvalidRequest("--prompts -: name a file, which the pictures' folder is named after.")
     path = Path(flags.prompts)
     if not path.stem.strip("."):
-        raise AskedWrongly(f"--prompts {flags.prompts!r}: no folder can be named after this file.")
+        raise InvalidRequest(f"--prompts {flags.prompts!r}: no folder can be named after this file.")
     return Prompts(path)
 
 
@@ -107,42 +107,42 @@ def _default(
 
 def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
     if flags.ray is not None:
-        from darkroom.ray_workers import check_installed
+        from darkroom.serving.ray_workers import check_installed
 
         check_installed()
         options = runtime.options
         if not runtime.threaded and (options.device is not None or options.provider not in (None, *ON_NVIDIA)):
-            raise AskedWrongly(f"--ray hands out cores and NVIDIA GPUs, which {asked_as(runtime)} has no use for.")
+            raise InvalidRequest(f"--ray hands out cores and NVIDIA GPUs, which {asked_as(runtime)} has no use for.")
     if flags.devices and "devices" in RUNTIMES[runtime.name].options:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--devices cannot be given beside --prompts with --engine {runtime.name}, whose devices divide a batch: "
             f"the lines of a file join and leave theirs one by one."
         )
     for device in flags.devices or ():
         if device == CPU:
             if not runtime.threaded:
-                raise AskedWrongly(f"--devices {CPU} cannot run {asked_as(runtime)}: name its GPUs by number.")
+                raise InvalidRequest(f"--devices {CPU} cannot run {asked_as(runtime)}: name its GPUs by number.")
         elif not (device.isascii() and device.isdigit()):
-            raise AskedWrongly(f"--devices {device!r} is neither {CPU} nor the number of a GPU.")
+            raise InvalidRequest(f"--devices {device!r} is neither {CPU} nor the number of a GPU.")
         elif runtime.threaded:
-            raise AskedWrongly(f"--devices {device} has nothing to act on with {asked_as(runtime)}, on the CPU.")
+            raise InvalidRequest(f"--devices {device} has nothing to act on with {asked_as(runtime)}, on the CPU.")
         elif flags.ray is not None:
-            raise AskedWrongly(f"--devices {device} cannot be given beside --ray, which hands out GPUs itself.")
+            raise InvalidRequest(f"--devices {device} cannot be given beside --ray, which hands out GPUs itself.")
         elif (asked := runtime.options.device) is not None:
             _check_number(device, asked, runtime)
         elif runtime.options.provider in (None, *ON_NVIDIA):
             visible_gpu(int(device))
         else:
-            raise AskedWrongly(f"--devices {device} has nothing to act on with {asked_as(runtime)}.")
+            raise InvalidRequest(f"--devices {device} has nothing to act on with {asked_as(runtime)}.")
 
 
 def _check_number(number: str, device: str, runtime: Runtime) -> None:
-    """Raises `AskedWrongly` where OpenVINO's GPU of this number would not take the engines of `device`."""
+    """Raises `InvalidRequest` where OpenVINO's GPU of this number would not take the engines of `device`."""
     if device.partition(".")[0] != "GPU":
-        raise AskedWrongly(f"--devices {number} is the number of a GPU, and --device is {device}.")
+        raise InvalidRequest(f"--devices {number} is the number of a GPU, and --device is {device}.")
     own = find_runtime(runtime.name, replace(runtime.options, device=f"GPU.{number}")).device()
     if not runtime.runs(own):
-        raise AskedWrongly(f"--devices {number} is a {own}, and the engines are for {runtime.device()}.")
+        raise InvalidRequest(f"--devices {number} is a {own}, and the engines are for {runtime.device()}.")
 
 
 def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:
@@ -156,7 +156,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
         sizes.setdefault(preparer.traits.guided(request), {}).setdefault(size, asked)
         schedules.setdefault((request.scheduler, request.denoising_steps), asked)
         if request.negative_prompt and preparer.traits.embeds_guidance:
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"{prompts.place(asked.line)}: negative_prompt has nothing to act on: this model is told the guidance "
                 f"scale instead."
             )
@@ -184,15 +184,15 @@ def _at(place: str) -> Iterator[None]:
     """Says where what is refused was asked for, in the names of fields."""
     try:
         yield
-    except AskedWrongly as error:
-        raise AskedWrongly(f"{place}: {in_fields(str(error))}") from None
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{place}: {in_fields(str(error))}") from None
 
 
 def _cluster(flags: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     """Connected to Ray's, if it is to be used."""
     if flags.ray is None:
         return contextlib.nullcontext()
-    from darkroom.ray_workers import cluster
+    from darkroom.serving.ray_workers import cluster
 
     return cluster(flags.ray)
 
@@ -200,7 +200,7 @@ def _cluster(flags: argparse.Namespace) -> contextlib.AbstractContextManager[Non
 def _starts(flags: argparse.Namespace, runtime: Runtime, orders: Orders) -> list[Callable[[Tell], Worker]]:
     """What starts the workers that are asked for."""
     if flags.ray is not None:
-        from darkroom.ray_workers import actors
+        from darkroom.serving.ray_workers import actors
 
         return actors(len(flags.devices or ()), not runtime.threaded, orders)
     if flags.devices is not None:

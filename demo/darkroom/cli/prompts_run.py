@@ -12,16 +12,16 @@ from darkroom import __version__
 from darkroom.cli.console import Console
 from darkroom.cli.ending import interrupting
 from darkroom.errors import DarkroomError, Failed
-from darkroom.fingerprints import hash_json
-from darkroom.gallery import Failure, Gallery
-from darkroom.journal import ROWS, Journal, Past, Record
-from darkroom.pictures import file_name, find
-from darkroom.prompts import Asked, Prompts
+from darkroom.pipeline.pictures import file_name, find
+from darkroom.pipeline.timing import RULE, StageClock, medians
+from darkroom.prompts.gallery import Failure, Gallery
+from darkroom.prompts.journal import ROWS, Journal, Past, Record
+from darkroom.prompts.rows import Asked, Prompts
 from darkroom.request import Request
-from darkroom.service import Plan
-from darkroom.text import ClipTokenizer, told_of_cut
-from darkroom.timing import RULE, StageClock, medians
-from darkroom.workers import Crew, Kept, NotMade, Orders, Task, Tell, Worker
+from darkroom.serving.service import Plan
+from darkroom.serving.workers import Crew, Kept, NotMade, Orders, Task, Tell, Worker
+from darkroom.store.fingerprints import hash_json
+from darkroom.text.clip import ClipTokenizer, told_of_cut
 
 LOCK = ".lock"
 CLOCKS_KEPT = 10_000

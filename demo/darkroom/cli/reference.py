@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from darkroom.catalog import IMG2IMG, TURBO, TXT2IMG, TXT2IMG_XL, Script
+from darkroom.checkpoint.catalog import IMG2IMG, TURBO, TXT2IMG, TXT2IMG_XL, Script
 from darkroom.cli.flags import parser_of
 
 BEGIN = "<!-- flags: written by darkroom.cli.reference -->"

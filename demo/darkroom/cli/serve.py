@@ -13,7 +13,7 @@ from darkroom.cli.ending import ended
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
 from darkroom.cli.triton_repository import ENVIRONMENTS, REPOSITORY, environment
-from darkroom.errors import AskedWrongly, Failed, near_matches
+from darkroom.errors import Failed, InvalidRequest, near_matches
 from darkroom.triton.repository import versions_in
 from darkroom.triton.server import Address, Triton, command
 
@@ -49,7 +49,7 @@ def _serve(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose)
     repository = Path(flags.model_repository) if flags.model_repository else home() / REPOSITORY
     if not flags.timeout > 0:  # which a NaN is not either
-        raise AskedWrongly(f"--timeout must be more than 0 seconds, not {flags.timeout:g}.")
+        raise InvalidRequest(f"--timeout must be more than 0 seconds, not {flags.timeout:g}.")
     models = _models(repository, flags.model)
     address = Address(flags.host, flags.http_port, flags.grpc_port, flags.metrics_port)
     parts = environment(flags.environment_dir, repository, models, console)
@@ -96,7 +96,7 @@ def _models(repository: Path, asked: list[str] | None) -> list[str]:
     for name in asked or ():
         if name not in known:
             there = f" It has {', '.join(known)}." if known else ""
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--model {name!r} is not in {repository}.{near_matches(name, known)}{there} "
                 f"Build it: python demo/build_triton_repository.py --model {name}"
             )

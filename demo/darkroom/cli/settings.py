@@ -9,9 +9,9 @@ from pathlib import Path
 
 from darkroom.cli.console import Console
 from darkroom.engines.runtime import Options
-from darkroom.engines.store import Store
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
 from darkroom.prepare import BATCHES
+from darkroom.store.store import Store
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -45,11 +45,11 @@ class Settings(Folders):
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> "Settings":
-        """Raises `AskedWrongly` for values that cannot be meant and for an output folder that cannot be written."""
+        """Raises `InvalidRequest` for values that cannot be meant and for an output folder that cannot be written."""
         if flags.threads is not None and flags.threads < 1:
-            raise AskedWrongly(f"--threads must be 1 or more, not {flags.threads}.")
+            raise InvalidRequest(f"--threads must be 1 or more, not {flags.threads}.")
         if flags.num_warmup_runs < 0:
-            raise AskedWrongly(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
+            raise InvalidRequest(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
         return cls(
             **vars(artefact_folders(flags)),
             output_dir=output_folder(flags.output_dir),
@@ -86,7 +86,9 @@ def options_of(flags: argparse.Namespace) -> Options:
         asked["devices"] = None  # there, they are workers
     elif devices := asked.get("devices"):
         if len(devices) > 1:
-            raise AskedWrongly(f"--devices {' '.join(devices)}: several are for --prompts, else it is a number or all.")
+            raise InvalidRequest(
+                f"--devices {' '.join(devices)}: several are for --prompts, else it is a number or all."
+            )
         asked["devices"] = devices[0]
     if capabilities := asked.get("compute_capability"):
         asked["compute_capability"] = tuple(sorted(set(capabilities), key=lambda each: (len(each), each)))
@@ -103,7 +105,7 @@ def bounds_of(values: list[int] | None, flag: str) -> tuple[int, int, int] | Non
         return None
     least, best, most = values
     if not 1 <= least <= best <= most:
-        raise AskedWrongly(f"{flag} are the least, the best and the most, in this order, not {least} {best} {most}.")
+        raise InvalidRequest(f"{flag} are the least, the best and the most, in this order, not {least} {best} {most}.")
     return least, best, most
 
 
@@ -120,16 +122,16 @@ def _folder(asked: str | None, name: str) -> Path:
 
 
 def output_folder(asked: str | None) -> Path:
-    """Where pictures go. Raises `AskedWrongly` where they could not be written; leaves nothing there."""
+    """Where pictures go. Raises `InvalidRequest` where they could not be written; leaves nothing there."""
     folder = _folder(asked, "output")
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not os.path.isdir(standing):
-        raise AskedWrongly(f"--output-dir {folder}: {standing} is not a folder.")
+        raise InvalidRequest(f"--output-dir {folder}: {standing} is not a folder.")
     try:
         if standing != folder.absolute():
             with contextlib.suppress(FileNotFoundError):
                 os.stat(folder)  # a name too long, or in a folder that may not be entered
         tempfile.TemporaryFile(dir=standing).close()
     except OSError as error:
-        raise AskedWrongly(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from None
+        raise InvalidRequest(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from None
     return folder

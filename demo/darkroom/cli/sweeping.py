@@ -11,8 +11,8 @@ from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
 from darkroom.bench.report import best_lines, text
 from darkroom.bench.results import Row
 from darkroom.bench.sections import meant
-from darkroom.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
-from darkroom.checkpoint import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
+from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
 from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
@@ -20,12 +20,13 @@ from darkroom.cli.main import open_model, refuse_bounds
 from darkroom.cli.parser import named
 from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
+from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
-from darkroom.engines.manifest import read_manifest
-from darkroom.engines.runtime import PRECISIONS, Options, Runtime, asked_as
-from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.engines.runtime import Options, Runtime, asked_as
+from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
 from darkroom.request import BUILDS
+from darkroom.store.manifest import read_manifest
 
 PROMPT = "a red apple, noto style, blue background"
 
@@ -75,7 +76,7 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 class Sweep:
-    """The cells that flags ask for. Raises `AskedWrongly` for what no cell could be run with, `Failed` for engines
+    """The cells that flags ask for. Raises `InvalidRequest` for what no cell could be run with, `Failed` for engines
     that cannot be measured here."""
 
     def __init__(self, flags: argparse.Namespace, console: Console) -> None:
@@ -91,14 +92,14 @@ class Sweep:
         runtimes = [_runtime(name, options, self.builds, flags) for name in flags.engine]
         for runtime in runtimes if flags.threads else ():
             if not runtime.threaded:
-                raise AskedWrongly(f"--threads has nothing to act on with {asked_as(runtime)}.")
+                raise InvalidRequest(f"--threads has nothing to act on with {asked_as(runtime)}.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [known["emoji"]]:
             # What is wrong with any is said before models are fetched.
             for cell in _cells_of(version, version.source, "", PROVISIONAL_SIZE, self.pairs, self.builds, flags):
                 cell.request()
         if flags.asynchronous and min(flags.streams) > 1:
-            raise AskedWrongly("--async has nothing to act on without --streams 1: several overlap by themselves.")
+            raise InvalidRequest("--async has nothing to act on without --streams 1: several overlap by themselves.")
 
     @property
     def place(self) -> Place:
@@ -133,7 +134,7 @@ class Sweep:
 
 
 def check_numbers(flags: argparse.Namespace) -> None:
-    """Raises `AskedWrongly` for numbers that no cell could be run with."""
+    """Raises `InvalidRequest` for numbers that no cell could be run with."""
     least = {"repeat": RUNS_AT_LEAST, "num_warmup_runs": 0, "cold_starts": 0}
     least |= {"streams": 1, "threads": 1}
     for name, bound in least.items():
@@ -141,10 +142,10 @@ def check_numbers(flags: argparse.Namespace) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < bound:
                 why = ": medians need as many" if name == "repeat" else ""
-                raise AskedWrongly(f"--{name.replace('_', '-')} must be {bound} or more, not {value}{why}.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} must be {bound} or more, not {value}{why}.")
     for name in ("price_per_hour", "max_latency"):
         if getattr(flags, name) is not None and not getattr(flags, name) > 0:
-            raise AskedWrongly(f"--{name.replace('_', '-')} must be above 0, not {getattr(flags, name)}.")
+            raise InvalidRequest(f"--{name.replace('_', '-')} must be above 0, not {getattr(flags, name)}.")
 
 
 def _runtime(name: str, options: Options, builds: list[str], flags: argparse.Namespace) -> Runtime:
@@ -158,7 +159,7 @@ def _runtime(name: str, options: Options, builds: list[str], flags: argparse.Nam
 
 
 def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> Iterator[tuple[Runtime, str]]:
-    """Runtimes with the precisions that they have. Raises `AskedWrongly` for a precision that none of them has."""
+    """Runtimes with the precisions that they have. Raises `InvalidRequest` for a precision that none of them has."""
     for precision in precisions:
         able = [runtime for runtime in runtimes if precision in runtime.precisions()]
         if not able:
@@ -279,7 +280,7 @@ def title(cell: Cell) -> str:
 
 
 def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
-    """Raises `AskedWrongly` for a baseline that will be none of those that are measured, or could be several."""
+    """Raises `InvalidRequest` for a baseline that will be none of those that are measured, or could be several."""
     if baseline is not None:
         meant(baseline, list(dict.fromkeys(contenders)), "is not measured here")
 

@@ -5,8 +5,8 @@ import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
-from darkroom.catalog import SCRIPTS, TURBO, TXT2IMG, Script, Version, find_version
-from darkroom.checkpoint import open_checkpoint
+from darkroom.checkpoint.catalog import SCRIPTS, TURBO, TXT2IMG, Script, Version, find_version
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.asked import unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.ending import ended
@@ -15,14 +15,15 @@ from darkroom.cli.main import open_model
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
+from darkroom.contract import PRECISIONS
 from darkroom.engines import automatic, find_runtime
-from darkroom.engines.runtime import ON_NVIDIA, PRECISIONS, asked_as
-from darkroom.errors import AskedWrongly, near_matches
-from darkroom.planning import batches_for, every_schedule, planned
+from darkroom.engines.runtime import ON_NVIDIA, asked_as
+from darkroom.errors import InvalidRequest, near_matches
 from darkroom.prepare import BATCHES, Preparer
 from darkroom.request import BUILDS, Request
 from darkroom.schedule import SCHEDULERS
-from darkroom.service import PLAN, Limits, Plan
+from darkroom.serving.planning import batches_for, every_schedule, planned
+from darkroom.serving.service import PLAN, Limits, Plan
 from darkroom.triton.config import CONFIG, Instances, Parameters, changed_text, config_text, ensemble_texts, read_config
 from darkroom.triton.environment import RUNTIME_PACKAGES, Installed, installed
 from darkroom.triton.repository import VERSION, Contents, tree, write_ensemble, write_text, write_version
@@ -160,33 +161,33 @@ def _build(flags: argparse.Namespace) -> None:
     slots = flags.max_batch_size if flags.max_batch_size is not None else config.max_batch_size if config else None
     slots = MAX_BATCH_SIZE if slots is None else slots
     if slots < 1:
-        raise AskedWrongly(f"--max-batch-size must be 1 or more, not {slots}.")
+        raise InvalidRequest(f"--max-batch-size must be 1 or more, not {slots}.")
     if "max_images" not in given | changes:
         parameters = replace(parameters, max_images=max(parameters.max_images, slots))
     for name in ("encode", "upscale"):
         if getattr(flags, name) is not None and not flags.ensemble:
-            raise AskedWrongly(f"--{name} has nothing to act on without --ensemble.")
+            raise InvalidRequest(f"--{name} has nothing to act on without --ensemble.")
     if flags.upscale is not None and flags.upscale < 1:
-        raise AskedWrongly(f"--upscale must be 1 or more, not {flags.upscale}.")
+        raise InvalidRequest(f"--upscale must be 1 or more, not {flags.upscale}.")
     instances = _instances(flags)
     free = [name for name in ("build_dynamic_batch", "build_dynamic_shape") if getattr(flags, name)]
     if len(free) + bool(flags.batches) > 1:
-        raise AskedWrongly("--batches, --build-dynamic-batch and --build-dynamic-shape say the same: give one.")
+        raise InvalidRequest("--batches, --build-dynamic-batch and --build-dynamic-shape say the same: give one.")
     if flags.size and flags.build_dynamic_shape:
-        raise AskedWrongly("--size has nothing to act on with --build-dynamic-shape, which takes any.")
+        raise InvalidRequest("--size has nothing to act on with --build-dynamic-shape, which takes any.")
     for name in flags.schedulers or ():
         if name not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--schedulers {name!r} is not known here.{near_matches(name, list(SCHEDULERS))} Known: {known}."
             )
 
     engine = automatic(options_of(flags)) if flags.engine == "auto" else flags.engine
     runtime = find_runtime(engine, options_of(flags))
     if engine not in RUNTIME_PACKAGES:
-        raise AskedWrongly(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
+        raise InvalidRequest(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
     if flags.gpus and engine != "tensorrt" and runtime.options.provider not in ON_NVIDIA:
-        raise AskedWrongly(f"--gpus are NVIDIA's, and have nothing to act on with {asked_as(runtime)}.")
+        raise InvalidRequest(f"--gpus are NVIDIA's, and have nothing to act on with {asked_as(runtime)}.")
     places = artefact_folders(flags)
     graphs, engines = stores_of(places, console)
     request = _request(flags, version, parameters, engine, 512)  # what is wrong is said before a model is fetched
@@ -207,9 +208,9 @@ def _build(flags: argparse.Namespace) -> None:
     sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))
     guided = GUIDANCE[flags.guidance or ("on" if preparer.traits.guided(request) else "off")]
     if guided != (False,) and preparer.traits.embeds_guidance:
-        raise AskedWrongly("--guidance has nothing to act on: this model's UNet is told the guidance scale.")
+        raise InvalidRequest("--guidance has nothing to act on: this model's UNet is told the guidance scale.")
     if preparer.traits.guided(request) and True not in guided:
-        raise AskedWrongly(f"--guidance off: requests get the guidance scale {request.guidance_scale:g} by default.")
+        raise InvalidRequest(f"--guidance off: requests get the guidance scale {request.guidance_scale:g} by default.")
     batches = _batches(flags, slots, preparer)
     plan = planned(
         preparer,
@@ -276,7 +277,7 @@ def _asked_model(flags: argparse.Namespace) -> tuple[Script, Version]:
     known = served()
     if flags.model_path is not None:
         if flags.version is not None:
-            raise AskedWrongly("--version and --model-path cannot be given together: each names the model.")
+            raise InvalidRequest("--version and --model-path cannot be given together: each names the model.")
         near = known.get(ALIASES.get(flags.model, flags.model))
         script = near[0] if near else TURBO  # which takes any family
         version = unnamed(flags.model_path, (script if near else TXT2IMG).unnamed)
@@ -284,7 +285,7 @@ def _asked_model(flags: argparse.Namespace) -> tuple[Script, Version]:
     name = flags.version or ALIASES.get(flags.model, flags.model)
     if flags.version is None and name not in known:
         near = near_matches(flags.model, [*ALIASES, *known])
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"--model {flags.model!r} is not known here.{near} Any name goes with --version NAME or --model-path."
         )
     version = find_version(name, {name: version for name, (_, version) in known.items()})
@@ -295,9 +296,9 @@ def _instances(flags: argparse.Namespace) -> Instances | None:
     if flags.instances is None and flags.gpus is None:
         return None
     if flags.instances is not None and flags.instances < 1:
-        raise AskedWrongly(f"--instances must be 1 or more, not {flags.instances}.")
+        raise InvalidRequest(f"--instances must be 1 or more, not {flags.instances}.")
     if any(gpu < 0 for gpu in flags.gpus or ()):
-        raise AskedWrongly("--gpus are numbers from 0.")
+        raise InvalidRequest("--gpus are numbers from 0.")
     return Instances("gpu" if flags.gpus else "cpu", flags.instances or 1, tuple(flags.gpus or ()))
 
 
@@ -330,7 +331,7 @@ def _batches(flags: argparse.Namespace, slots: int, preparer: Preparer) -> list[
         return [None]
     if flags.batches:
         if min(flags.batches) < 1:
-            raise AskedWrongly(f"--batches must be 1 or more, not {min(flags.batches)}.")
+            raise InvalidRequest(f"--batches must be 1 or more, not {min(flags.batches)}.")
         return sorted(set(flags.batches))
     return batches_for(preparer, slots)
 

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint import SD, SDXL, open_checkpoint
-from darkroom.child import run_in_child
+from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
 from darkroom.cli.artefacts import Row, Runtimes, readable_age, readable_size, rows_of, show, table, total
 from darkroom.cli.console import Console
 from darkroom.cli.settings import artefact_folders, stores_of
-from darkroom.engines.manifest import read_manifest
 from darkroom.engines.parity import TOLERANCES, run_once
-from darkroom.engines.store import ASIDE, Store
-from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.errors import DarkroomError, Failed, InvalidRequest
+from darkroom.processes.child import run_in_child
+from darkroom.store.manifest import read_manifest
+from darkroom.store.store import ASIDE, Store
 
 DAY = 86400.0
 
@@ -132,11 +132,11 @@ def _clean(flags: argparse.Namespace) -> None:
     for name in ("unused", "older_than", "keep_under"):
         value = getattr(flags, name)
         if value is not None and not value >= 0:
-            raise AskedWrongly(f"--{name.replace('_', '-')} is a number from 0 up, not {value}.")
+            raise InvalidRequest(f"--{name.replace('_', '-')} is a number from 0 up, not {value}.")
     if not any((flags.unusable, flags.all, flags.unused is not None, flags.older_than is not None)) and (
         flags.keep_under is None
     ):
-        raise AskedWrongly(
+        raise InvalidRequest(
             "say what is in the way: --unusable, --unused DAYS, --older-than DAYS, --keep-under GB or --all; "
             "nothing is deleted without --yes."
         )

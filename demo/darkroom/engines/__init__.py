@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
-from darkroom.engines.runtime import NOTHING_ASKED, PLACES, Options, Runtime
-from darkroom.errors import AskedWrongly, Failed, near_matches
+from darkroom.contract import PLACES
+from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
+from darkroom.errors import Failed, InvalidRequest, near_matches
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,24 @@ NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll
 def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
     """The runtime called `name`, or what `automatic` says.
 
-    Raises `AskedWrongly` for a name that is not known, a package that is missing, and options it has no use for.
+    Raises `InvalidRequest` for a name that is not known, a package that is missing, and options it has no use for.
     """
     if name == "auto":
         name = automatic(options)
     if name not in RUNTIMES:
         known = ", ".join(["auto", *RUNTIMES])
-        raise AskedWrongly(f"--engine {name!r} is not known here.{near_matches(name, list(RUNTIMES))} Known: {known}.")
+        raise InvalidRequest(
+            f"--engine {name!r} is not known here.{near_matches(name, list(RUNTIMES))} Known: {known}."
+        )
     listed = RUNTIMES[name]
     if not _installed(listed):
-        raise AskedWrongly(f"--engine {name} needs the package {listed.packages[-1]}: {listed.install}")
+        raise InvalidRequest(f"--engine {name} needs the package {listed.packages[-1]}: {listed.install}")
     for option in options.asked():
         if option not in listed.options:
             able = " or ".join(name for name, each in RUNTIMES.items() if option in each.options)
             flag = f"--{option.replace('_', '-')}"
-            raise AskedWrongly(f"{flag} has nothing to act on with --engine {name}: it is for {able}.")
-    return importlib.import_module(f"darkroom.engines.{listed.module}").runtime(name, options)
+            raise InvalidRequest(f"{flag} has nothing to act on with --engine {name}: it is for {able}.")
+    return importlib.import_module(f"darkroom.engines.{listed.module}.runtime").runtime(name, options)
 
 
 def has_cuda_graphs(name: str, options: Options) -> bool:

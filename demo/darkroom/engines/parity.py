@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from darkroom.engines.runtime import Job, Options
-from darkroom.stages.contract import FREE, Stage
+from darkroom.contract import FREE, Job, Stage
+from darkroom.engines.runtime import Options
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 """Largest difference from torch in float32 that an engine may show, relative to the largest value."""
@@ -21,7 +21,7 @@ def run_once(
     import numpy as np
 
     from darkroom.engines import find_runtime
-    from darkroom.export.modules import example_inputs
+    from darkroom.networks.load import example_inputs
 
     its = Job.from_json(job)
     inputs = example_inputs(its.stage, _sizes(its), seed=2)
@@ -42,7 +42,7 @@ def run_once(
 def _by_torch(stage: Stage, model: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from darkroom.export.modules import load_module
+    from darkroom.networks.load import load_module
 
     with torch.no_grad():
         made = load_module(stage, model)(*inputs.values())

@@ -1,19 +1,15 @@
 """What every runtime offers: build an engine for a stage into a folder, and load it from there."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from darkroom.contract import PLACES, Job, Profile
 from darkroom.schedule.table import Table
-from darkroom.stages.contract import Profile, Stage
-
-if TYPE_CHECKING:
-    from darkroom.engines.store import Store
-
-PRECISIONS = ("fp32", "bf16", "fp16")
+from darkroom.store.store import Store
 
 Progress = Callable[[str, int, int], bool]
 """Told while an engine is being built: what is being done, how many of its steps are, and how many there are (0 where
@@ -61,9 +57,6 @@ class Options:
         return self.place() | ({} if mode in (None, *UNTUNED) else {"torch_inference": mode})
 
 
-PLACES = ("provider", "device")
-"""The options that say where a runtime runs networks."""
-
 RECORDED = (*PLACES, "torch_inference")
 """The options that recipes hold."""
 
@@ -85,24 +78,6 @@ class Place:
     about: str
     why_not: str | None = None
     command: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One engine: the stage, the sizes it is for, and the precision it computes in."""
-
-    stage: Stage
-    profile: Profile
-    precision: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"stage": self.stage.as_json()}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Job":
-        """The inverse of `as_json`."""
-        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["profile"].items()}
-        return cls(Stage.from_json(fields["stage"]), Profile(**sizes), fields["precision"])
 
 
 class Engine(Protocol):
@@ -169,7 +144,7 @@ class Runtime(Protocol):
         ...
 
     def check(self, profile: Profile) -> None:
-        """Raises `AskedWrongly` for sizes that do not go with the options."""
+        """Raises `InvalidRequest` for sizes that do not go with the options."""
 
     def facts(self) -> dict[str, Any]:
         """What else every engine's key depends on, as JSON values: the options that it is built with."""
@@ -191,7 +166,7 @@ class Runtime(Protocol):
         """Why engines can be built but not run here; None where they can be."""
         return None
 
-    def keep_in(self, store: "Store") -> None:
+    def keep_in(self, store: Store) -> None:
         """Where a runtime that compiles as it runs may keep what it compiled. Told before anything is loaded."""
 
     def release(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.schedule.table import Table
 
 TABLES, REFUSED = "tables.npz", "refused.json"
@@ -22,16 +22,16 @@ class Bundle:
         self._read: dict[str, Table] = {}
 
     def table(self, scheduler: str | None, steps: int) -> Table:
-        """Raises `AskedWrongly` for a schedule that cannot be made, or is not here."""
+        """Raises `InvalidRequest` for a schedule that cannot be made, or is not here."""
         name = schedule_name(scheduler, steps)
         if name in self._refused:
-            raise AskedWrongly(self._refused[name])
+            raise InvalidRequest(self._refused[name])
         if name not in self._read:
             try:
                 values = {field.name: self._file[f"{name}/{field.name}"] for field in fields(Table)}
             except KeyError:
                 what = f"{steps} steps of {scheduler or 'the scheduler'}"
-                raise AskedWrongly(f"{what} cannot be made here: that schedule was not compiled.") from None
+                raise InvalidRequest(f"{what} cannot be made here: that schedule was not compiled.") from None
             scales = {each: float(values[each]) for each in ("initial_scale", "image_scale")}
             self._read[name] = Table(**values | scales)
         return self._read[name]

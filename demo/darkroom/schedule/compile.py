@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.schedule import Chosen
 from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Trajectory
 
@@ -38,7 +38,7 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
 
     With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does. A
     `share` below 1, which SPREADABLE takes, spreads the steps over the timesteps with least noise.
-    Raises `AskedWrongly` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
+    Raises `InvalidRequest` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
     scheduler = _make(choice)
     if share != 1:
@@ -47,22 +47,22 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
     known = inspect.signature(type(scheduler).__init__).parameters  # a configuration may keep those of another class
     for switch in NONLINEAR:
         if switch in known and getattr(scheduler.config, switch, False):
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"the scheduler {name} with {switch}=true clips its samples: not linear, so it cannot be compiled. "
                 f"Set {switch} to false in the model's scheduler_config.json, or use another --scheduler."
             )
     limit = int(scheduler.config.num_train_timesteps)
     if steps > limit:
-        raise AskedWrongly(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
+        raise InvalidRequest(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
     try:
         rows = _Run(scheduler, steps, skipped)
         table = rows.solve()
         agrees = _agrees_off_basis(scheduler, steps, skipped, table)
     except CANNOT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise AskedWrongly(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
+        raise InvalidRequest(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
     if not agrees:
-        raise AskedWrongly(f"the scheduler {name} is not linear in its inputs: it cannot be compiled.")
+        raise InvalidRequest(f"the scheduler {name} is not linear in its inputs: it cannot be compiled.")
     return table
 
 
@@ -82,14 +82,14 @@ def _from_config(class_name: str, config: dict[str, Any], **overrides: Any) -> A
     cls = getattr(diffusers, class_name, None)
     try:
         if cls is None or not hasattr(cls, "set_timesteps"):
-            raise AskedWrongly(f"diffusers has no scheduler called {class_name!r}, which the model's index names.")
+            raise InvalidRequest(f"diffusers has no scheduler called {class_name!r}, which the model's index names.")
         return cls.from_config(config, **overrides)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise AskedWrongly(f"the scheduler {class_name} needs a package that is missing: {reason}") from None
+        raise InvalidRequest(f"the scheduler {class_name} needs a package that is missing: {reason}") from None
     except CANNOT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise AskedWrongly(f"the scheduler {class_name} cannot be made from its configuration: {reason}") from None
+        raise InvalidRequest(f"the scheduler {class_name} cannot be made from its configuration: {reason}") from None
 
 
 def _correct(scheduler: Any) -> None:

@@ -37,7 +37,7 @@ class Album:
         return self._write(data, suffix)
 
     def _save(self, image: Image) -> Path:
-        from darkroom.pictures import file_name, save
+        from darkroom.pipeline.pictures import file_name, save
 
         try:
             name = file_name(self._model, image.recipe)

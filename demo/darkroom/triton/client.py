@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from darkroom.errors import AskedWrongly, Failed, near_matches
+from darkroom.errors import Failed, InvalidRequest, near_matches
 from darkroom.triton.answers import ENCODED, OUTPUTS, PIXELS, Image, NoAnswer, read_images
 from darkroom.triton.prompts import DATATYPES, Prompt
 
@@ -53,12 +53,12 @@ class Address:
 
 
 def address_of(url: str | None, protocol: str | None) -> Address:
-    """`HOST:PORT`, with or without `http://` or `grpc://`. Raises `AskedWrongly` for anything else."""
+    """`HOST:PORT`, with or without `http://` or `grpc://`. Raises `InvalidRequest` for anything else."""
     prefix, found, rest = (HOST if url is None else url).rpartition("://")
     if found and prefix not in PORTS:
-        raise AskedWrongly(f"--url {url}: {prefix}:// is not known here; http:// and grpc:// are.")
+        raise InvalidRequest(f"--url {url}: {prefix}:// is not known here; http:// and grpc:// are.")
     if found and protocol and protocol != prefix:
-        raise AskedWrongly(f"--protocol {protocol} and --url {url} contradict each other; leave one out.")
+        raise InvalidRequest(f"--protocol {protocol} and --url {url} contradict each other; leave one out.")
     spoken = prefix or protocol or "http"
     try:
         parts = urlsplit(f"//{rest}")
@@ -66,7 +66,7 @@ def address_of(url: str | None, protocol: str | None) -> Address:
     except ValueError:
         parts, port = None, 0
     if not port or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise AskedWrongly(f"--url {url}: this is no HOST:PORT.")
+        raise InvalidRequest(f"--url {url}: this is no HOST:PORT.")
     return Address(spoken, parts.hostname, port)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import InvalidRequest, near_matches
 from darkroom.request import Request
-from darkroom.service import Limits, Plan
+from darkroom.serving.service import Limits, Plan
 
 CONFIG = "config.pbtxt"
 IMAGES = "num_images"
@@ -56,7 +56,7 @@ class Parameters:
 
     @classmethod
     def read(cls, given: dict[str, str]) -> "Parameters":
-        """From texts, an empty one meaning None. Raises `AskedWrongly` for names and values that are none."""
+        """From texts, an empty one meaning None. Raises `InvalidRequest` for names and values that are none."""
         kinds = {"version": str, "scheduler": str, "guidance_scale": float}
         known = [field.name for field in fields(cls)]
         values: dict[str, Any] = {}
@@ -64,7 +64,7 @@ class Parameters:
             if name.isupper():  # Triton's own, as EXECUTION_ENV_PATH
                 continue
             if name not in known:
-                raise AskedWrongly(
+                raise InvalidRequest(
                     f"{name!r} is not a parameter of {CONFIG}.{near_matches(name, known)} Known: {', '.join(known)}."
                 )
             if not text:
@@ -74,10 +74,10 @@ class Parameters:
                 values[name] = kind(text)
             except ValueError:
                 what = "a number" if kind is float else "a whole number"
-                raise AskedWrongly(f"the parameter {name} of {CONFIG} must be {what}, not {text!r}.") from None
+                raise InvalidRequest(f"the parameter {name} of {CONFIG} must be {what}, not {text!r}.") from None
             least = 0 if name == "seed" else 1
             if kind is int and values[name] < least:
-                raise AskedWrongly(f"the parameter {name} of {CONFIG} must be {least} or more, not {text}.")
+                raise InvalidRequest(f"the parameter {name} of {CONFIG} must be {least} or more, not {text}.")
         return cls(**values)
 
     def texts(self) -> dict[str, str]:
@@ -199,16 +199,16 @@ def ensemble_texts(name: str, max_batch_size: int, upscale: int, kind: str) -> d
 
 
 def read_config(file: Path) -> Any:
-    """The configuration in a file, as Triton's own message `ModelConfig`. Raises `AskedWrongly` where it is none."""
+    """The configuration in a file, as Triton's own message `ModelConfig`. Raises `InvalidRequest` where it is none."""
     from google.protobuf import text_format
 
     message = _message()
     try:
         return text_format.Parse(file.read_text(encoding="utf-8"), message)
     except (text_format.ParseError, ValueError) as error:
-        raise AskedWrongly(f"{file} is not a model's configuration: {' '.join(str(error).split())}.") from None
+        raise InvalidRequest(f"{file} is not a model's configuration: {' '.join(str(error).split())}.") from None
     except OSError as error:
-        raise AskedWrongly(f"{file} cannot be read: {error.strerror}.") from None
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def changed_text(config: Any, max_batch_size: int | None, instances: Instances | None, changes: dict[str, str]) -> str:
@@ -230,5 +230,5 @@ def _message() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2
     except ImportError:
-        raise AskedWrongly('reading config.pbtxt needs a package: pip install "tritonclient[grpc]"') from None
+        raise InvalidRequest('reading config.pbtxt needs a package: pip install "tritonclient[grpc]"') from None
     return model_config_pb2.ModelConfig()

@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 from darkroom.engines import distribution_of
-from darkroom.environments import ensure
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.processes.environments import ensure
 
 WHEEL = "nvidia-pytriton==0.7.0"
 """Holds Triton 2.51 with its Python backend; what else it holds is not used."""
@@ -35,7 +35,7 @@ RUNTIME_PACKAGES = {
 
 @dataclass(frozen=True)
 class Server:
-    """See `darkroom.environments.Lodger`."""
+    """See `darkroom.processes.environments.Lodger`."""
 
     requirements: tuple[str, ...]
     name: str = "Triton"
@@ -72,7 +72,7 @@ def requirements(runtimes: tuple[str, ...] = ("openvino",)) -> tuple[str, ...]:
     names = [re.match(r"[\w.-]+", line)[0] for line in _install_requires()]
     for runtime in runtimes:
         if runtime not in RUNTIME_PACKAGES:
-            raise AskedWrongly(f"--engine {runtime} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
+            raise InvalidRequest(f"--engine {runtime} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
         names += RUNTIME_PACKAGES[runtime]
     names = [each for name in names for each in ((name,) if name != ONNXRUNTIME else _onnxruntime())]
     wanted = [f"{name}=={_version(name)}" for name in dict.fromkeys(names) if name.lower() != "numpy"]

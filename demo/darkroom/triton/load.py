@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from darkroom.errors import AskedWrongly
+from darkroom.errors import InvalidRequest
 from darkroom.noise import SEED_LIMIT
 from darkroom.triton.prompts import Prompt
 
@@ -14,7 +14,7 @@ ALIKE = ("height", "width", "num_images")
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of up to `batch_size` rows. Raises `AskedWrongly` for rows that cannot be sent together.
+    """Requests of up to `batch_size` rows. Raises `InvalidRequest` for rows that cannot be sent together.
 
     The prompts are taken in turn. With `requests`, each of the `clients` sends as many, one after another; without,
     every prompt is sent once, and each client takes the next request that none has taken. With a `seed`, image k of
@@ -35,7 +35,7 @@ class Load:
             before.append(before[-1] + prompt.images)
         object.__setattr__(self, "_images_before", tuple(before))
         if self.seed is not None and not 0 <= self.seed <= SEED_LIMIT - self._first_image(self.rows):
-            raise AskedWrongly(
+            raise InvalidRequest(
                 f"--seed must leave each of {self._first_image(self.rows)} images a seed from 0 to {SEED_LIMIT - 1}; "
                 f"{self.seed} does not. Without --seed the server draws them."
             )
@@ -76,7 +76,7 @@ class Load:
 
 
 def _check_together(rows: list[Prompt]) -> None:
-    """Raises `AskedWrongly` for rows that do not set the same fields, or whose images would differ in size."""
+    """Raises `InvalidRequest` for rows that do not set the same fields, or whose images would differ in size."""
     first = rows[0]
     for row in rows[1:]:
         if unlike := first.asked().keys() ^ row.asked().keys():
@@ -87,4 +87,4 @@ def _check_together(rows: list[Prompt]) -> None:
             why = f"{first.place} and {row.place} differ in {unlike[0]}"
         else:
             continue
-        raise AskedWrongly(f"{why}: they cannot share a request. Change them, or leave out --static-batch-size.")
+        raise InvalidRequest(f"{why}: they cannot share a request. Change them, or leave out --static-batch-size.")

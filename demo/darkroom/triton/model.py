@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # what the backend offers its models
 
-from darkroom.batching import Busy, Counts, Late, Made, StepBatcher, Unwanted, all_of
-from darkroom.errors import AskedWrongly, DarkroomError, Failed
+from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.request import Request
-from darkroom.service import FIELDS, PLAN, Plan, Service
+from darkroom.serving.batching import Busy, Counts, Late, Made, StepBatcher, Unwanted, all_of
+from darkroom.serving.service import FIELDS, PLAN, Plan, Service
 from darkroom.triton.config import IMAGES, Parameters
 from darkroom.triton.server import IN_FLIGHT
 
 CODES = {
-    AskedWrongly: "INVALID_ARG",
+    InvalidRequest: "INVALID_ARG",
     Busy: "UNAVAILABLE",
     Late: "UNAVAILABLE",
     Unwanted: "CANCELLED",
@@ -91,9 +91,9 @@ class TritonPythonModel:
             fields = {name: values[index] for name, values in columns.items()}
             rows += self.service.requests(fields, fields.pop(IMAGES, 1))
         if len(rows) > (most := self.service.plan.limits.images):
-            raise AskedWrongly(f"{len(rows)} images are more than the {most} that a request may ask for.")
+            raise InvalidRequest(f"{len(rows)} images are more than the {most} that a request may ask for.")
         if len({(row.height, row.width) for row in rows}) > 1:
-            raise AskedWrongly("the pictures of one request are of one height and width: they come as one array.")
+            raise InvalidRequest("the pictures of one request are of one height and width: they come as one array.")
         return rows
 
     def _answer(
@@ -224,7 +224,7 @@ def _values(request: Any, name: str) -> list[Any] | None:
         try:
             return [bytes(value).decode("utf-8") for value in values]
         except UnicodeDecodeError:
-            raise AskedWrongly(f"{name} is not UTF-8 text.") from None
+            raise InvalidRequest(f"{name} is not UTF-8 text.") from None
     if FIELDS.get(name) is float:
         # The number that was typed, not the float32 next to it: 7.3, which a recipe then says too.
         return [float(str(value)) for value in values]

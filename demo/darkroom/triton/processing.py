@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # what the backend offers its models
 
-from darkroom.pictures import encoded, upscaled
+from darkroom.pipeline.pictures import encoded, upscaled
 
 
 class Preprocess:

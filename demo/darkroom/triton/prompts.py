@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import AskedWrongly, near_matches
+from darkroom.errors import InvalidRequest, near_matches
 from darkroom.noise import SEED_LIMIT
-from darkroom.prompts import BYTE_ORDER_MARK, read, said_in
+from darkroom.prompts.rows import BYTE_ORDER_MARK, read, said_in
 from darkroom.request import FLOAT32_MOST, PIXEL_MULTIPLE
 from darkroom.schedule import SCHEDULERS
 
@@ -58,13 +58,13 @@ def flag_of(name: str) -> str:
 
 
 def make_prompt(values: dict[str, Any], label: Callable[[str], str], place: str = "") -> Prompt:
-    """Raises `AskedWrongly` for a value that no model takes; `label` makes of a field's name what people know it as."""
+    """Raises `InvalidRequest` for a value that no model takes; `label` makes a field's name what people know it as."""
     for name, value in values.items():
         if value is not None and (wrong := _wrong(name, value)):
-            raise AskedWrongly(f"{label(name)} {wrong}")
+            raise InvalidRequest(f"{label(name)} {wrong}")
     made = Prompt(**values, place=place)
     if made.seed is not None and made.seed + made.images > SEED_LIMIT:
-        raise AskedWrongly(
+        raise InvalidRequest(
             f"{label('seed')} must leave each of {made.images} images a seed below {SEED_LIMIT}; {made.seed} does not."
         )
     return made
@@ -100,12 +100,12 @@ def _wrong(name: str, value: Any) -> str | None:
 def read_prompts(path: Path, defaults: dict[str, Any]) -> tuple[Prompt, ...]:
     """A prompt a line; in a .jsonl file a JSON object a line, whose own fields go before the `defaults`.
 
-    Raises `AskedWrongly` with the file and line for what cannot be sent.
+    Raises `InvalidRequest` with the file and line for what cannot be sent.
     """
     lines = read(path, "--prompts-file").removeprefix(BYTE_ORDER_MARK).split(b"\n")
     prompts = tuple(_prompts_of(path, lines, defaults))
     if not prompts:
-        raise AskedWrongly(f"--prompts-file {path} holds no prompt.")
+        raise InvalidRequest(f"--prompts-file {path} holds no prompt.")
     return prompts
 
 
@@ -113,5 +113,5 @@ def _prompts_of(path: Path, lines: list[bytes], defaults: dict[str, Any]) -> Ite
     for number, fields in said_in(path, lines):
         place = f"{path}:{number}"
         if "prompt" not in fields:
-            raise AskedWrongly(f"{place}: there is no prompt.")
+            raise InvalidRequest(f"{place}: there is no prompt.")
         yield make_prompt(defaults | fields, lambda name, place=place: f"{place}: {name}", place)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint import NETWORKS, TOKENIZERS
-from darkroom.engines.store import TEMPORARY, clear
+from darkroom.checkpoint.folder import NETWORKS, TOKENIZERS
 from darkroom.errors import Failed
-from darkroom.service import PLAN, Plan, check_whole
+from darkroom.serving.service import PLAN, Plan, check_whole
+from darkroom.store.store import TEMPORARY, clear
 from darkroom.triton.config import AFTER, BEFORE, CONFIG
 
 VERSION = "1"

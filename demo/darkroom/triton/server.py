@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from darkroom.child import PR_SET_PDEATHSIG
-from darkroom.errors import AskedWrongly, Failed
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.processes.child import PR_SET_PDEATHSIG
 from darkroom.triton.environment import Installed
 
 SHARED = Path("/dev/shm")
@@ -58,12 +58,12 @@ class Address:
         return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
 
     def check_free(self) -> None:
-        """Raises `Failed` for a port that someone listens at, `AskedWrongly` for what is no address."""
+        """Raises `Failed` for a port that someone listens at, `InvalidRequest` for what is no address."""
         if len(set(self.ports().values())) < len(self.ports()):
-            raise AskedWrongly("the three ports must differ.")
+            raise InvalidRequest("the three ports must differ.")
         for name, port in self.ports().items():
             if not 0 < port < 65536:
-                raise AskedWrongly(f"--{name}-port must be from 1 to 65535, not {port}.")
+                raise InvalidRequest(f"--{name}-port must be from 1 to 65535, not {port}.")
             try:
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

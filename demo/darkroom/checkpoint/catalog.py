@@ -1,0 +1,134 @@
+"""Which models exist, where they live, and what they are run with when nothing is asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.checkpoint.folder import SD, SDXL
+from darkroom.errors import InvalidRequest, near_matches
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "models"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model that can be asked for by name.
+
+    `source` is a hub repository ("owner/name") or the folder of a model that ships with Darkroom. `size` is the
+    height and width of its pictures in pixels, `scheduler` None for the model's own; `few_steps` models are distilled.
+    """
+
+    name: str
+    source: str
+    size: int
+    steps: int = 30
+    guidance_scale: float = 7.5
+    embedded: bool = False
+    scheduler: str | None = None
+    few_steps: bool = False
+
+
+def _named(*versions: Version) -> dict[str, Version]:
+    return {version.name: version for version in versions}
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of demo/: the models it knows by name, the first being its default, and those it can run.
+
+    `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
+    embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
+    from a picture; `refiner` is what `--enable-refiner` adds; `few_steps` scripts make other models distilled ones with
+    `--lcm-lora`.
+    """
+
+    program: str
+    pipeline: str
+    families: tuple[str, ...]
+    versions: dict[str, Version]
+    real: str
+    unnamed: Version = Version("", "", 0)
+    from_image: bool = False
+    refiner: Version | None = None
+    few_steps: bool = False
+
+    @property
+    def of_many_steps(self) -> str:
+        """What `--lcm-lora` is for when nothing is named."""
+        return next(name for name, version in self.versions.items() if not version.few_steps)
+
+
+TXT2IMG = Script(
+    "demo_txt2img.py",
+    "txt2img",
+    (SD,),
+    _named(
+        Version("emoji", str(EMBEDDED / "emoji"), 128, steps=20, guidance_scale=4.0, embedded=True),
+        Version("1.4", "CompVis/stable-diffusion-v1-4", 512),
+        Version("1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
+        Version("dreamshaper-7", "Lykon/dreamshaper-7", 512),
+        Version("2.0-base", "stabilityai/stable-diffusion-2-base", 512),
+        Version("2.0", "stabilityai/stable-diffusion-2", 768),
+        Version("2.1-base", "stabilityai/stable-diffusion-2-1-base", 512),
+        Version("2.1", "stabilityai/stable-diffusion-2-1", 768),
+    ),
+    real="1.5",
+)
+
+XL_BASE = Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0)
+XL_TURBO = Version("xl-turbo", "stabilityai/sdxl-turbo", 512, steps=4, guidance_scale=0.0, few_steps=True)
+
+TXT2IMG_XL = Script(
+    "demo_txt2img_xl.py",
+    "xl_base",
+    (SDXL,),
+    _named(
+        Version("emoji-xl", str(EMBEDDED / "emoji-xl"), 128, steps=20, guidance_scale=4.0, embedded=True),
+        XL_BASE,
+        XL_TURBO,
+    ),
+    real="xl-1.0",
+    unnamed=Version("", "", 0, guidance_scale=5.0),
+    refiner=Version("xl-refiner-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", 1024),
+)
+
+IMG2IMG = Script(
+    "demo_img2img.py", "img2img", (SD, SDXL), TXT2IMG.versions | TXT2IMG_XL.versions, real="1.5", from_image=True
+)
+
+TURBO = Script(
+    "demo_turbo.py",
+    "turbo",
+    (SD, SDXL),
+    _named(
+        Version(
+            "emoji-turbo",
+            str(EMBEDDED / "emoji-turbo"),
+            128,
+            steps=4,
+            guidance_scale=0.0,
+            embedded=True,
+            few_steps=True,
+        ),
+        Version("sd-turbo", "stabilityai/sd-turbo", 512, steps=4, guidance_scale=0.0, few_steps=True),
+        XL_TURBO,
+        Version("lcm-dreamshaper-7", "SimianLuo/LCM_Dreamshaper_v7", 512, steps=4, guidance_scale=8.5, few_steps=True),
+        TXT2IMG.versions["1.5"],
+        TXT2IMG.versions["dreamshaper-7"],
+        XL_BASE,
+    ),
+    real="xl-turbo",
+    unnamed=Version("", "", 0, steps=4, guidance_scale=0.0, few_steps=True),
+    few_steps=True,
+)
+
+SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG2IMG)}
+
+
+def find_version(name: str, versions: dict[str, Version]) -> Version:
+    """The version called `name`, or `InvalidRequest` with the names that are near it."""
+    if name in versions:
+        return versions[name]
+    raise InvalidRequest(
+        f"--version {name!r} is not known here.{near_matches(name, list(versions))} "
+        f"Known: {', '.join(versions)}; any other diffusers model goes with --model."
+    )

@@ -1,0 +1,119 @@
+"""Single-file checkpoints in the original layout of Stable Diffusion: which model they are, and their diffusers folder.
+
+Such a file holds a model's weights alone. The rest, configurations and tokenizers, is that of the published model it
+descends from, or of one that the user names.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint.folder import TOKENIZERS, networks, read_header
+from darkroom.errors import InvalidRequest, gist
+from darkroom.files import read_json
+from darkroom.processes.child import run_in_child
+from darkroom.store.store import Key, Store
+from darkroom.text.vocabulary import tokenizer_files
+
+REVISION = 1
+"""Raised when a change makes other folders from the same file."""
+
+CROSS_ATTENTION = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+PUBLISHED = (
+    ("conditioner.embedders.1.model.positional_embedding", 1280, "stabilityai/stable-diffusion-xl-base-1.0"),
+    ("conditioner.embedders.0.model.positional_embedding", 1280, "stabilityai/stable-diffusion-xl-refiner-1.0"),
+    (CROSS_ATTENTION.format(1), 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    (CROSS_ATTENTION.format(1), 1024, "stabilityai/stable-diffusion-2-1"),
+)
+"""A tensor that tells an architecture, the last of its sizes, and the repository that has its configuration."""
+
+
+def check_single_file(path: Path) -> dict[str, dict[str, Any]]:
+    """The header of a whole checkpoint in the original layout; `InvalidRequest` for any other file."""
+    if path.suffix in (".ckpt", ".bin", ".pt", ".pth"):
+        raise InvalidRequest(f"{path} is a pickle, which can run code when read: only safetensors files are loaded.")
+    if path.suffix != ".safetensors":
+        raise InvalidRequest(
+            f"{path} is no model: a model is a folder in the diffusers layout, or one safetensors file in the original."
+        )
+    header = read_header(path)
+    if not any(name.startswith("model.diffusion_model.") for name in header):
+        raise InvalidRequest(
+            f"{path} is not a whole Stable Diffusion in the original layout: it has no model.diffusion_model."
+        )
+    return header
+
+
+def published_config(path: Path) -> str:
+    """The hub repository whose configuration a checkpoint has, told by its tensors' names and shapes."""
+    header = check_single_file(path)
+    for name, size, repository in PUBLISHED:
+        if name in header and header[name]["shape"][-1] == size:
+            return repository
+    raise InvalidRequest(
+        f"{path} is of no architecture that can be told from it: name a diffusers folder or repository that has its "
+        f"configuration with --config."
+    )
+
+
+def unpacked(path: Path, config: Path, store: Store, verbose: bool = False) -> Path:
+    """The diffusers folder of a checkpoint, made once and kept in `store`. `config` is a folder like it."""
+    facts = {
+        "kind": "model",
+        "file": store.fingerprints.sha256(path),
+        "config": _digest(config),
+        "revision": REVISION,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        run_in_child(unpack, path, config, folder, verbose=verbose)
+        return {}
+
+    return store.make(Key(f"model-{path.stem}", facts), build)
+
+
+def _digest(config: Path) -> str:
+    """A hash of the configurations and tokenizers in a diffusers folder, whose weights do not matter."""
+    index = read_json(config / "model_index.json")
+    files = [config / "model_index.json", config / "scheduler" / "scheduler_config.json"]
+    for part in networks(index):
+        files.append(config / part / "config.json")
+        if part in TOKENIZERS:
+            folder = config / TOKENIZERS[part]
+            files += [folder / name for name in tokenizer_files(folder)]
+    contents = [[file.relative_to(config).as_posix(), hashlib.sha256(_read(file)).hexdigest()] for file in files]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}; --config needs it.") from None
+
+
+def unpack(path: Path, config: Path, folder: Path) -> None:
+    """Runs in a child: writes the diffusers folder, its weights in the file's own precision."""
+    import diffusers
+    import torch
+
+    dtypes = {tensor["dtype"] for tensor in read_header(path).values()}
+    index = read_json(config / "model_index.json")
+    kind = getattr(diffusers, index["_class_name"])
+    left_out = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
+    try:
+        pipeline = kind.from_single_file(
+            str(path),
+            config=str(config),
+            local_files_only=True,
+            torch_dtype=torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32,
+            **left_out,
+        )
+    except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
+        raise InvalidRequest(f"{path} does not fit the configuration in {config}: {gist(error)}.") from None
+    for part in networks(index):
+        stray = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
+        if stray:
+            raise InvalidRequest(f"{path} has no weights for {stray[0]} of the {part} that {config} describes.")
+    pipeline.save_pretrained(folder, safe_serialization=True)

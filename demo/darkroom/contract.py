@@ -1,0 +1,153 @@
+"""What a stage is: named inputs and outputs whose shapes are written in the sizes that a user knows."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+PLACES = ("provider", "device")
+"""The options that say where a runtime runs networks; recipes and manifests hold them."""
+
+FREE = -1
+"""A size that an engine leaves open."""
+
+DRAWS = "N"
+DRAWS_BOUNDS = (1, 20, 1000)
+"""The symbol of how many noises a schedule draws, and its bounds: at least one is there, drawn or not."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W"."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+GUIDANCE_SCALE = Tensor("guidance_scale", ("B",))
+NEGATIVE = "negative_"
+"""What begins the names of a denoiser's inputs that guidance leads away from."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, the networks that it changes, its own weight, and the scale of all of them."""
+
+    path: Path
+    sha256: str
+    networks: frozenset[str]
+    weight: float = 1.0
+    scale: float = 1.0
+
+    @property
+    def strength(self) -> float:
+        """What its changes are multiplied by."""
+        return self.weight * self.scale
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path.absolute()), "networks": sorted(self.networks)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Lora":
+        """The inverse of `as_json`."""
+        return cls(**fields | {"path": Path(fields["path"]), "networks": frozenset(fields["networks"])})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network as the pipeline meets it.
+
+    `options` are choices that change its graph; `steady` names the inputs that stay the same for all steps of a
+    picture, which a runtime may use. `loras` are fused into the network's weights, and
+    `half_weights` tells whether those are kept in float16, at float32 precision too.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    network: str
+    options: dict[str, int | float | bool] = field(default_factory=dict)
+    steady: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    half_weights: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"loras": [lora.as_json() for lora in self.loras]}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Stage":
+        """The inverse of `as_json`."""
+        tensors = {
+            side: tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in fields[side])
+            for side in ("inputs", "outputs")
+        }
+        loras = tuple(Lora.from_json(lora) for lora in fields["loras"])
+        return cls(**fields | tensors | {"steady": tuple(fields["steady"]), "loras": loras})
+
+    @property
+    def spatial(self) -> bool:
+        """Whether any shape depends on the picture's size."""
+        return any(size in ("h", "w", "H", "W") for tensor in self.inputs for size in tensor.shape)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free.
+
+    `batches` and `pixels` bound what is free, where a runtime needs bounds: the least, the one to be best at, the most.
+    """
+
+    batch: int | None
+    height: int | None
+    width: int | None
+    vae_factor: int = 8
+    batches: tuple[int, int, int] = (1, 1, 8)
+    pixels: tuple[int, int, int] = (512, 512, 768)
+
+    def sizes(self) -> dict[str, int]:
+        """A number for every symbol of a shape; `FREE` where the profile leaves it open."""
+        sizes = {"B": self.batch, "H": self.height, "W": self.width}
+        for latent, pixel in (("h", self.height), ("w", self.width)):
+            sizes[latent] = None if pixel is None else pixel // self.vae_factor
+        return {symbol: FREE if size is None else size for symbol, size in sizes.items()}
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The tensor's shape under this profile, `FREE` in the open places."""
+        sizes = self.sizes()
+        return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+    def bounds(self, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The tensor's least, best and largest shape under this profile."""
+        height, width = (3 * (size,) if size else self.pixels for size in (self.height, self.width))
+        sizes = {"B": 3 * (self.batch,) if self.batch else self.batches, "H": height, "W": width}
+        sizes[DRAWS] = DRAWS_BOUNDS
+        sizes |= {latent: tuple(size // self.vae_factor for size in sizes[latent.upper()]) for latent in "hw"}
+        least, best, most = (
+            tuple(sizes[size][which] if isinstance(size, str) else size for size in tensor.shape) for which in range(3)
+        )
+        return least, best, most
+
+    def label(self, spatial: bool = True) -> str:
+        """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`."""
+        batch, height, width = ("any" if size is None else str(size) for size in (self.batch, self.height, self.width))
+        return f"b{batch}-{height}x{width}" if spatial else f"b{batch}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine: the stage, the sizes it is for, and the precision it computes in."""
+
+    stage: Stage
+    profile: Profile
+    precision: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"stage": self.stage.as_json()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Job":
+        """The inverse of `as_json`."""
+        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["profile"].items()}
+        return cls(Stage.from_json(fields["stage"]), Profile(**sizes), fields["precision"])

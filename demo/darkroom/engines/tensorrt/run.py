@@ -1,0 +1,330 @@
+"""Running TensorRT engines: one stream, memory allocated once, and a denoising loop that is nothing but launches.
+
+The samples stay on the device from the first step to the last. There, the engine of `darkroom.schedule.step` gathers
+its row of the schedule by a step index that it moves on itself, so each step is the same launch, and a captured one
+can be replayed. The host waits once, for the last sample.
+"""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darkroom.contract import DRAWS, Job, Profile, Stage, Tensor
+from darkroom.engines.cuda import Cuda, nvtx_range
+from darkroom.engines.runtime import Engine, Options
+from darkroom.engines.tensorrt.log import make_log
+from darkroom.errors import Failed
+from darkroom.schedule.step import NEXT, start_of, step_stage
+from darkroom.schedule.table import Table
+from darkroom.store.store import MANIFEST
+
+ITEM = 4
+"""Bytes: whatever goes in and out is float32 or int32."""
+
+
+class Session:
+    """The device as all engines of a run share it: its stream, and scratch memory as large as the largest needs.
+
+    `lock` is held by whoever works with the stream: what another thread gave it, or its waiting, would otherwise get
+    into a capture.
+    """
+
+    def __init__(self, trt: Any, cuda_api: Any, options: Options) -> None:
+        self.trt = trt
+        self.cuda = Cuda(cuda_api)
+        self.options = options
+        self.log = make_log(trt)
+        self.runtime = trt.Runtime(self.log)
+        self.lock = threading.Lock()
+        self._networks: list[_Network] = []
+        self._settled = 0
+        self._scratch: int | None = None
+
+    def load(self, job: Job, plan: Path, step_plan: Path) -> Engine:
+        """The engine in `plan`; a UNet's goes with that of the schedule's step."""
+        network = self.network(job.stage, job.profile, plan)
+        if job.stage.name != "unet":
+            return TensorRtEngine(self, network)
+        latents = next(tensor for tensor in job.stage.inputs if tensor.name == "latents")
+        return TensorRtUnet(self, network, self.network(step_stage(latents), job.profile, step_plan))
+
+    def network(self, stage: Stage, profile: Profile, plan: Path) -> "_Network":
+        self._networks.append(network := _Network(self, stage, profile, plan))
+        return network
+
+    def settle(self) -> None:
+        """Makes the contexts and gives them their scratch memory, once all engines and their buffers are there."""
+        if self._settled == len(self._networks):
+            return
+        for network in self._networks[self._settled :]:
+            network.make_context()
+        # One after the other on one stream, no two of them ever compute at the same time.
+        if self._scratch is not None:
+            self.cuda.free(self._scratch)
+        size = max(network.scratch_size for network in self._networks)
+        self._scratch = self.cuda.allocate(size, "the engines' scratch memory")
+        for network in self._networks:
+            network.context.set_device_memory(self._scratch, size)
+            network.layout += 1
+        self._settled = len(self._networks)
+
+    def range(self, name: str) -> Any:
+        return nvtx_range(name, self.options.nvtx_profile)
+
+    def failed(self, doing: str) -> Failed:
+        reason = self.log.errors[-1] if self.log.errors else "TensorRT gives no reason"
+        self.log.errors.clear()
+        return Failed(f"{doing}: {reason.rstrip('.')}.")
+
+
+@dataclass
+class _Buffer:
+    """One input or output: memory on the device and pinned memory, for its largest shape; and its shape now."""
+
+    tensor: Tensor
+    address: int
+    pinned: np.ndarray
+    shape: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM * prod(self.shape)
+
+    def host(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The pinned memory as an array of this shape."""
+        return self.pinned[: ITEM * prod(shape)].view(self.tensor.dtype).reshape(shape)
+
+
+class _Network:
+    """A deserialized engine with its context, and buffers that keep their addresses.
+
+    `layout` counts the changes of addresses and shapes: a graph that was captured before one is stale.
+    """
+
+    def __init__(self, session: Session, stage: Stage, profile: Profile, plan: Path) -> None:
+        self.session, self.stage, self.profile = session, stage, profile
+        self.layout = 0
+        self.context: Any = None
+        self.engine = session.runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self.engine is None:
+            here = f"a GPU of {session.cuda.capability} with {session.trt.__name__} {session.trt.__version__}"
+            raise session.failed(
+                f"the {stage.name} engine in {plan.parent} cannot be loaded: it was {_origin(plan.parent)}; "
+                f"here is {here} (if they differ, delete that folder, and it is built again)"
+            )
+        self.buffers: dict[str, _Buffer] = {}
+        for tensor in (*stage.inputs, *stage.outputs):
+            if DRAWS not in tensor.shape:  # the noises are as many as the schedule draws
+                self.place(tensor, ITEM * prod(profile.bounds(tensor)[2]))
+
+    def make_context(self) -> None:
+        """What computes. Streamed weights take what memory is left then: all that is sure to be needed has its own."""
+        trt, engine = self.session.trt, self.engine
+        if self.session.options.ws:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        by_user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels for the sizes it meets. Later, beside the work, it would do that while a
+            # graph is captured, and leave the makeshift ones in it.
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(by_user)
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            self.context = engine.create_execution_context(config)
+        else:
+            self.context = engine.create_execution_context(by_user)
+        if self.context is None:
+            raise self.session.failed(f"the {self.stage.name} engine has no room on the GPU")
+        for name, buffer in self.buffers.items():
+            self._tell(name, buffer.address)
+
+    @property
+    def scratch_size(self) -> int:
+        return int(self.engine.device_memory_size_v2)
+
+    def place(self, tensor: Tensor, size: int) -> None:
+        """Gives an input or output its memory, and takes back what it had."""
+        cuda = self.session.cuda
+        if old := self.buffers.pop(tensor.name, None):
+            cuda.free(old.address)
+            cuda.free(old.pinned.ctypes.data)
+        address = cuda.allocate(size, f"the {self.stage.name}'s {tensor.name}")
+        self.buffers[tensor.name] = _Buffer(tensor, address, cuda.pinned(size))
+        if self.context is not None:
+            self._tell(tensor.name, address)
+
+    def _tell(self, name: str, address: int) -> None:
+        if not self.context.set_tensor_address(name, address):
+            raise self.session.failed(f"the {self.stage.name} engine has no {name}")
+        self.layout += 1
+
+    def give(self, name: str, value: np.ndarray) -> None:
+        """Uploads an input, by way of pinned memory."""
+        buffer = self.buffers[name]
+        self.shape_input(name, value.shape)
+        buffer.host(value.shape)[...] = value
+        self.session.cuda.upload(buffer.address, buffer.pinned[: buffer.nbytes])
+
+    def shape_input(self, name: str, shape: tuple[int, ...]) -> None:
+        buffer = self.buffers[name]
+        if buffer.shape == shape:
+            return
+        if not self.context.set_input_shape(name, shape):
+            raise self.session.failed(f"the {self.stage.name} engine is not built for {name} of {shape}")
+        buffer.shape = shape
+        self.layout += 1
+
+    def enqueue(self) -> None:
+        """Gives the computation to the stream."""
+        if not self.context.execute_async_v3(int(self.session.cuda.stream)):
+            raise self.session.failed(f"the {self.stage.name} engine could not run")
+
+    def fetch(self, name: str) -> np.ndarray:
+        """Asks for an output: pinned memory that holds it once the stream is through."""
+        buffer = self.buffers[name]
+        buffer.shape = tuple(self.context.get_tensor_shape(name))
+        self.session.cuda.download(buffer.pinned[: buffer.nbytes], buffer.address)
+        return buffer.host(buffer.shape)
+
+
+def _origin(folder: Path) -> str:
+    """What an engine was built for and by, as far as it says so."""
+    try:
+        key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
+        return f"built for {key['device']} with {key['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "built nobody knows for what"
+
+
+class _Captures:
+    """Captured graphs by name, each for as long as no address and no shape of the networks in it has changed."""
+
+    def __init__(self, cuda: Cuda, *networks: _Network) -> None:
+        self._cuda = cuda
+        self._networks = networks
+        self._graphs: dict[Any, tuple[list[int], Any]] = {}
+
+    def get(self, name: Any) -> Any:
+        layouts, graph = self._graphs.get(name, (None, None))
+        if graph is not None and layouts != self._layouts():
+            self._cuda.wait()  # it may be running still
+            self._cuda.drop(graph)
+            del self._graphs[name]
+            return None
+        return graph
+
+    def capture(self, name: Any, work: Callable[[], None]) -> None:
+        self._graphs[name] = (self._layouts(), self._cuda.capture(work))
+
+    def _layouts(self) -> list[int]:
+        return [network.layout for network in self._networks]
+
+
+class TensorRtEngine(Engine):
+    """A stage that is called with arrays. With CUDA graphs, its second call is captured and replayed from then on."""
+
+    def __init__(self, session: Session, network: _Network) -> None:
+        self._session, self._network = session, network
+        self._captures = _Captures(session.cuda, network)
+        self._start, self._end = session.cuda.event(), session.cuda.event()
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        cuda, network = self._session.cuda, self._network
+        with self._session.lock, self._session.range(network.stage.name):
+            self._session.settle()
+            cuda.record(self._start)
+            for tensor in network.stage.inputs:
+                network.give(tensor.name, inputs[tensor.name])
+            self._launch("call", network.enqueue)
+            outputs = {tensor.name: network.fetch(tensor.name) for tensor in network.stage.outputs}
+            cuda.record(self._end)
+            cuda.wait()
+        self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+        return {name: value.copy() for name, value in outputs.items()}
+
+    def _launch(self, name: Any, work: Callable[[], None]) -> None:
+        """Gives work to the stream: as a captured graph, if they are wanted and there is one."""
+        if not self._session.options.use_cuda_graph:
+            work()
+        elif graph := self._captures.get(name):
+            self._session.cuda.launch(graph)
+        else:
+            work()  # TensorRT settles things in the first run at a shape, which cannot be captured
+            self._captures.capture(name, work)
+
+
+class TensorRtUnet(TensorRtEngine):
+    """The UNet with the schedule's step, which denoise without coming back to the host."""
+
+    def __init__(self, session: Session, network: _Network, step: _Network) -> None:
+        super().__init__(session, network)
+        self._step = step
+        self._captures = _Captures(session.cuda, network, step)
+        self._runs: Counter[tuple[int, int]] = Counter()
+
+    def denoise(
+        self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
+    ) -> Iterator[np.ndarray | None]:
+        """See `Denoiser`. With CUDA graphs, a loop that came twice is captured whole, and from then on one launch."""
+        cuda, calls, lock = self._session.cuda, len(table), self._session.lock
+        kind = calls, len(noises)
+        with self._session.range("unet"):
+            with lock:
+                self._session.settle()
+                cuda.record(self._start)
+                self._upload(table, sample, noises, conditions)
+                if whole := self._captures.get(kind):
+                    cuda.launch(whole)
+            for call in range(calls):
+                if not whole:
+                    with lock:
+                        self._launch("step", self._advance)
+                if call < calls - 1:
+                    yield None
+            with lock:
+                cuda.record(self._end)
+                samples = self._step.buffers["samples"]
+                cuda.download(samples.pinned[: sample.nbytes], samples.address)  # the newest stands first
+                cuda.wait()
+                self.milliseconds = (self.milliseconds or 0.0) + cuda.milliseconds(self._start, self._end)
+                self._runs[kind] += 1
+                if self._session.options.use_cuda_graph and not whole and self._runs[kind] > 1:
+                    self._captures.capture(kind, lambda: [self._advance() for _ in range(calls)])  # on nobody's clock
+        yield samples.host(sample.shape).copy()
+
+    def _advance(self) -> None:
+        """One call of the network, one step of the schedule, and what comes next into what goes in."""
+        cuda, step = self._session.cuda, self._step
+        self._network.enqueue()
+        output = self._network.buffers["output"]
+        cuda.copy(step.buffers["output"].address, output.address, step.buffers["output"].nbytes)
+        step.enqueue()
+        # Copied, never shared: an engine may write an output before it has read all of its inputs.
+        for tensor in step.stage.outputs:
+            name = tensor.name.removeprefix(NEXT)
+            target = (step if name in step.buffers else self._network).buffers[name]
+            cuda.copy(target.address, step.buffers[tensor.name].address, target.nbytes)
+
+    def _upload(
+        self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
+    ) -> None:
+        """Everything that the loop needs, before it begins."""
+        unet, step = self._network, self._step
+        given = {"latents": sample * table.input_scale[0], "timestep": np.full(len(sample), table.timesteps[0])}
+        for tensor in unet.stage.inputs:
+            unet.give(tensor.name, (given | conditions)[tensor.name])
+        start = start_of(table, sample, noises)
+        drawn = start["noises"]
+        if "noises" not in step.buffers or step.buffers["noises"].pinned.nbytes < drawn.nbytes:
+            step.place(next(tensor for tensor in step.stage.inputs if tensor.name == "noises"), drawn.nbytes)
+        step.shape_input("outputs", start.pop("outputs").shape)
+        self._session.cuda.clear(step.buffers["outputs"].address, step.buffers["outputs"].nbytes)
+        for name, value in start.items():
+            step.give(name, value)
+        step.shape_input("output", sample.shape)

@@ -1,1 +1,0 @@
-"""torch module -> checked ONNX graph."""

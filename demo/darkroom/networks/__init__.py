@@ -1,0 +1,1 @@
+"""How each stage is computed: torch modules, and the checked ONNX graphs made of them."""

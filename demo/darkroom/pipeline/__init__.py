@@ -1,0 +1,1 @@
+"""The walk of a prompt through loaded engines, to a picture."""

@@ -1,0 +1,290 @@
+"""The walk of a prompt: text -> CLIP -> noise -> (schedule, UNet) x steps -> VAE -> pictures.
+
+Knows contracts, tables and loaded engines; which runtime an engine belongs to is none of its business.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from darkroom.contract import GUIDANCE_SCALE, NEGATIVE
+from darkroom.engines.runtime import Denoiser, Engine
+from darkroom.noise import NoiseStream, initial_latents
+from darkroom.pipeline.timing import StageClock
+from darkroom.request import Batch
+from darkroom.schedule.table import Table, Trajectory
+from darkroom.text.clip import ClipTokenizer
+
+KEPT_PROMPTS = 8
+
+
+@dataclass
+class TextEncoder:
+    """A tokenizer and the engine that reads its ids; `negative` reads negative prompts, and may be the same."""
+
+    tokenizer: ClipTokenizer
+    engine: Engine
+    negative: Engine
+    _kept: dict[tuple[int, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def __call__(self, prompts: tuple[str, ...], negative: str | None = None) -> tuple[dict[str, np.ndarray], ...]:
+        """Prompts, one an image -> their embeddings, by the contract's names; and those of the negative prompt, for
+        each image, where there is one.
+
+        A prompt of several images is read once, and the negative one beside it if there is room. Which texts stand
+        together depends on this batch alone, so that it is made again with the same bits.
+        """
+        texts = list(dict.fromkeys(prompts))
+        beside = negative is not None and self.negative is self.engine and len(texts) < len(prompts)
+        if beside and negative not in texts:
+            texts.append(negative)
+        rows = [texts.index(prompt) for prompt in prompts]
+        read = self._read(self.engine, (*texts, *[texts[-1]] * (len(prompts) - len(texts))))
+        made = {name: value[rows] for name, value in read.items()}
+        if negative is None:
+            return (made,)
+        if not beside:
+            return made, self._read(self.negative, (negative,) * len(prompts))
+        rows = [texts.index(negative)] * len(prompts)
+        return made, {name: value[rows] for name, value in read.items()}
+
+    def _read(self, engine: Engine, texts: tuple[str, ...]) -> dict[str, np.ndarray]:
+        found = self._kept.pop((id(engine), texts), None)
+        if found is None:
+            found = engine({"input_ids": self.tokenizer.encode(list(texts)).ids})
+        # Kept for the next batches, but not without bound: those used last are the ones that come again.
+        self._kept[id(engine), texts] = found
+        while len(self._kept) > KEPT_PROMPTS:
+            self._kept.pop(next(iter(self._kept)))
+        return found
+
+    def forget(self) -> None:
+        """Drops what was encoded so far."""
+        self._kept.clear()
+
+
+@dataclass(frozen=True)
+class InitialImage:
+    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], and the engine that encodes it.
+
+    `latent_scale` is the VAE's scaling factor.
+    """
+
+    pixels: np.ndarray
+    encoder: Engine
+    latent_scale: float
+
+    def latents(self, streams: list[NoiseStream]) -> np.ndarray:
+        """A sample of the picture's latents for each image, drawn from its stream: (B, 4, h, w)."""
+        mean, log_variance = np.split(self.encoder({"images": self.pixels})["moments"][0], 2)
+        deviation = np.exp(0.5 * np.clip(log_variance, -30, 20))
+        return np.float32(self.latent_scale) * (mean + deviation * initial_latents(streams, mean.shape))
+
+
+@dataclass(frozen=True)
+class DeferredRefiner:
+    """A refiner that is loaded once the first model is done and gone, so that memory holds one of them at a time.
+
+    `calls` are the network calls that a batch takes of it.
+    """
+
+    calls: int
+    load: Callable[[], "Pipeline"]
+
+
+@dataclass
+class Pipeline:
+    """Loaded engines and a compiled schedule for batches of one size.
+
+    `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
+    `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
+    each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
+    picture to start from, if any; `vae` is None where a `refiner` goes on from this model's latents. One that comes
+    `DeferredRefiner` takes this model's place: a single batch can be made.
+    """
+
+    encoders: tuple[TextEncoder, ...]
+    unet: Engine
+    vae: Engine | None
+    table: Table
+    latent_shape: tuple[int, int, int]
+    guidance_scale: float | None
+    negative_prompt: str = ""
+    zero_negative: bool = False
+    added: dict[str, np.ndarray] = field(default_factory=dict)
+    added_negative: dict[str, np.ndarray] = field(default_factory=dict)
+    start: InitialImage | None = None
+    refiner: "Pipeline | DeferredRefiner | None" = None
+
+    @property
+    def calls(self) -> int:
+        """Network calls that a batch takes."""
+        return len(self.table) + (self.refiner.calls if self.refiner else 0)
+
+    def run(self, batch: Batch, clock: StageClock, on_call: Callable[[], None] = lambda: None) -> np.ndarray:
+        """Makes the pictures of one batch: (B, H, W, 3) float32 in [0, 1]. `on_call` is called after each step."""
+        return self._run(batch, [NoiseStream(seed) for seed in batch.seeds], None, clock, on_call)
+
+    def run_overlapped(self, batches: Sequence[Batch], clocks: Sequence[StageClock]) -> Iterator[np.ndarray]:
+        """Makes the pictures of batch after batch, as `run` does each, while the text of the next is encoded and the
+        latents of the one before are decoded. Stages take longer by their clocks than they do alone.
+
+        With a refiner nothing overlaps: its UNet would wait for the first one's.
+        """
+        if self.refiner:
+            for batch, clock in zip(batches, clocks, strict=True):
+                yield self.run(batch, clock)
+            return
+        started = [0.0] * len(batches)
+
+        def begin(turn: int) -> tuple[list[NoiseStream], dict[str, np.ndarray], np.ndarray | None]:
+            started[turn] = time.perf_counter()
+            streams = [NoiseStream(seed) for seed in batches[turn].seeds]
+            return streams, *self._begin(batches[turn], streams, None, clocks[turn])
+
+        def finish(turn: int, latents: np.ndarray) -> np.ndarray:
+            pictures = self._decode(latents, clocks[turn])
+            clocks[turn].pipeline += 1000 * (time.perf_counter() - started[turn])
+            return pictures
+
+        with ThreadPoolExecutor(1) as before, ThreadPoolExecutor(1) as after:
+            beginning = before.submit(begin, 0) if batches else None
+            finishing = None
+            for turn in range(len(batches)):
+                streams, conditions, image = beginning.result()
+                if turn + 1 < len(batches):
+                    beginning = before.submit(begin, turn + 1)
+                latents = self._denoised(streams, conditions, image, clocks[turn])
+                made, finishing = finishing, after.submit(finish, turn, latents)
+                if made:
+                    yield made.result()
+            if finishing:
+                yield finishing.result()
+
+    def _run(
+        self,
+        batch: Batch,
+        streams: list[NoiseStream],
+        image: np.ndarray | None,
+        clock: StageClock,
+        on_call: Callable[[], None],
+    ) -> np.ndarray:
+        """`image`: latents to start from, (B, 4, h, w), where another model has made them."""
+        began = time.perf_counter()
+        conditions, image = self._begin(batch, streams, image, clock)
+        latents = self._denoised(streams, conditions, image, clock, on_call)
+        if self.refiner:
+            clock.pipeline += 1000 * (time.perf_counter() - began)
+            clock.refiner = StageClock()
+            # The streams go on, as generators do that are handed to one diffusers pipeline after the other.
+            return self._second_model()._run(batch, streams, latents, clock.refiner, on_call)
+        pictures = self._decode(latents, clock)
+        clock.pipeline += 1000 * (time.perf_counter() - began)
+        return pictures
+
+    def _second_model(self) -> "Pipeline":
+        """The refiner. One that comes later is loaded now, when nothing of this model is left."""
+        if isinstance(self.refiner, DeferredRefiner):
+            self.encoders, self.start = (), None
+            del self.unet
+            self.refiner = self.refiner.load()
+        return self.refiner
+
+    def _begin(
+        self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """What the UNet is told, and the latents to start from, if any."""
+        readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}
+        with clock.time("CLIP", *readers.values()):
+            conditions = self.condition(batch.prompts)
+        if self.start:
+            with clock.time("VAE-Enc", self.start.encoder):
+                image = self.start.latents(streams)
+        return conditions, image
+
+    def _denoised(
+        self,
+        streams: list[NoiseStream],
+        conditions: dict[str, np.ndarray],
+        image: np.ndarray | None,
+        clock: StageClock,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        with clock.time("UNet", self.unet):
+            for step in self.denoise(streams, conditions, image):
+                latents = step
+                clock.unet_calls += 1
+                on_call()
+        return latents
+
+    def _decode(self, latents: np.ndarray, clock: StageClock) -> np.ndarray:
+        with clock.time("VAE-Dec", self.vae):
+            return self.decode(latents)
+
+    def forget(self) -> None:
+        """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
+        for encoder in self.encoders:
+            encoder.forget()
+        self.unet.forget()
+        if isinstance(self.refiner, Pipeline):
+            self.refiner.forget()
+
+    def condition(self, prompts: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Prompts, one an image -> all that the UNet is told beside latents and timestep, by the contract's names."""
+        images = len(prompts)
+        guided = self.guidance_scale is not None
+        text, *negative = self.encode(prompts, self.negative_prompt if guided and not self.zero_negative else None)
+        conditions = text | _for_each(images, self.added)
+        if not guided:
+            return conditions
+        away = negative[0] if negative else {name: np.zeros_like(value) for name, value in text.items()}
+        away = away | _for_each(images, self.added | self.added_negative)
+        return (
+            conditions
+            | {NEGATIVE + name: value for name, value in away.items()}
+            | {GUIDANCE_SCALE.name: np.full(images, self.guidance_scale, np.float32)}
+        )
+
+    def encode(self, prompts: tuple[str, ...], negative: str | None = None) -> list[dict[str, np.ndarray]]:
+        """Prompts, one an image -> what the text encoders make of them, side by side; and of the negative prompt."""
+        made = zip(*(encoder(prompts, negative) for encoder in self.encoders), strict=True)
+        return [
+            each[-1] | {"text_embeddings": np.concatenate([one["text_embeddings"] for one in each], axis=-1)}
+            for each in made
+        ]
+
+    def denoise(
+        self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
+    ) -> Iterator[np.ndarray | None]:
+        """Yields the latents (B, 4, h, w) after every network call; `image` are the latents to start from, if any.
+
+        An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order. Where
+        the latents stay on a device, None stands for all but the last.
+        """
+        trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape), image)
+        if isinstance(self.unet, Denoiser):
+            noises = [initial_latents(streams, self.latent_shape) for drawn in self.table.noise_drawn if drawn]
+            yield from self.unet.denoise(self.table, trajectory.sample, noises, conditions)
+            return
+        for call, timestep in enumerate(self.table.timesteps):
+            changing = {
+                "latents": trajectory.network_input(call),
+                "timestep": np.full(len(streams), timestep, np.float32),
+            }
+            output = self.unet(changing | conditions)["output"]
+            noise = initial_latents(streams, self.latent_shape) if self.table.noise_drawn[call] else None
+            trajectory.advance(call, output, noise)
+            yield trajectory.sample
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (B, 4, h, w) -> pictures (B, H, W, 3) float32 in [0, 1]; NaN stays NaN."""
+        assert self.vae is not None, "a model with a refiner hands over latents"
+        images = self.vae({"latents": latents})["images"]
+        return np.clip(images / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+
+
+def _for_each(images: int, conditions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.repeat(value[None], images, axis=0) for name, value in conditions.items()}

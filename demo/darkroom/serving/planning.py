@@ -1,0 +1,151 @@
+"""Compiles what serving a model takes, and says it in a `Plan`."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint.folder import TOKENIZERS
+from darkroom.errors import InvalidRequest
+from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
+from darkroom.processes.child import run_in_child
+from darkroom.request import Request
+from darkroom.schedule import SCHEDULERS, Chosen
+from darkroom.schedule.bundle import schedule_name
+from darkroom.serving.service import LanePlan, Limits, Part, Plan
+from darkroom.store.store import Key
+
+LARGE_TO_SERVE = 2 * 10**8
+"""Weights from which on a UNet is loaded once, for any batch, and not once for each."""
+
+ONE_IMAGE = {"batch_size": 1, "batch_count": 1, "build": "static-batch"}
+
+
+def planned(
+    preparer: Preparer,
+    request: Request,
+    script: str,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int | None],
+    guided: Sequence[bool],
+    schedules: Collection[tuple[str | None, int]],
+    limits: Limits,
+) -> Plan:
+    """Builds what is not there: engines for every one of these sizes (height, width), with and without guidance as
+    asked, and the schedules, by scheduler and steps.
+
+    `request` is what a request is by default. UNets are built for each of `batches`; None means one for any batch. With
+    a `request` whose build is "dynamic-shape", engines are for any size and batch.
+    Raises `InvalidRequest` and `Failed` as `Preparer.compile` does; what does not fit is refused before any is built.
+    """
+    most = max(batch or 1 for batch in batches)
+    for height, width in sizes:
+        preparer.check(replace(request, height=height, width=width, batch_size=most))
+    free = request.build == "dynamic-shape"
+    lanes = []
+    for height, width in sizes[:1] if free else sizes:
+        for with_guidance in guided:
+            scale = max(request.guidance_scale, 2.0) if with_guidance else 1.0
+            one = replace(request, height=height, width=width, guidance_scale=scale, **ONE_IMAGE)
+            if free:
+                one = replace(one, build=request.build)
+            unets = {}
+            for batch in [None] if free else batches:
+                more = {"build": "dynamic-batch"} if batch is None else {"batch_size": batch}
+                asked = one if free else replace(one, **more)
+                unets[batch] = _part(preparer.compile(asked, {"unet"}), "unet")
+            compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {"unet"})
+            parts = {name: _part(compiled, name) for name in compiled.jobs}
+            lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
+    folder = compiled_schedules(preparer, schedules)
+    tokenizers = (
+        (preparer.checkpoint.folder / TOKENIZERS[part], preparer.checkpoint.context(part))
+        for part in preparer.checkpoint.texts
+    )
+    return Plan(
+        request=request,
+        script=script,
+        revision=preparer.checkpoint.revision,
+        scheduler=preparer.checkpoint.scheduler(None).class_name,
+        runtime_version=preparer.runtime.version(),
+        options=preparer.runtime.options,
+        traits=preparer.traits,
+        tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
+        schedules=folder.absolute(),
+        schedule_keys={
+            schedule_name(scheduler, steps): _schedule_key(preparer, request, scheduler, steps).digest
+            for scheduler, steps in schedules
+        },
+        lanes=tuple(lanes),
+        limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
+    )
+
+
+def _part(compiled: Compiled, stage: str) -> Part:
+    return Part(compiled.jobs[stage], compiled.sources[stage].absolute(), compiled.artefacts[stage])
+
+
+def _schedule_key(preparer: Preparer, request: Request, scheduler: str | None, steps: int) -> Key:
+    return preparer.schedule_key(replace(request, scheduler=scheduler, denoising_steps=steps))[1]
+
+
+def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
+    """The batches that UNets are built for where up to `slots` images are made together: 1, 2, 4 ... and all.
+
+    A large model's weights are not loaded once for each: one UNet takes any batch, as those that run as they are do, or
+    all of it where none can.
+    """
+    if not preparer.runtime.compiles:
+        return [None]
+    if preparer.checkpoint.weights("unet") > LARGE_TO_SERVE:
+        return [None] if slots > 1 and preparer.runtime.free_sizes else [slots]
+    return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
+
+
+def every_schedule(steps: int, schedulers: Sequence[str] | None = None) -> list[tuple[str | None, int]]:
+    """The model's own scheduler and each of those named, None for all that are known, with every number of steps."""
+    return [
+        (scheduler, count)
+        for scheduler in (None, *(SCHEDULERS if schedulers is None else schedulers))
+        for count in range(1, steps + 1)
+    ]
+
+
+def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, int]]) -> Path:
+    """The folder of a `Bundle` of these schedules, compiled in one child where it is not there."""
+    of: dict[str, Any] = {}
+    for scheduler, steps in sorted(wanted, key=str):
+        choice = preparer.checkpoint.scheduler(scheduler)
+        entry = of.setdefault(scheduler or "", {"scheduler": choice.as_json(), "steps": []})
+        entry["steps"].append(steps)
+    for entry in of.values():
+        entry["steps"].sort()
+    key = Key(f"schedules-{preparer.name}", {"kind": "schedules", "of": of, "revision": TABLE_REVISION})
+    if folder := preparer.engines.find(key):
+        preparer.engines.note_use(folder)
+        return folder
+    count = sum(len(entry["steps"]) for entry in of.values())
+    with preparer.job(f"compiling {count} schedules"):
+
+        def build(folder: Path) -> dict[str, Any]:
+            return run_in_child(compile_bundle, of, folder, verbose=preparer.verbose)
+
+        return preparer.engines.make(key, build)
+
+
+def compile_bundle(of: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs in a child: it imports diffusers. What cannot be compiled is kept with the reason why."""
+    import diffusers
+
+    from darkroom.schedule.bundle import save
+    from darkroom.schedule.compile import compile_schedule
+
+    tables: dict[tuple[str | None, int], Any] = {}
+    for scheduler, entry in of.items():
+        for steps in entry["steps"]:
+            try:
+                tables[scheduler or None, steps] = compile_schedule(Chosen(**entry["scheduler"]), steps)
+            except InvalidRequest as error:
+                tables[scheduler or None, steps] = str(error)
+    save(folder, tables)
+    return {"schedules": len(tables), "diffusers": diffusers.__version__}

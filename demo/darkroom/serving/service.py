@@ -1,0 +1,413 @@
+"""What serves pictures one by one: engines, schedules, defaults and limits, and how strangers' requests become ours.
+
+A plan says all of it. It is made where models are compiled, and can be written beside the artefacts: whoever has both
+serves the model without torch, and without the model's weights.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from darkroom import __version__
+from darkroom.contract import Job
+from darkroom.engines import find_runtime
+from darkroom.engines.runtime import Engine, Options, Runtime, asked_as
+from darkroom.errors import Failed, InvalidRequest
+from darkroom.pipeline.assembly import Traits, text_encoders
+from darkroom.pipeline.pipeline import TextEncoder
+from darkroom.request import Request, draw_seed
+from darkroom.schedule import SCHEDULERS
+from darkroom.schedule.bundle import Bundle, schedule_name
+from darkroom.schedule.table import Table
+from darkroom.serving.batching import Counts, Lane, StepBatcher
+from darkroom.store.store import Store
+from darkroom.text.clip import ClipTokenizer
+
+PLAN = "serving.json"
+MODEL_INDEX = "model_index.json"
+FORMAT = 1
+
+FIELDS = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "steps": int,
+    "guidance_scale": float,
+    "scheduler": str,
+    "height": int,
+    "width": int,
+}
+"""What a request may say of each image, and of which kind it is."""
+
+MEASURED_CALLS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """An engine: the job it was built for, where it is, and its key."""
+
+    job: Job
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """The engines for one size (height and width in pixels; None for any) with guidance or without.
+
+    `unets` by batch; None for one that takes any.
+    """
+
+    guided: bool
+    size: tuple[int, int] | None
+    parts: dict[str, Part]
+    unets: dict[int | None, Part]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for at most: steps and images, bytes of a prompt, pixels along a side; `multiple` of
+    which a free size must be."""
+
+    steps: int = 50
+    images: int = 8
+    prompt_bytes: int = 2000
+    pixels: int = 1536
+    multiple: int = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that serving a model takes.
+
+    `request` is what a request is by default; its prompt and seed do not matter. `script` is what replays the pictures,
+    `scheduler` the model's own; `tokenizers` are folders and the tokens that are read; `schedules` is the folder of a
+    `Bundle`, and `schedule_keys` are the keys that its tables have each alone, by their names there.
+    """
+
+    request: Request
+    script: str
+    revision: str
+    scheduler: str
+    runtime_version: str
+    options: Options
+    traits: Traits
+    tokenizers: tuple[tuple[Path, int], ...]
+    schedules: Path
+    schedule_keys: dict[str, str]
+    lanes: tuple[LanePlan, ...]
+    limits: Limits
+
+    def folders(self) -> list[Path]:
+        """Where all its artefacts are."""
+        parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.unets.values())]
+        return list(dict.fromkeys([*(part.folder for part in parts), self.schedules]))
+
+    def lane_for(self, request: Request) -> LanePlan:
+        """The engines for a request: of its size, and with guidance if it has any. Raises `InvalidRequest` for none."""
+        sized = [lane for lane in self.lanes if lane.size in (None, (request.height, request.width))]
+        if not sized:
+            sizes = ", ".join(dict.fromkeys(f"{lane.size[0]}x{lane.size[1]}" for lane in self.lanes))
+            raise InvalidRequest(f"height and width {request.height}x{request.width} are not made here, but {sizes}.")
+        if sized[0].size is None:
+            for name in ("height", "width"):
+                pixels = getattr(request, name)
+                if pixels > self.limits.pixels or pixels % self.limits.multiple:
+                    raise InvalidRequest(
+                        f"{name} must be a multiple of {self.limits.multiple} up to {self.limits.pixels}, not {pixels}."
+                    )
+        guided = self.traits.guided(request)
+        for lane in sorted(sized, key=lambda each: each.guided != guided):
+            if lane.guided or not guided:
+                return lane
+        raise InvalidRequest(
+            f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
+        )
+
+    def recipe(self, request: Request) -> dict[str, Any]:
+        """What a picture records of itself: the same as if it had been made alone, by the script."""
+        lane = self.lane_for(request)
+        keys = {name: part.key for name, part in lane.parts.items()}
+        # Any of them may have made a step: the one that would make it alone stands for all.
+        keys |= {"unet": min(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
+        keys |= {"schedule": self.schedule_keys[schedule_name(request.scheduler, request.denoising_steps)]}
+        return {
+            "darkroom": __version__,
+            "script": self.script,
+            "request": request.as_json(),
+            "revision": self.revision,
+            "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.scheduler,
+            "artefacts": keys,
+            "runtime": f"{self.request.engine} {self.runtime_version}",
+            "image": 1,
+            "seed": request.seed,
+            "slot": 0,
+            "prompt": request.prompts[0],
+        } | self.options.recorded()
+
+    def moved(self, place: Callable[[Path], Path]) -> "Plan":
+        """The same with its folders elsewhere."""
+
+        def parts(old: dict) -> dict:
+            return {name: replace(part, folder=place(part.folder)) for name, part in old.items()}
+
+        lanes = (replace(lane, parts=parts(lane.parts), unets=parts(lane.unets)) for lane in self.lanes)
+        tokenizers = tuple((place(folder), context) for folder, context in self.tokenizers)
+        return replace(self, tokenizers=tokenizers, schedules=place(self.schedules), lanes=tuple(lanes))
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """As JSON values, with folders as they are called from `root`."""
+        plan = self.moved(lambda folder: folder.relative_to(root))
+
+        def part(each: Part) -> dict[str, Any]:
+            return {"job": each.job.as_json(), "folder": each.folder.as_posix(), "key": each.key}
+
+        lanes = [
+            {
+                "guided": lane.guided,
+                "size": lane.size,
+                "parts": {name: part(each) for name, each in lane.parts.items()},
+                "unets": {"any" if batch is None else str(batch): part(each) for batch, each in lane.unets.items()},
+            }
+            for lane in plan.lanes
+        ]
+        tokenizers = [[folder.as_posix(), context] for folder, context in plan.tokenizers]
+        simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "limits")}
+        simple["request"] = plan.request.as_json()
+        rest = {name: value for name, value in vars(plan).items() if name not in simple}
+        more = {"lanes": lanes, "tokenizers": tokenizers, "schedules": plan.schedules.as_posix()}
+        return {"format": FORMAT, "darkroom": __version__} | rest | simple | more
+
+    @classmethod
+    def read(cls, file: Path) -> "Plan":
+        """The plan in a file; folders are below the file's own. Raises `Failed` for anything else."""
+        root = file.absolute().parent
+
+        def part(fields: dict[str, Any]) -> Part:
+            return Part(Job.from_json(fields["job"]), root / fields["folder"], fields["key"])
+
+        def lane(fields: dict[str, Any]) -> LanePlan:
+            unets = {None if batch == "any" else int(batch): part(each) for batch, each in fields["unets"].items()}
+            parts = {name: part(each) for name, each in fields["parts"].items()}
+            return LanePlan(fields["guided"], fields["size"] and tuple(fields["size"]), parts, unets)
+
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            if fields.pop("format") != FORMAT:
+                raise ValueError("it was written by another version of Darkroom")
+            del fields["darkroom"]
+            capabilities = fields["options"]["compute_capability"]
+            options = fields["options"] | {"compute_capability": capabilities and tuple(capabilities)}
+            return cls(
+                **fields
+                | {
+                    "options": Options(**options),
+                    "traits": Traits(**fields["traits"]),
+                    "request": Request.from_json(fields["request"]),
+                    "limits": Limits(**fields["limits"]),
+                    "tokenizers": tuple((root / folder, context) for folder, context in fields["tokenizers"]),
+                    "schedules": root / fields["schedules"],
+                    "lanes": tuple(lane(each) for each in fields["lanes"]),
+                }
+            )
+        except OSError as error:
+            raise Failed(f"{file} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
+            raise Failed(f"{file} cannot be read ({error}): build the model repository again.") from None
+
+
+class Service:
+    """A plan's engines, loaded. Raises `Failed` where one is damaged or cannot be loaded here."""
+
+    def __init__(self, plan: Plan, threads: int | None = None) -> None:
+        self.plan = plan
+        runtime = find_runtime(plan.request.engine, plan.options)
+        if reason := runtime.unusable():
+            raise Failed(f"the engines cannot be run here: {reason}.")
+        if threads is not None and not runtime.threaded:
+            raise InvalidRequest(f"threads have nothing to act on with {asked_as(runtime)}.")
+        if runtime.compiles and runtime.version() != plan.runtime_version:
+            raise Failed(
+                f"the engines were built by {runtime.name} {plan.runtime_version}, and {runtime.version()} is here: "
+                f"build the model repository again."
+            )
+        check_whole(plan)
+        runtime.keep_in(Store(plan.schedules.parent))
+        self._bundle = Bundle(plan.schedules)
+        tokenizers = [ClipTokenizer(folder, context) for folder, context in plan.tokenizers]
+        engines = _load_all(plan, runtime, threads)
+        self._encoders: list[tuple[TextEncoder, ...]] = []
+        self._lanes = [self._lane(lane, engines, tokenizers) for lane in plan.lanes]
+
+    def batcher(
+        self,
+        slots: int,
+        queue: int,
+        on_join: Callable[[int, int], None] = lambda groups, images: None,
+        observe: Callable[[Counts], None] = lambda counts: None,
+    ) -> StepBatcher:
+        """What makes pictures on these engines: see `StepBatcher`."""
+        return StepBatcher(self.lane_of, self.table_of, slots, queue, on_join, observe)
+
+    def requests(self, fields: Mapping[str, Any], images: int = 1) -> list[Request]:
+        """What a stranger asks for, as a request for each of so many images: image k gets the seed S+k.
+
+        `fields` are some of FIELDS; None stands for one that is left out. Raises `InvalidRequest`, naming the field,
+        for what no picture could be made of here.
+        """
+        try:
+            return self._requests(fields, images)
+        except InvalidRequest as error:
+            raise InvalidRequest(in_fields(str(error))) from None
+
+    def _requests(self, fields: Mapping[str, Any], images: int) -> list[Request]:
+        plan, limits = self.plan, self.plan.limits
+        fields = {name: value for name, value in fields.items() if value is not None}
+        for name, value in fields.items():
+            _check_kind(name, value)
+        for name in ("prompt", "negative_prompt"):
+            size = len((fields.get(name) or "").encode("utf-8", "surrogatepass"))
+            if size > limits.prompt_bytes:
+                raise InvalidRequest(f"{name} has {size} bytes; {limits.prompt_bytes} is the most here.")
+        steps = fields.get("steps", plan.request.denoising_steps)
+        if steps > limits.steps:
+            raise InvalidRequest(f"steps {steps} is more than the {limits.steps} that are made here.")
+        if not 1 <= images <= limits.images:
+            raise InvalidRequest(f"num_images must be from 1 to {limits.images}, not {images}.")
+        first = asked_for({"seed": draw_seed()} | fields, plan.request)
+        if first.negative_prompt and plan.traits.embeds_guidance:
+            raise InvalidRequest(
+                "negative_prompt has nothing to act on: this model is told the guidance scale instead."
+            )
+        made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
+        self.lane_of(first)
+        self.table_of(first)
+        return made
+
+    def recipe(self, request: Request) -> dict[str, Any]:
+        """See `Plan.recipe`."""
+        return self.plan.recipe(request)
+
+    def table_of(self, request: Request) -> Table:
+        """The request's schedule."""
+        return self._bundle.table(request.scheduler, request.denoising_steps)
+
+    def lane_of(self, request: Request) -> Lane:
+        """The engines for a request: see `Plan.lane_for`."""
+        return self._lanes[self.plan.lanes.index(self.plan.lane_for(request))]
+
+    def _lane(self, lane: LanePlan, engines: dict[str, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
+        parts = {name: engines[part.key] for name, part in lane.parts.items()}
+        unets = {batch: engines[part.key] for batch, part in lane.unets.items()}
+        encoders = self._shared_encoders(text_encoders(tokenizers, parts))
+        costs = milliseconds_of({batch: (unets[batch], part.job) for batch, part in lane.unets.items() if batch})
+        return Lane(self.plan.traits, lane.guided, encoders, unets, parts["vae"], costs)
+
+    def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
+        """The same objects for lanes with the same engines, which then know what the others have encoded."""
+        for known in self._encoders:
+            if [each.engine for each in known] == [each.engine for each in encoders]:
+                return known
+        self._encoders.append(encoders)
+        return encoders
+
+
+def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
+    """One image as `fields` ask for it, and where they say nothing, or None, as `default` does.
+
+    Raises `InvalidRequest`, naming the field, for what no picture could be made of.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name, value in fields.items():
+        _check_kind(name, value)
+    fields["prompts"] = (fields.pop("prompt", ""),)
+    if "steps" in fields:
+        fields["denoising_steps"] = fields.pop("steps")
+    if "guidance_scale" in fields:
+        fields["guidance_scale"] = _as_float(fields["guidance_scale"])
+    try:
+        asked = replace(default, batch_size=1, batch_count=1, **fields)
+    except InvalidRequest as error:
+        raise InvalidRequest(in_fields(str(error))) from None
+    if not asked.guided and fields.get("negative_prompt"):
+        raise InvalidRequest(
+            f"negative_prompt acts through guidance, which guidance_scale {asked.guidance_scale} turns off."
+        )
+    return asked if asked.guided else replace(asked, negative_prompt=None)
+
+
+def check_whole(plan: Plan) -> None:
+    """Raises `Failed` for artefacts that are missing or damaged."""
+    stores: dict[Path, Store] = {}
+    for folder in plan.folders():
+        if (folder / MODEL_INDEX).exists():
+            continue  # a model's own folder, for engines that run it as it is
+        store = stores.setdefault(folder.parent, Store(folder.parent))
+        if (damage := store.damage(folder)) is not None:
+            raise Failed(f"{folder} is damaged ({damage}): build it again.")
+    for store in stores.values():
+        store.fingerprints.remember()
+
+
+def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[str, Engine]:
+    """The engines by their keys: those that run a model as it is are all of one folder."""
+    parts = {part.key: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.unets.values())}
+    with ThreadPoolExecutor(len(parts) if runtime.compiles else 1) as pool:
+        loading = {key: pool.submit(runtime.load, part.job, part.folder, threads) for key, part in parts.items()}
+        return {key: future.result() for key, future in loading.items()}
+
+
+def milliseconds_of(unets: Mapping[int, tuple[Engine, Job]]) -> dict[int, float]:
+    """What a call of each of several UNets takes: the least of a few, after one that warms it up; {} for one UNet.
+
+    They take turns, so that a machine busy with something else hurts all alike.
+    """
+    if len(unets) < 2:
+        return {}
+    took: dict[int, list[float]] = {batch: [] for batch in unets}
+    for _ in range(1 + MEASURED_CALLS):
+        for batch, (engine, job) in unets.items():
+            inputs = {tensor.name: np.zeros(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs}
+            start = perf_counter()
+            engine(inputs)
+            took[batch].append(1000 * (perf_counter() - start))
+    for engine, _ in unets.values():
+        engine.forget()
+    return {batch: min(calls[1:]) for batch, calls in took.items()}
+
+
+def in_fields(complaint: str) -> str:
+    """A complaint about flags, which whoever sends a request has none of: it names the fields."""
+    return re.sub(
+        r"--([a-z]+(?:-[a-z]+)*)",
+        lambda flag: flag[1].replace("denoising-steps", "steps").replace("-", "_"),
+        complaint,
+    )
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if name not in FIELDS:
+        raise InvalidRequest(f"{name!r} is not a field of a request. Known: {', '.join(FIELDS)}.")
+    kind = FIELDS[name]
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits:
+        words = {str: "a text", int: "a whole number", float: "a number"}
+        raise InvalidRequest(f"{name} must be {words[kind]}, not {value!r}.")

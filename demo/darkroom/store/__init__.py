@@ -1,0 +1,1 @@
+"""Artefacts on disk under keys that hold all they depend on."""

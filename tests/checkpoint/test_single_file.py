@@ -1,0 +1,116 @@
+"""One file in the original layout is the same model as the folder it was written from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from darkroom.checkpoint.single_file import published_config  # noqa: E402
+from tests.original_layout import write  # noqa: E402
+from tests.support import SOON, Diffusers, Studio, assert_refused, one_line, psnr  # noqa: E402
+
+PROMPT = "a red apple on the house"
+SAME_AS_DIFFUSERS = 45
+
+
+@pytest.fixture(scope="module")
+def file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(Diffusers(tiny_model).pipeline, tmp_path_factory.mktemp("single") / "tiny.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def unpacking_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child's work in this process, where torch is loaded already."""
+    monkeypatch.setattr(
+        "darkroom.checkpoint.single_file.run_in_child", lambda function, *given, verbose: function(*given)
+    )
+
+
+def test_stable_diffusion(studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers) -> None:
+    drawn = studio.draw(PROMPT, model=file, config=tiny_model)
+    assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
+    again = studio.draw(PROMPT, model=file, config=tiny_model)
+    assert again.children == [] and again.paths == drawn.paths
+    remade = studio.draw(model=file, config=tiny_model, recipe=drawn.paths[0])
+    assert psnr(remade.pictures[0], drawn.pictures[0]) == float("inf")
+
+
+def test_sdxl(xl_studio: Studio, tiny_xl_model: Path, diffusers_tiny_xl: Diffusers, tmp_path: Path) -> None:
+    file = write(diffusers_tiny_xl.pipeline, tmp_path / "xl.safetensors")
+    drawn = xl_studio.draw(PROMPT, model=file, config=tiny_xl_model, guidance_scale=7.5)
+    assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
+
+
+def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    save_file({name: value.half() for name, value in load_file(file).items()}, half)
+    studio.draw(PROMPT, model=half, config=tiny_model)
+    (folder,) = studio.onnx.glob("model-half-*")
+    assert {value.dtype for value in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").values()} == {
+        torch.float16
+    }
+
+
+@pytest.mark.parametrize(
+    "name, size, repository",
+    [
+        ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 768, "v1-5"),
+        ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 1024, "stable-diffusion-2-1"),
+        ("conditioner.embedders.1.model.positional_embedding", 1280, "xl-base-1.0"),
+        ("conditioner.embedders.0.model.positional_embedding", 1280, "xl-refiner-1.0"),
+    ],
+)
+def test_the_published_architectures_are_told_by_their_tensors(
+    name: str, size: int, repository: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(1, size), "model.diffusion_model.out.2.bias": torch.zeros(4)}, path)
+    assert published_config(path).endswith(repository)
+
+
+def test_its_configuration_is_fetched_from_the_hub(studio: Studio, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({name: torch.zeros(1, 768)}, path)
+    ended = studio.shell(PROMPT, f"--model={path}", *studio.folders(), timeout=SOON)
+    assert ended.code == 1 and one_line(ended.err) and "stable-diffusion-v1-5 could not be fetched" in ended.err
+    assert "model.safetensors: taken for a model like stable-diffusion-v1-5" in ended.out
+
+
+def test_what_is_wrong_with_a_file_is_said_in_a_line(
+    studio: Studio, tiny_model: Path, tiny_xl_model: Path, file: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(file)
+    unet = next(name for name in tensors if name.startswith("model.diffusion_model.middle"))
+    save_file({name: value for name, value in tensors.items() if name != unet}, tmp_path / "less.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-9])
+    (tmp_path / "model.ckpt").write_bytes(b"pickle")
+    (tmp_path / "model.txt").write_text("text")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    described = f"--config={tiny_model}"
+    for model, arguments, words in (
+        (tmp_path / "less.safetensors", [described], "less.safetensors"),
+        (tmp_path / "other.safetensors", [described], "not a whole Stable Diffusion"),
+        (tmp_path / "cut.safetensors", [described], "truncated"),
+        (tmp_path / "model.ckpt", [described], "is a pickle"),
+        (tmp_path / "model.txt", [described], "is no model"),
+        (file, [], "of no architecture that can be told"),
+        (file, [f"--config={bare}"], "is missing"),
+        (file, [f"--config={tmp_path / 'none'}"], "is missing"),
+        (tiny_model, [described], "--config describes a single-file model"),
+    ):
+        ended = studio.here(PROMPT, f"--model={model}", *arguments, "--denoising-steps=1", *studio.folders())
+        assert_refused(ended, words)
+    ended = replace(studio, script="demo_txt2img_xl.py").here(
+        PROMPT, f"--model={file}", described, "--denoising-steps=1", *studio.folders()
+    )
+    assert_refused(ended, "SDXL")
+    assert not [path for path in studio.onnx.iterdir() if path.name.startswith(".model") and path.is_dir()]
