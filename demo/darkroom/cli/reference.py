@@ -1,4 +1,4 @@
-"""The flags as a Markdown table, for the README: `python -m darkroom.cli.reference` from demo/."""
+"""The flags as a Markdown table, for docs/flags.md: `python -m darkroom.cli.reference` from demo/."""
 
 import argparse
 from collections.abc import Iterator
