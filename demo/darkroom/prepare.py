@@ -251,7 +251,7 @@ class Preparer:
         check_precision(self.runtime, request.precision)
         if request.negative_prompt and self.checkpoint.embeds_guidance:
             raise InvalidRequest(
-                "--negative-prompt has nothing to act on: this UNet is called once, and told the guidance scale."
+                "--negative-prompt has no effect: this UNet is called once, and told the guidance scale."
             )
         xl = self.checkpoint.family == SDXL  # which leaves out the last layer as it is
         layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl

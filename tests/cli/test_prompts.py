@@ -424,7 +424,7 @@ class TestRefusing:
             ({"scheduler": "EulerB"}, "EulerB"),
             ({"negative_prompt": "a", "guidance_scale": 1}, "--negative-prompt"),
             ({"devices": ["gpu"]}, "'gpu'"),
-            ({"devices": ["0"]}, "--devices 0 has nothing to act on with --engine openvino"),
+            ({"devices": ["0"]}, "--devices 0 has no effect with --engine openvino"),
             ({"engine": "torch", "build_dynamic_batch": True}, "--build-dynamic-batch"),
             ({"onnx_opset": 9}, "--onnx-opset"),
             ({"model": "nobody/nothing", "height": 65}, "--height"),
@@ -473,7 +473,7 @@ class TestRefusing:
     def test_sdxl_refiner_makes_none(self, empty_studio: Studio) -> None:
         desk = Desk(replace(empty_studio, script="demo_txt2img_xl.py"), rows_of(1))
         self.refused(desk, "--enable-refiner", enable_refiner=True)
-        self.refused(desk, "--image-strength has nothing to act on", image_strength=0.3)
+        self.refused(desk, "--image-strength has no effect", image_strength=0.3)
 
     @pytest.mark.parametrize(
         ("row", "said"),

@@ -158,7 +158,7 @@ def test_a_picture_to_start_from_is_encoded_by_one_device(pair: Studio, diffuser
         ({"devices": 9, "batch_size": 9}, "--devices 9 is more than the 8"),
         ({"devices": 0}, "'0'"),
         ({"devices": "some"}, "'some'"),
-        ({"devices": 2, "engine": "openvino"}, "--devices has nothing to act on"),
+        ({"devices": 2, "engine": "openvino"}, "--devices has no effect"),
     ],
     ids=str,
 )

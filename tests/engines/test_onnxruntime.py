@@ -265,7 +265,7 @@ class TestProviders:
             find_runtime("onnxruntime", Options(provider=name))
 
     def test_named_for_another_engine_is_refused(self) -> None:
-        with pytest.raises(InvalidRequest, match=r"--provider has nothing to act on.*openvino.*for onnxruntime"):
+        with pytest.raises(InvalidRequest, match=r"--provider has no effect.*openvino.*for onnxruntime"):
             find_runtime("openvino", Options(provider="cpu"))
 
     def test_names_its_engine(self) -> None:

@@ -118,7 +118,7 @@ class TestForReal:
 
     def test_threads_are_of_the_cpu_alone(self, studio: Studio) -> None:
         ended = studio.here(PROMPT, f"--model={studio.model}", "--device=AUTO", "--threads=1", *studio.folders())
-        assert_refused(ended, "--threads has nothing to act on with --engine openvino --device AUTO")
+        assert_refused(ended, "--threads has no effect with --engine openvino --device AUTO")
 
     def test_doctor_names_what_is_here_and_what_is_not(self) -> None:
         found = {each.engine: each for each in findings()}

@@ -426,7 +426,7 @@ def test_product_of_too_few_rows_is_refused_before_it_is_compiled(monkeypatch: p
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_quantization_is_for_torch(engine: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"--quantization has nothing to act on .* torch or torch-compile"):
+    with pytest.raises(InvalidRequest, match=r"--quantization has no effect .* torch or torch-compile"):
         find_runtime(engine, Options(quantization="int8"))
 
 

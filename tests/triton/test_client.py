@@ -286,11 +286,11 @@ def test_only_what_the_model_has_is_asked_of_it(protocol: str, toy_server: Toy, 
     assert pixels(tmp_path / "toy_bare-1.png").shape == (SIZE, SIZE, 3)
     for flag in ("--seed=1", "--steps=3", "--negative-prompt=x"):
         ended = ask(*flags, flag)
-        assert_refused(ended, "has nothing to act on: the model toy_bare has no such input")
+        assert_refused(ended, "has no effect: the model toy_bare has no such input")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
     ended = ask(*flags, f"--prompts-file={file}")
-    assert_refused(ended, f"{file}:2: seed has nothing to act on")
+    assert_refused(ended, f"{file}:2: seed has no effect")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -33,7 +33,7 @@ def test_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (["--provider=cuda"], "--provider cuda is not in this ONNX Runtime"),
         (["--device=GPU"], "--device GPU: OpenVINO finds no GPU"),
-        (["--device=CPU", "--provider=cpu"], "--device has nothing to act on with --engine onnxruntime"),
+        (["--device=CPU", "--provider=cpu"], "--device has no effect with --engine onnxruntime"),
         (["--device=CPU", "--gpus=0"], "--gpus are NVIDIA's"),
         (["--engine=openvino", "--gpus=0"], "--gpus are NVIDIA's"),
     ],

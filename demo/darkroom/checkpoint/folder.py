@@ -226,11 +226,13 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     if added != ("text_time" if family == SDXL else None):
         raise InvalidRequest(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
     if family == SD and checkpoint.texts["text_encoder"].get("use_attention_mask"):  # SDXL's pipelines do not look
-        raise InvalidRequest(f"the text_encoder of {folder} has use_attention_mask, which Darkroom has not.")
+        raise InvalidRequest(f"the text_encoder of {folder} has use_attention_mask, which Darkroom does not support.")
     for part, names in UNSUPPORTED.items():
         for name in names:
             if checkpoint.config(part).get(name) is not None:
-                raise InvalidRequest(f"the {part} of {folder} has {name} in its configuration, which Darkroom has not.")
+                raise InvalidRequest(
+                    f"the {part} of {folder} has {name} in its configuration, which Darkroom does not support."
+                )
     return checkpoint
 
 

@@ -83,14 +83,14 @@ def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for flags that say who makes the pictures of a file, where there is none."""
     if getattr(flags, "ray", None) is not None:
-        raise InvalidRequest("--ray has nothing to act on without --prompts.")
+        raise InvalidRequest("--ray has no effect without --prompts.")
     dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
     if flags.devices is not None and flags.recipe is None and asked_engine(flags) not in dividing:
-        raise InvalidRequest(f"--devices has nothing to act on without --prompts or --engine {' or '.join(dividing)}.")
+        raise InvalidRequest(f"--devices has no effect without --prompts or --engine {' or '.join(dividing)}.")
 
 
 def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
-    """Raises `InvalidRequest` for flags that have nothing to act on, or something else, in a run of a whole file."""
+    """Raises `InvalidRequest` for flags that have no effect, or another one, in a run of a whole file."""
     if flags.prompt:
         raise InvalidRequest("a prompt cannot be given beside --prompts, which names a file of them.")
     for name, reason in BESIDE_PROMPTS.items():
@@ -105,7 +105,7 @@ def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     if flags.model is not None and flags.version is not None:
         raise InvalidRequest("--model and --version cannot be given together: each names the model.")
     if flags.config is not None and not os.path.isfile(flags.model or ""):
-        raise InvalidRequest("--config describes a single-file model: it has nothing to act on without one as --model.")
+        raise InvalidRequest("--config describes a single-file model: it has no effect without one as --model.")
     if flags.model is not None:
         return unnamed(flags.model, script.unnamed)
     if recipe is not None:
@@ -148,7 +148,7 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     if not asked:
         for name in ("image_strength", "refiner_model", "onnx_refiner_dir", "engine_refiner_dir"):
             if getattr(flags, name) is not None:
-                raise InvalidRequest(f"--{name.replace('_', '-')} has nothing to act on without --enable-refiner.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} has no effect without --enable-refiner.")
         return None
     named = flags.refiner_model or (recipe["request"]["refiner"] if recipe else script.refiner.name)
     if named == script.refiner.name:
@@ -266,7 +266,7 @@ def refuse_build_flags(flags: argparse.Namespace, runtime: Runtime) -> None:
     for flag, value in (about if runtime.from_graph else about | {"--onnx-opset": flags.onnx_opset}).items():
         if value is not None:
             how = "is built from the model as it is" if runtime.compiles else "runs the model as it is"
-            raise InvalidRequest(f"{flag} has nothing to act on with --engine {runtime.name}, which {how}.")
+            raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, which {how}.")
 
 
 def _or(value: Value | None, default: Value) -> Value:

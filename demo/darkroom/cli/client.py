@@ -105,7 +105,7 @@ def _run(flags: argparse.Namespace) -> None:
     if not flags.model:
         raise InvalidRequest("--model is empty: name a model of the server.")
     if flags.output_dir is not None and not flags.save_image:
-        raise InvalidRequest("--output-dir has nothing to act on without --save-image.")
+        raise InvalidRequest("--output-dir has no effect without --save-image.")
     if flags.timeout is not None and not 1e-6 <= flags.timeout <= LONGEST_TIMEOUT:
         raise InvalidRequest(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
     address, load = address_of(flags.url, flags.protocol), asked_load(flags)
@@ -165,7 +165,7 @@ def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
     asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.asked()}
     for what, name in asked.items():
         if name not in model.inputs:
-            raise InvalidRequest(f"{what} has nothing to act on: the model {model.name} has no such input.")
+            raise InvalidRequest(f"{what} has no effect: the model {model.name} has no such input.")
 
 
 def _report(tally: Tally, load: Load, address: Address, flags: argparse.Namespace, console: Console) -> None:

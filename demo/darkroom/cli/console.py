@@ -11,7 +11,7 @@ from darkroom.processes.progress import Line
 
 
 def nobody_reads() -> None:
-    """Whoever read the output has had enough; Python must not complain of it once more at its end."""
+    """The reader of the output has closed it; Python must not complain of that once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

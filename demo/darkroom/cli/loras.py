@@ -20,7 +20,7 @@ def check_lora_flags(flags: argparse.Namespace) -> None:
     if not paths:
         for name in ("lora_weight", "lora_scale"):
             if getattr(flags, name) is not None:
-                raise InvalidRequest(f"--{name.replace('_', '-')} has nothing to act on without --lora-path.")
+                raise InvalidRequest(f"--{name.replace('_', '-')} has no effect without --lora-path.")
     if weights is not None and len(weights) != len(paths):
         raise InvalidRequest(f"--lora-weight has {len(weights)} numbers for the {len(paths)} files of --lora-path.")
     scale = 1.0 if flags.lora_scale is None else flags.lora_scale

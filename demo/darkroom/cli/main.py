@@ -191,14 +191,14 @@ def asked_runtime(
     runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
     refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
     if settings.threads and not runtime.threaded:
-        raise InvalidRequest(f"--threads has nothing to act on with {asked_as(runtime)}.")
+        raise InvalidRequest(f"--threads has no effect with {asked_as(runtime)}.")
     if recipe is None:
         refuse_build_flags(flags, runtime)
     return runtime
 
 
 def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
-    """Whoever names no model gets a small one, and is told so."""
+    """Without a model in the flags a small one runs, and this says so."""
     if version.embedded and not (flags.version or flags.model):
         console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
 
@@ -305,13 +305,9 @@ def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: 
             continue
         flag = f"--{name.replace('_', '-')}"
         if not runtime.bounded:
-            raise InvalidRequest(
-                f"{flag} has nothing to act on with --engine {runtime.name}, whose free sizes are any."
-            )
+            raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, whose free sizes are any.")
         if not set(builds) & set(free):
-            raise InvalidRequest(
-                f"{flag} has nothing to act on without {' or '.join(f'--build-{each}' for each in free)}."
-            )
+            raise InvalidRequest(f"{flag} has no effect without {' or '.join(f'--build-{each}' for each in free)}.")
 
 
 def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             message = self._no_flag(repr(" ".join(words)) if flag is None else flag)
         flag, ignored, _ = message.removeprefix("argument ").partition(": ignored explicit argument")
         if ignored:  # which is not repeated: it may be a token, as in -hf-token=...
-            message = f"{flag} takes nothing behind it."
+            message = f"{flag} takes no value."
         raise InvalidRequest(f"{message}{'' if message[-1] in '.?' else '.'} See --help.")
 
     def _checked(self, arguments: Sequence[str] | None) -> list[str]:

@@ -173,9 +173,7 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
         for name in ("onnx_opset", "onnx_export_only"):
             if getattr(flags, name) and not runtime.from_graph:
                 flag = f"--{name.replace('_', '-')}"
-                raise InvalidRequest(
-                    f"{flag} has nothing to act on with --engine {runtime.name}, which has no ONNX graphs."
-                )
+                raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, which has no ONNX graphs.")
     _refuse_unused(flags, builds)
     schedules = [
         (scheduler, steps) for scheduler in flags.scheduler or [None] for steps in flags.denoising_steps or [None]
@@ -218,7 +216,7 @@ def _refuse_unused(flags: argparse.Namespace, builds: list[str]) -> None:
         given = getattr(flags, name) is not None
         if given and all(name in free.get(build, ("batch_size", "size", "height", "width")) for build in builds):
             flag = f"--{name.replace('_', '-')}"
-            raise InvalidRequest(f"{flag} has nothing to act on with --build-{builds[0]}, which leaves it free.")
+            raise InvalidRequest(f"{flag} has no effect with --build-{builds[0]}, which leaves it free.")
     if flags.dry_run and flags.onnx_export_only:
         raise InvalidRequest("--onnx-export-only makes graphs and --dry-run makes nothing: take one of them.")
 

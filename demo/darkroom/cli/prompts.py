@@ -125,7 +125,7 @@ def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
         elif not (device.isascii() and device.isdigit()):
             raise InvalidRequest(f"--devices {device!r} is neither {CPU} nor the number of a GPU.")
         elif runtime.threaded:
-            raise InvalidRequest(f"--devices {device} has nothing to act on with {asked_as(runtime)}, on the CPU.")
+            raise InvalidRequest(f"--devices {device} has no effect with {asked_as(runtime)}, on the CPU.")
         elif flags.ray is not None:
             raise InvalidRequest(f"--devices {device} cannot be given beside --ray, which hands out GPUs itself.")
         elif (asked := runtime.options.device) is not None:
@@ -133,7 +133,7 @@ def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:
         elif runtime.options.provider in (None, *ON_NVIDIA):
             visible_gpu(int(device))
         else:
-            raise InvalidRequest(f"--devices {device} has nothing to act on with {asked_as(runtime)}.")
+            raise InvalidRequest(f"--devices {device} has no effect with {asked_as(runtime)}.")
 
 
 def _check_number(number: str, device: str, runtime: Runtime) -> None:
@@ -157,7 +157,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
         schedules.setdefault((request.scheduler, request.denoising_steps), asked)
         if request.negative_prompt and preparer.traits.embeds_guidance:
             raise InvalidRequest(
-                f"{prompts.place(asked.line)}: negative_prompt has nothing to act on: this model is told the guidance "
+                f"{prompts.place(asked.line)}: negative_prompt has no effect: this model is told the guidance "
                 f"scale instead."
             )
     for of_guidance in sizes.values():

@@ -92,14 +92,14 @@ class Sweep:
         runtimes = [_runtime(name, options, self.builds, flags) for name in flags.engine]
         for runtime in runtimes if flags.threads else ():
             if not runtime.threaded:
-                raise InvalidRequest(f"--threads has nothing to act on with {asked_as(runtime)}.")
+                raise InvalidRequest(f"--threads has no effect with {asked_as(runtime)}.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [known["emoji"]]:
             # What is wrong with any is said before models are fetched.
             for cell in _cells_of(version, version.source, "", PROVISIONAL_SIZE, self.pairs, self.builds, flags):
                 cell.request()
         if flags.asynchronous and min(flags.streams) > 1:
-            raise InvalidRequest("--async has nothing to act on without --streams 1: several overlap by themselves.")
+            raise InvalidRequest("--async has no effect without --streams 1: several overlap by themselves.")
 
     @property
     def place(self) -> Place:

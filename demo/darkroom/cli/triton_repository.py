@@ -166,7 +166,7 @@ def _build(flags: argparse.Namespace) -> None:
         parameters = replace(parameters, max_images=max(parameters.max_images, slots))
     for name in ("encode", "upscale"):
         if getattr(flags, name) is not None and not flags.ensemble:
-            raise InvalidRequest(f"--{name} has nothing to act on without --ensemble.")
+            raise InvalidRequest(f"--{name} has no effect without --ensemble.")
     if flags.upscale is not None and flags.upscale < 1:
         raise InvalidRequest(f"--upscale must be 1 or more, not {flags.upscale}.")
     instances = _instances(flags)
@@ -174,7 +174,7 @@ def _build(flags: argparse.Namespace) -> None:
     if len(free) + bool(flags.batches) > 1:
         raise InvalidRequest("--batches, --build-dynamic-batch and --build-dynamic-shape say the same: give one.")
     if flags.size and flags.build_dynamic_shape:
-        raise InvalidRequest("--size has nothing to act on with --build-dynamic-shape, which takes any.")
+        raise InvalidRequest("--size has no effect with --build-dynamic-shape, which takes any.")
     for name in flags.schedulers or ():
         if name not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
@@ -187,7 +187,7 @@ def _build(flags: argparse.Namespace) -> None:
     if engine not in RUNTIME_PACKAGES:
         raise InvalidRequest(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
     if flags.gpus and engine != "tensorrt" and runtime.options.provider not in ON_NVIDIA:
-        raise InvalidRequest(f"--gpus are NVIDIA's, and have nothing to act on with {asked_as(runtime)}.")
+        raise InvalidRequest(f"--gpus are NVIDIA's, and have no effect with {asked_as(runtime)}.")
     places = artefact_folders(flags)
     graphs, engines = stores_of(places, console)
     request = _request(flags, version, parameters, engine, 512)  # what is wrong is said before a model is fetched
@@ -208,7 +208,7 @@ def _build(flags: argparse.Namespace) -> None:
     sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))
     guided = GUIDANCE[flags.guidance or ("on" if preparer.traits.guided(request) else "off")]
     if guided != (False,) and preparer.traits.embeds_guidance:
-        raise InvalidRequest("--guidance has nothing to act on: this model's UNet is told the guidance scale.")
+        raise InvalidRequest("--guidance has no effect: this model's UNet is told the guidance scale.")
     if preparer.traits.guided(request) and True not in guided:
         raise InvalidRequest(f"--guidance off: requests get the guidance scale {request.guidance_scale:g} by default.")
     batches = _batches(flags, slots, preparer)

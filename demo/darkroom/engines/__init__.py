@@ -86,7 +86,7 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
         if option not in listed.options:
             able = " or ".join(name for name, each in RUNTIMES.items() if option in each.options)
             flag = f"--{option.replace('_', '-')}"
-            raise InvalidRequest(f"{flag} has nothing to act on with --engine {name}: it is for {able}.")
+            raise InvalidRequest(f"{flag} has no effect with --engine {name}: it is for {able}.")
     return importlib.import_module(f"darkroom.engines.{listed.module}.runtime").runtime(name, options)
 
 

@@ -159,7 +159,7 @@ class Runtime(Protocol):
         return None
 
     def places(self) -> list[Place]:
-        """Where on this machine networks can be run, for runtimes that leave that to whoever asks."""
+        """Where on this machine networks can be run, for runtimes that leave that to the user."""
         return []
 
     def unusable(self) -> str | None:

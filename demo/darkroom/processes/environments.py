@@ -33,7 +33,7 @@ class Lodger(Protocol):
 def ensure(lodger: Lodger, root: Path, show: Callable[[str], None] = lambda text: None) -> Path:
     """The python of the lodger's environment, `root`/NAME, which is made if it is not there or holds other versions.
 
-    `show` gets lines for whoever waits: an install takes minutes and GBs. Raises `Failed` in one line.
+    `show` gets lines for a user who waits: an install takes minutes and GBs. Raises `Failed` in one line.
     """
     folder = root / lodger.environment
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -1,4 +1,4 @@
-"""Many compiled schedules in one file: for whoever must make any step count that comes, and cannot compile."""
+"""Many compiled schedules in one file: for a server, which must make any step count and cannot compile."""
 
 import json
 from dataclasses import fields

@@ -1,7 +1,7 @@
 """The workers of `darkroom.serving.workers` as Ray actors: on this machine, or on all those of a cluster.
 
 Every node must see this folder of Darkroom, and those of engines and pictures, under the paths that they have here.
-Ray's processes listen on all of a machine's addresses, and guarding them is up to whoever runs Ray. Actors on GPUs have
+Ray's processes listen on all of a machine's addresses, and guarding them is up to who runs Ray. Actors on GPUs have
 not been tried.
 """
 

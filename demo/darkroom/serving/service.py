@@ -233,7 +233,7 @@ class Service:
         if reason := runtime.unusable():
             raise Failed(f"the engines cannot be run here: {reason}.")
         if threads is not None and not runtime.threaded:
-            raise InvalidRequest(f"threads have nothing to act on with {asked_as(runtime)}.")
+            raise InvalidRequest(f"threads have no effect with {asked_as(runtime)}.")
         if runtime.compiles and runtime.version() != plan.runtime_version:
             raise Failed(
                 f"the engines were built by {runtime.name} {plan.runtime_version}, and {runtime.version()} is here: "
@@ -284,9 +284,7 @@ class Service:
             raise InvalidRequest(f"num_images must be from 1 to {limits.images}, not {images}.")
         first = asked_for({"seed": draw_seed()} | fields, plan.request)
         if first.negative_prompt and plan.traits.embeds_guidance:
-            raise InvalidRequest(
-                "negative_prompt has nothing to act on: this model is told the guidance scale instead."
-            )
+            raise InvalidRequest("negative_prompt has no effect: this model is told the guidance scale instead.")
         made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
         self.lane_of(first)
         self.table_of(first)

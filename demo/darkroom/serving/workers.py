@@ -365,7 +365,7 @@ class Crew:
         self._news.put((place, news))
 
     def _hand_out(self, tasks: Iterator[Task]) -> bool:
-        """Gives tasks to whoever holds the fewest, as long as anybody has room. Returns whether none are left."""
+        """Gives tasks to the worker that holds the fewest, as long as any has room. Returns whether none are left."""
         while not self._interrupted and (
             free := [post for post in self._working if post.ready and len(post.held) < self._most]
         ):

@@ -31,7 +31,7 @@ def pack(archive: Path, artefacts: dict[str, Path], advance: Callable[[], None])
             member.size = len(index)
             tar.addfile(_anonymous(member), io.BytesIO(index))
             for name, folder in artefacts.items():
-                # The manifest first: whoever reads knows what follows.
+                # The manifest first: a reader knows what follows.
                 for path in sorted(files[name], key=lambda path: path != folder / MANIFEST):
                     tar.add(path, f"{name}/{path.relative_to(folder).as_posix()}", filter=_anonymous)
                 advance()

@@ -47,7 +47,7 @@ class Key:
 
 
 class Store:
-    """Artefacts in one folder, which is made when the first of them is. `tell` gets lines for whoever waits."""
+    """Artefacts in one folder, which is made when the first of them is. `tell` gets lines for a user who waits."""
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
@@ -160,7 +160,7 @@ class Store:
                     self._lock(name).unlink(missing_ok=True)
 
     def remove(self, folder: Path) -> None:
-        """Removes an artefact, or what was set aside: at once for whoever looks, then file by file."""
+        """Removes an artefact, or what was set aside: at once for other processes, then file by file."""
         with self.changing(folder.name):
             temporary = self._temporary(folder.name)
             with contextlib.suppress(FileNotFoundError):  # another process was faster

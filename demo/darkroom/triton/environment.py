@@ -130,7 +130,7 @@ def installed(
 
 
 def _put(target: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file or link whole, whoever else is doing the same."""
+    """Makes a file or link whole, even if another process is doing the same."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         make(temporary)

@@ -116,7 +116,7 @@ def tree(folder: Path, depth: int = 3) -> list[str]:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` when the block ends well; whoever else makes one waits for it."""
+    """A new folder that takes the place of `folder` when the block ends well; another that makes one waits."""
     from filelock import FileLock
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")

@@ -61,7 +61,7 @@ class OnnxRuntime(Runtime):
         self._cuda_api = runtime_api() if self._provider in ON_NVIDIA else None
         if options.use_cuda_graph and self._cuda_api is None:
             raise InvalidRequest(
-                f"--use-cuda-graph has nothing to act on with --engine onnxruntime on its provider {self._provider}: "
+                f"--use-cuda-graph has no effect with --engine onnxruntime on its provider {self._provider}: "
                 f"it is for --provider {' and '.join(ON_NVIDIA)}."
             )
 

@@ -22,7 +22,7 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 KIND = "compiled"
 
 PASSING = (".lock", ".tmp")
-"""How names end that mean nothing once whoever wrote them has ended."""
+"""How names end that mean nothing once the process that wrote them has ended."""
 
 OF_TRITON = "triton"
 """Kernels, with the paths that they were written to: inductor keeps them with its graphs, and writes them anew."""
