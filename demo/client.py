@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Pictures from a Triton server: prompts sent by one client or many, and how fast they are answered."""
 
-from darkroom.cli.start import Start
+from darkroom.cli.start import Startup
 
 if __name__ == "__main__":
-    with Start():
+    with Startup():
         from darkroom.cli.client import run
     raise SystemExit(run())

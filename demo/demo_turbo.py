@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Models that need one to eight steps: SD-Turbo, SDXL-Turbo, latent consistency models."""
 
-from darkroom.cli.start import Start
+from darkroom.cli.start import Startup
 
 if __name__ == "__main__":
-    with Start():
+    with Startup():
         from darkroom.checkpoint.catalog import TURBO
         from darkroom.cli.main import run
     raise SystemExit(run(TURBO))

@@ -117,7 +117,7 @@ def children_inline() -> Iterator[list[str]]:
         called.append(function.__name__)
         return function(*arguments, **({"progress": lambda *_: True} if progress else {}))
 
-    with mock.patch("darkroom.prepare.run_in_child", call), mock.patch("darkroom.cli.upkeep.run_in_child", call):
+    with mock.patch("darkroom.prepare.run_in_child", call), mock.patch("darkroom.cli.maintenance.run_in_child", call):
         yield called
 
 

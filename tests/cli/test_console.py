@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.cli.console import Console
-from darkroom.cli.start import Nowhere
+from darkroom.cli.start import NullStream
 from darkroom.errors import Failed
 from tests.support import ROOT, SCRIPT, Ended, Studio
 
@@ -101,7 +101,7 @@ class TestFailingRun:
 
     def test_says_why_though_stdout_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with open(os.devnull, "wb") as nowhere:
-            monkeypatch.setattr(sys, "stdout", Nowhere(nowhere, encoding="utf-8"))
+            monkeypatch.setattr(sys, "stdout", NullStream(nowhere, encoding="utf-8"))
             Console(machine=True).result("{}", failing=True)
             with pytest.raises(Failed, match="stdout is closed"):
                 Console(machine=True).result("{}")

@@ -247,7 +247,7 @@ def test_near_matches_of_a_model_folder_that_is_not_there_are_named(
 def test_what_no_published_model_can_do_is_refused_before_one_is_fetched(
     arguments: list[str], said: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.cli.main.fetch", lambda *_: pytest.fail("a model was fetched"))
+    monkeypatch.setattr("darkroom.cli.opening.fetch", lambda *_: pytest.fail("a model was fetched"))
     assert_nothing_came_of(studio, [PROMPT, "--version=1.5", *arguments, *studio.folders()], said)
 
 

@@ -451,7 +451,7 @@ class TestStrangeStores:
         monkeypatch.setattr(Store, "folders", lambda store: [store.root / "gone-0123456789ab", *there(store)])
         listed = rows(prebuild(empty_studio, "list", "--json"))
         assert listed and all(row["kind"] != "damaged" for row in listed)
-        monkeypatch.setattr("darkroom.cli.upkeep.rows_of", lambda *_: prebuilt)
+        monkeypatch.setattr("darkroom.cli.maintenance.rows_of", lambda *_: prebuilt)
         prebuilt = rows_of([Store(empty_studio.engines)], Runtimes())
         Store(empty_studio.engines).remove(Path(prebuilt[0].folder))
         assert prebuild(empty_studio, "clean", "--all", "--yes").code == 0

@@ -67,7 +67,7 @@ def interrupted_at(module: str, folder: Path, how: signal.Signals, *arguments: s
 
 @pytest.mark.parametrize("how", STOPS)
 @pytest.mark.parametrize(
-    "module", ["darkroom.checkpoint.catalog", "numpy", "darkroom.cli.ending", "darkroom.cli.prompts"]
+    "module", ["darkroom.checkpoint.catalog", "numpy", "darkroom.cli.exit", "darkroom.cli.prompt_file"]
 )
 def test_signals_say_the_same_among_the_imports_as_later(module: str, how: signal.Signals, tmp_path: Path) -> None:
     ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt")  # the last is imported by the run itself
@@ -76,7 +76,7 @@ def test_signals_say_the_same_among_the_imports_as_later(module: str, how: signa
 
 
 @pytest.mark.parametrize("how", STOPS)
-@pytest.mark.parametrize("module", ["numpy", "darkroom.cli.prompts"])
+@pytest.mark.parametrize("module", ["numpy", "darkroom.cli.prompt_file"])
 def test_run_that_was_told_to_ignore_a_signal_goes_on(module: str, how: signal.Signals, tmp_path: Path) -> None:
     ended = interrupted_at(module, tmp_path, how, "--prompts", "prompts.txt", ignoring=True)
     assert ended.code == 2 and "prompts.txt" in ended.err
@@ -84,8 +84,8 @@ def test_run_that_was_told_to_ignore_a_signal_goes_on(module: str, how: signal.S
 
 LEAVING = """
 import atexit, gc, sys
-from darkroom.cli.ending import ended
-from darkroom.cli.start import ENDING, Start
+from darkroom.cli.exit import exit_code
+from darkroom.cli.start import EXIT, Startup
 
 class Engine:
     def __del__(self):
@@ -95,7 +95,7 @@ def work():
     assert gc.isenabled() and gc.get_freeze_count()
     engine = Engine()
     if sys.argv[1] == "left":
-        ENDING.leave(engine)
+        EXIT.keep(engine)
     print("the result")  # into a buffer, which somebody has to empty
     if sys.argv[2] == "fault":
         raise RuntimeError("a fault")
@@ -103,10 +103,10 @@ def work():
         raise SystemExit(3)
 
 atexit.register(print, "taken apart by Python")
-with Start():
+with Startup():
     assert not gc.isenabled()
     atexit.register(print, "cleaned up")
-raise SystemExit(ended("it", work))
+raise SystemExit(exit_code("it", work))
 """
 
 
@@ -144,20 +144,20 @@ def leaving(what: str, how: str, stdout: int | IO[str]) -> subprocess.CompletedP
 
 
 def test_nothing_is_kept_where_no_script_began() -> None:
-    from darkroom.cli.start import Ending
+    from darkroom.cli.start import Exit
 
-    ending, thing = Ending(), threading.Event()
+    ending, thing = Exit(), threading.Event()
     seen = weakref.ref(thing)
-    ending.leave(thing)
-    ending.comes(0)
+    ending.keep(thing)
+    ending.set_code(0)
     del thing
     assert seen() is None
 
 
 TWICE = """
 import os, signal, sys
-from darkroom.cli.ending import ended, interrupting
-from darkroom.cli.start import Start
+from darkroom.cli.exit import exit_code, interrupting
+from darkroom.cli.start import Startup
 
 def work():
     stopped = []
@@ -173,9 +173,9 @@ def work():
         os.kill(os.getpid(), signal.SIGTERM)
         print("cleaned up")
 
-with Start():
+with Startup():
     pass
-raise SystemExit(ended("it", work))
+raise SystemExit(exit_code("it", work))
 """
 """Is terminated twice, as `timeout` does it: once in its work, and once while it cleans up after it."""
 
@@ -199,7 +199,7 @@ def test_signal_that_a_module_in_c_takes_for_an_error_of_its_own_is_told(
     how: signal.Signals, wrapped: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As NumPy's and OpenVINO's do, when it breaks into their import."""
-    from darkroom.cli.ending import ended
+    from darkroom.cli.exit import exit_code
     from darkroom.cli.start import Terminated
     from darkroom.errors import Failed
 
@@ -214,11 +214,11 @@ def test_signal_that_a_module_in_c_takes_for_an_error_of_its_own_is_told(
             raise
 
     code, words = STOPS[how]
-    assert ended("it", work) == code and capsys.readouterr() == ("", f"it: {words}\n")
+    assert exit_code("it", work) == code and capsys.readouterr() == ("", f"it: {words}\n")
 
 
 def test_work_that_was_told_to_ignore_ctrl_c_is_not_stopped_by_it() -> None:
-    from darkroom.cli.ending import interrupting
+    from darkroom.cli.exit import interrupting
 
     stopped: list[bool] = []
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -262,7 +262,7 @@ def test_failing_run_says_why_though_its_result_cannot_be_told(
 ) -> None:
     from darkroom.checkpoint.catalog import SCRIPTS
     from darkroom.cli.main import run
-    from darkroom.cli.start import Nowhere
+    from darkroom.cli.start import NullStream
     from darkroom.errors import Failed
 
     def full(*_: object) -> None:
@@ -271,7 +271,7 @@ def test_failing_run_says_why_though_its_result_cannot_be_told(
     monkeypatch.setattr("darkroom.pipeline.pictures.save", full)
     err = io.StringIO()
     with open(os.devnull, "wb") as nowhere, contextlib.redirect_stderr(err):
-        with contextlib.redirect_stdout(Nowhere(nowhere, encoding="utf-8")):
+        with contextlib.redirect_stdout(NullStream(nowhere, encoding="utf-8")):
             assert run(SCRIPTS[SCRIPT.name], [*drawing, "--json", "--quiet"]) == 1
     assert err.getvalue() == f"{SCRIPT.name}: the disk is full.\n"
 
@@ -322,7 +322,7 @@ def test_package_that_is_found_missing_later_is_told_in_the_same_way(
     def lacking(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'filelock'", name="filelock")
 
-    monkeypatch.setattr("darkroom.cli.main.asked_version", lacking)
+    monkeypatch.setattr("darkroom.cli.main.version_of", lacking)
     ended = studio.here("a red apple")
     assert ended.code == 1 and one_line(ended.err) and "lacks the package filelock" in ended.err
 
@@ -348,6 +348,6 @@ def test_import_that_is_a_fault_keeps_its_trace(
     def broken(*_: object) -> None:
         raise ModuleNotFoundError("broken", name=name)
 
-    monkeypatch.setattr("darkroom.cli.main.asked_version", broken)
+    monkeypatch.setattr("darkroom.cli.main.version_of", broken)
     with pytest.raises(ModuleNotFoundError):
         studio.here("a red apple")

@@ -11,7 +11,7 @@ import openvino
 import pytest
 
 from darkroom.cli.doctor import findings
-from darkroom.cli.prompts import _check_devices
+from darkroom.cli.prompt_file import _check_devices
 from darkroom.contract import Profile
 from darkroom.engines import find_runtime
 from darkroom.engines.openvino.devices import members

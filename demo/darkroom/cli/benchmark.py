@@ -21,7 +21,7 @@ from darkroom.bench.sweep import (
 from darkroom.bench.worker import preparer_of
 from darkroom.cli.compare import add_compare_flags, compare
 from darkroom.cli.console import Console
-from darkroom.cli.ending import ended
+from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import add_build_arguments
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
@@ -68,13 +68,13 @@ def parser() -> Parser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs `benchmark.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+    """Runs `benchmark.py`. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
 
     def work() -> None:
         flags = parser().parse_args(arguments)
         flags.work(flags)
 
-    return ended(PROGRAM, work)
+    return exit_code(PROGRAM, work)
 
 
 def _run(flags: argparse.Namespace) -> None:

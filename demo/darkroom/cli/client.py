@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.cli.console import Console
-from darkroom.cli.ending import ended
+from darkroom.cli.exit import exit_code
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import make_folder, output_folder
 from darkroom.errors import Failed, InvalidRequest
@@ -96,8 +96,8 @@ def parser() -> Parser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs `client.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    return ended(PROGRAM, lambda: _run(parser().parse_args(arguments)))
+    """Runs `client.py`. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
+    return exit_code(PROGRAM, lambda: _run(parser().parse_args(arguments)))
 
 
 def _run(flags: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def _run(flags: argparse.Namespace) -> None:
         raise InvalidRequest("--output-dir has no effect without --save-image.")
     if flags.timeout is not None and not 1e-6 <= flags.timeout <= LONGEST_TIMEOUT:
         raise InvalidRequest(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
-    address, load = address_of(flags.url, flags.protocol), asked_load(flags)
+    address, load = address_of(flags.url, flags.protocol), load_of(flags)
     tally = asyncio.run(_send(address, load, flags, console))
     _report(tally, load, address, flags, console)
     if tally.stopped:
@@ -119,7 +119,7 @@ def _run(flags: argparse.Namespace) -> None:
         raise Failed(_failure(tally, load))
 
 
-def asked_load(flags: argparse.Namespace) -> Load:
+def load_of(flags: argparse.Namespace) -> Load:
     """What is to be sent. Raises `InvalidRequest` for what cannot be."""
     for name in ("clients", "requests", "static_batch_size"):
         if getattr(flags, name) is not None and getattr(flags, name) < 1:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from darkroom.cli.start import Nowhere
+from darkroom.cli.start import NullStream
 from darkroom.errors import Failed
 from darkroom.processes.progress import Line
 
@@ -35,7 +35,7 @@ class Console:
             except BrokenPipeError:
                 nobody_reads()
             return
-        if self.machine and isinstance(sys.stdout, Nowhere):
+        if self.machine and isinstance(sys.stdout, NullStream):
             raise Failed("stdout is closed: the result, for which --json asks, cannot be told.")
         print(text, flush=True)
 

@@ -31,7 +31,7 @@ def check_lora_flags(flags: argparse.Namespace) -> None:
             check_lora(Path(path))
 
 
-def asked_loras(
+def loras_of(
     flags: argparse.Namespace,
     recipe: dict[str, Any] | None,
     settings: Settings,

@@ -3,10 +3,9 @@
 import argparse
 import importlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,68 +13,62 @@ from typing import Any
 import numpy as np
 
 from darkroom import __version__
-from darkroom.checkpoint.catalog import Script, Version
-from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.checkpoint.hub import fetch, fetch_vae, repository_of
-from darkroom.checkpoint.other_vae import check_vae, with_vae
-from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
-from darkroom.cli.asked import (
-    asked_engine,
-    asked_image,
-    asked_recipe,
-    asked_refiner,
-    asked_request,
-    asked_vae,
-    asked_version,
-    refuse_build_flags,
+from darkroom.checkpoint.catalog import Script
+from darkroom.cli.console import Console
+from darkroom.cli.exit import exit_code
+from darkroom.cli.flags import parsed
+from darkroom.cli.from_flags import (
+    engine_of,
+    image_of,
+    recipe_of,
+    refiner_of,
     refuse_flags_for_prompts,
+    request_of,
+    vae_of,
+    version_of,
     with_few_steps,
 )
-from darkroom.cli.console import Console
-from darkroom.cli.ending import ended
-from darkroom.cli.flags import parsed
-from darkroom.cli.loras import asked_loras, check_lora_flags
-from darkroom.cli.settings import Folders, Settings, make_folder
-from darkroom.cli.start import ENDING
-from darkroom.engines import automatic, find_runtime, has_cuda_graphs
-from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
+from darkroom.cli.loras import check_lora_flags, loras_of
+from darkroom.cli.opening import Models, runtime_of, say_what_ships
+from darkroom.cli.settings import Settings, make_folder
+from darkroom.cli.start import EXIT
+from darkroom.engines import find_runtime
 from darkroom.errors import DarkroomError, InvalidRequest
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import Batch, Request, check_published_steps, check_steps_left
-from darkroom.store.store import Store
 from darkroom.text.clip import told_of_cut
 
 
 def run(script: Script, arguments: list[str] | None = None) -> int:
-    """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    return ended(script.program, lambda: _run(script, parsed(script, arguments)))
+    """Runs a script of demo/. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
+    return exit_code(script.program, lambda: _run(script, parsed(script, arguments)))
 
 
 def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
     if getattr(flags, "prompts", None) is not None:
-        from darkroom.cli.prompts import make_all  # not above: a run of its own kind, which others need nothing of
+        from darkroom.cli.prompt_file import make_all  # not above: a run of its own kind, which others need nothing of
 
         make_all(script, flags, console)
         return
     refuse_flags_for_prompts(flags)
-    recipe = asked_recipe(flags, script)
+    recipe = recipe_of(flags, script)
     settings = Settings.from_flags(flags)
-    version, second = asked_version(flags, recipe, script), asked_refiner(flags, recipe, script)
+    version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
     if script.few_steps and recipe is None:
         version = with_few_steps(version, flags, script)
-    vae = asked_vae(flags, recipe)
+    vae = vae_of(flags, recipe)
     check_lora_flags(flags)
-    image = asked_image(flags, recipe) if script.from_image else None
-    engine = asked_engine(flags)
+    image = image_of(flags, recipe) if script.from_image else None
+    engine = engine_of(flags)
     if recipe is None:
         # What is wrong with the request is said before a model is fetched for it.
-        asked = asked_request(flags, version, image, second, None, engine)
+        asked = request_of(flags, version, image, second, None, engine)
         if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
             check_steps_left(asked.denoising_steps, asked.image_strength)
-    runtime = asked_runtime(flags, recipe, engine, settings, console)
+    runtime = runtime_of(flags, recipe, engine, settings, console)
     if recipe is None:
         check_precision(runtime, asked.precision)
         if version.name in script.versions and not version.embedded:
@@ -85,11 +78,9 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)
-    base.loras, choices = asked_loras(
-        flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console
-    )
+    base.loras, choices = loras_of(flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console)
     if recipe is None:
-        request = asked_request(flags, version, image, second, base.checkpoint, runtime.name, choices)
+        request = request_of(flags, version, image, second, base.checkpoint, runtime.name, choices)
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
@@ -101,7 +92,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         batches = range(number, number + 1)
     once = len(batches) == 1 and not settings.num_warmup_runs
     pipeline, made_with = _prepare(base, refiner, request, image, once)
-    ENDING.leave(pipeline, runtime)
+    EXIT.keep(pipeline, runtime)
     if recipe is None:
         say_what_ships(version, flags, script, console)
     facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
@@ -143,64 +134,6 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     else:
         for picture in made:
             console.result(picture["path"])
-
-
-@dataclass(frozen=True)
-class Models:
-    """Opens models, each with the VAE that goes into all, for one runtime."""
-
-    script: Script
-    settings: Settings
-    runtime: Runtime
-    vae: str | None
-    console: Console
-    stores: dict[Path, Store] = field(default_factory=dict)
-
-    def preparer(self, version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
-        """What compiles a model; it is fetched where it is not there, and checked."""
-        settings, console = self.settings, self.console
-        graphs, engines = (
-            self.stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir)
-        )
-        folder = open_model(version, config, settings, graphs, console)
-        if self.vae is not None:
-            folder = with_vae(folder, _open_vae(self.vae, settings, console), graphs)
-        return Preparer(
-            open_checkpoint(folder, engines.fingerprints, self.script.families),
-            self.runtime,
-            graphs,
-            engines,
-            name=version.name,
-            threads=settings.threads,
-            batches=settings.dynamic_batches,
-            pixels=settings.dynamic_sizes,
-            verbose=console.verbose,
-            job=console.job,
-            detail=console.detail,
-        )
-
-
-def asked_runtime(
-    flags: argparse.Namespace, recipe: dict[str, Any] | None, engine: str, settings: Settings, console: Console
-) -> Runtime:
-    """The runtime that is meant. Refuses flags that it has no use for."""
-    options = settings.options
-    if recipe:
-        recorded = {name: recipe[name] for name in RECORDED if isinstance(recipe.get(name), str)}
-        options = replace(options, quantization=recipe.get("quantization"), **recorded)
-    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
-    refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
-    if settings.threads and not runtime.threaded:
-        raise InvalidRequest(f"--threads has no effect with {asked_as(runtime)}.")
-    if recipe is None:
-        refuse_build_flags(flags, runtime)
-    return runtime
-
-
-def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
-    """Without a model in the flags a small one runs, and this says so."""
-    if version.embedded and not (flags.version or flags.model):
-        console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
 
 
 def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Preparer, refiner: Preparer | None) -> None:
@@ -286,61 +219,6 @@ def _timings(clocks: list[StageClock], batch_size: int) -> dict[str, Any]:
     if refining := [clock.refiner for clock in clocks if clock.refiner]:
         timings |= {"refiner_unet_calls": refining[0].unet_calls, "refiner_milliseconds": medians(refining)}
     return timings
-
-
-def _runtime(engine: str, options: Options, console: Console) -> Runtime:
-    """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
-    if engine == "auto":
-        engine = automatic(options)
-        if options.use_cuda_graph and not has_cuda_graphs(engine, options):
-            console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
-            options = replace(options, use_cuda_graph=False)
-    return find_runtime(engine, options)
-
-
-def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: Runtime) -> None:
-    """Raises `InvalidRequest` for bounds of free sizes where nothing is free, or free means any."""
-    for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
-        if getattr(flags, name) is None:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if not runtime.bounded:
-            raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, whose free sizes are any.")
-        if not set(builds) & set(free):
-            raise InvalidRequest(f"{flag} has no effect without {' or '.join(f'--build-{each}' for each in free)}.")
-
-
-def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:
-    """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
-
-    `config` says where a single file's configuration is, None for the published one.
-    """
-
-    def fetched(repository: str, weights: bool, typed: bool) -> Path:
-        with console.job(f"fetching {repository}"):
-            return fetch(repository, settings.hf_token, settings.framework_model_dir, weights, typed)
-
-    if not version.embedded:
-        return fetched(version.source, weights=True, typed=version.name == version.source)
-    if not os.path.isfile(version.source):
-        return Path(version.source)
-    file = Path(version.source)
-    check_single_file(file)
-    typed = config is not None
-    if config is None:
-        # Two models of one architecture may differ in what their configurations say alone.
-        config = published_config(file)
-        console.say(f"{file.name}: taken for a model like {config}; --config names another")
-    described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)
-    with console.job(f"unpacking {file.name}"):
-        return unpacked(file, described, graphs, verbose=console.verbose)
-
-
-def _open_vae(source: str, settings: Folders, console: Console) -> Path:
-    if repository := repository_of(source):
-        with console.job(f"fetching {repository}"):
-            return check_vae(fetch_vae(repository, settings.hf_token, settings.framework_model_dir))
-    return check_vae(Path(source))
 
 
 def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> None:

@@ -11,11 +11,9 @@ from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version, find_version
 from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
 from darkroom.checkpoint.hub import on_disk, repository_of
 from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show, table
-from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
-from darkroom.cli.carry import add_carry_commands
 from darkroom.cli.console import Console
 from darkroom.cli.doctor import add_doctor_command
-from darkroom.cli.ending import ended
+from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import (
     DEFAULT_OPSET,
     SHARES,
@@ -23,10 +21,12 @@ from darkroom.cli.flags import (
     add_place_arguments,
     add_tensorrt_arguments,
 )
-from darkroom.cli.main import open_model, refuse_bounds
+from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
+from darkroom.cli.maintenance import add_maintenance_commands
+from darkroom.cli.opening import open_model, refuse_bounds
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
-from darkroom.cli.upkeep import add_upkeep_commands
+from darkroom.cli.transfer import add_transfer_commands
 from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES, automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
@@ -57,7 +57,7 @@ def parser() -> Parser:
         command.add_argument("--verbose", action="store_true", help="also the inputs and outputs of each engine")
     build.set_defaults(work=_build)
     listing.set_defaults(work=_list)
-    for command in (*add_upkeep_commands(commands), *add_carry_commands(commands)):
+    for command in (*add_maintenance_commands(commands), *add_transfer_commands(commands)):
         add_store_arguments(command)
         command.set_defaults(verbose=False)
     add_doctor_command(commands)
@@ -112,13 +112,13 @@ def pixel_size(text: str) -> tuple[int, int]:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs `build_engines.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+    """Runs `build_engines.py`. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
 
     def work() -> None:
         flags = parser().parse_args(arguments)
         flags.work(flags)
 
-    return ended(PROGRAM, work)
+    return exit_code(PROGRAM, work)
 
 
 @dataclass(frozen=True)

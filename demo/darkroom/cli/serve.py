@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.cli.console import Console
-from darkroom.cli.ending import ended
+from darkroom.cli.exit import exit_code
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
 from darkroom.cli.triton_repository import ENVIRONMENTS, REPOSITORY, environment
@@ -41,8 +41,8 @@ def parser() -> Parser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs `serve_triton.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    return ended(PROGRAM, lambda: _serve(parser().parse_args(arguments)))
+    """Runs `serve_triton.py`. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
+    return exit_code(PROGRAM, lambda: _serve(parser().parse_args(arguments)))
 
 
 def _serve(flags: argparse.Namespace) -> None:

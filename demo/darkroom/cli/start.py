@@ -25,8 +25,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which does all that Ctrl-C does, but is told by other words."""
 
 
-class Ending:
-    """How a script that began with `Start` ends: at once, with nothing taken apart that the system frees anyway."""
+class Exit:
+    """How a script that began with `Startup` ends: at once, with nothing taken apart that the system frees anyway."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -38,11 +38,11 @@ class Ending:
         self._begun = True
         atexit.register(self._leave)
 
-    def comes(self, code: int) -> None:
+    def set_code(self, code: int) -> None:
         """The script's work is done, and all that it had to say is said."""
         self._code = code
 
-    def leave(self, *things: object) -> None:
+    def keep(self, *things: object) -> None:
         """Keeps things to the end. Taking engines apart is a sixth of a short run."""
         if self._begun:
             self._left.extend(things)
@@ -58,14 +58,14 @@ class Ending:
         os._exit(self._code)
 
 
-ENDING = Ending()
+EXIT = Exit()
 
 
-class Nowhere(io.TextIOWrapper):
+class NullStream(io.TextIOWrapper):
     """Stands for a standard stream that was closed when the script began: writing to it is in vain."""
 
 
-class Start:
+class Startup:
     """Around the imports of a script: Ctrl-C or SIGTERM among them ends it as it does later, without a traceback.
 
     Closed standard streams are opened, on nothing: else what is printed to one would go to another, and the first
@@ -73,11 +73,11 @@ class Start:
     """
 
     def __enter__(self) -> None:
-        ENDING.begin()
+        EXIT.begin()
         gc.disable()  # imports leave hardly any garbage, and looking for it again and again takes 20 ms
         for name in ("stdin", "stdout", "stderr"):  # in this order, as each gets the least number that is free
             if getattr(sys, name) is None:
-                setattr(sys, name, _nowhere("r" if name == "stdin" else "w"))
+                setattr(sys, name, _null_stream("r" if name == "stdin" else "w"))
         if sys.version_info[:2] < NEEDED:
             found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], NEEDED))
             _fail(f"this is Python {found}, and {needed} or newer is needed: {WHAT_TO_DO}.")
@@ -86,7 +86,7 @@ class Start:
                 signal.signal(number, _stop)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Leaves both as they are: there is no moment between this and `hear_interrupts`."""
+        """Leaves both as they are: there is no moment between this and `handle_interrupts`."""
         missing = missing_package(error)
         if missing is not None:
             _fail(missing)
@@ -100,24 +100,24 @@ def missing_package(error: object) -> "str | None":
     return f"{sys.executable} lacks the package {name}: {WHAT_TO_DO}, or pip install -r requirements.txt."
 
 
-def hear_interrupts() -> None:
-    """From here on Ctrl-C raises `KeyboardInterrupt` and SIGTERM `Terminated`, where a script began with `Start`."""
+def handle_interrupts() -> None:
+    """From here on Ctrl-C raises `KeyboardInterrupt` and SIGTERM `Terminated`, where a script began with `Startup`."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, _terminate)):
         if signal.getsignal(number) is _stop:
             signal.signal(number, handler)
 
 
-def look_for_garbage() -> None:
-    """From here on, where a script began with `Start`; what it has imported by now stays, and is not looked at."""
+def collect_garbage_again() -> None:
+    """From here on, where a script began with `Startup`; what it has imported by now stays, and is not looked at."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
-def _nowhere(mode: str) -> Nowhere:
+def _null_stream(mode: str) -> NullStream:
     file = open(os.devnull, mode + "b")
     os.set_inheritable(file.fileno(), True)  # as standard streams are: processes that it starts have them, too
-    return Nowhere(file, encoding="utf-8")
+    return NullStream(file, encoding="utf-8")
 
 
 def _fail(reason: str) -> None:

@@ -13,10 +13,10 @@ from darkroom.bench.results import Row
 from darkroom.bench.sections import meant
 from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
 from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
-from darkroom.cli.asked import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.console import Console
 from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
-from darkroom.cli.main import open_model, refuse_bounds
+from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
+from darkroom.cli.opening import open_model, refuse_bounds
 from darkroom.cli.parser import named
 from darkroom.cli.prebuild import pixel_size, versions
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from darkroom.checkpoint.catalog import SCRIPTS, TURBO, TXT2IMG, Script, Version, find_version
 from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.cli.asked import unnamed
 from darkroom.cli.console import Console
-from darkroom.cli.ending import ended
+from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import DEFAULT_OPSET, add_place_arguments, add_tensorrt_arguments
-from darkroom.cli.main import open_model
+from darkroom.cli.from_flags import unnamed
+from darkroom.cli.opening import open_model
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.prebuild import pixel_size
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
@@ -144,8 +144,8 @@ def parser() -> Parser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs `build_triton_repository.py`. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
-    return ended(PROGRAM, lambda: _build(parser().parse_args(arguments)))
+    """Runs `build_triton_repository.py`. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
+    return exit_code(PROGRAM, lambda: _build(parser().parse_args(arguments)))
 
 
 def _build(flags: argparse.Namespace) -> None:

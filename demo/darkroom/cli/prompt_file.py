@@ -9,20 +9,20 @@ from pathlib import Path
 
 from darkroom.checkpoint.catalog import Script, Version
 from darkroom.checkpoint.folder import Checkpoint
-from darkroom.cli.asked import (
-    asked_engine,
-    asked_refiner,
-    asked_request,
-    asked_vae,
-    asked_version,
-    refuse_flags_beside_prompts,
-    with_few_steps,
-)
 from darkroom.cli.console import Console
 from darkroom.cli.flags import SLOTS
-from darkroom.cli.loras import asked_loras, check_lora_flags
-from darkroom.cli.main import Models, asked_runtime, say_what_ships
-from darkroom.cli.prompts_run import Run, alone
+from darkroom.cli.from_flags import (
+    engine_of,
+    refiner_of,
+    refuse_flags_beside_prompts,
+    request_of,
+    vae_of,
+    version_of,
+    with_few_steps,
+)
+from darkroom.cli.loras import check_lora_flags, loras_of
+from darkroom.cli.opening import Models, runtime_of, say_what_ships
+from darkroom.cli.prompt_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
@@ -45,16 +45,16 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     slots = SLOTS if flags.batch_size is None else flags.batch_size
     if slots < 1:
         raise InvalidRequest(f"--batch-size must be 1 or more, not {slots}.")
-    version = asked_version(flags, None, script)
-    asked_refiner(flags, None, script)
+    version = version_of(flags, None, script)
+    refiner_of(flags, None, script)
     if script.few_steps:
         version = with_few_steps(version, flags, script)
-    vae = asked_vae(flags, None)
+    vae = vae_of(flags, None)
     check_lora_flags(flags)
-    engine = asked_engine(flags)
+    engine = engine_of(flags)
     for _ in prompts.rows(_default(flags, version, None, engine)):
         pass
-    runtime = asked_runtime(flags, None, engine, settings, console)
+    runtime = runtime_of(flags, None, engine, settings, console)
     _check_devices(flags, runtime)
     if flags.dynamic_batches is None:
         settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
@@ -62,7 +62,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     models = Models(script, settings, runtime, vae, console)
     preparer = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
     family, fingerprints = preparer.checkpoint.family, preparer.engines.fingerprints
-    preparer.loras, choices = asked_loras(flags, None, settings, family, fingerprints, console)
+    preparer.loras, choices = loras_of(flags, None, settings, family, fingerprints, console)
     default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
     say_what_ships(version, flags, script, console)
     plan = _plan(prompts, default, slots, preparer, script)
@@ -100,9 +100,7 @@ def _default(
 ) -> Request:
     """What rows leave unsaid. Its seed is a stand-in where none is asked for."""
     of_one_image = {"prompt": ["a picture"], "batch_size": 1, "batch_count": 1, "seed": flags.seed or 0}
-    return asked_request(
-        argparse.Namespace(**vars(flags) | of_one_image), version, None, None, checkpoint, engine, loras
-    )
+    return request_of(argparse.Namespace(**vars(flags) | of_one_image), version, None, None, checkpoint, engine, loras)
 
 
 def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from darkroom import __version__
 from darkroom.cli.console import Console
-from darkroom.cli.ending import interrupting
+from darkroom.cli.exit import interrupting
 from darkroom.errors import DarkroomError, Failed
 from darkroom.pipeline.pictures import file_name, find
 from darkroom.pipeline.timing import RULE, StageClock, medians

@@ -17,7 +17,7 @@ PLACES = {"engine": ENGINES, "compiled": ENGINES, "schedule": ENGINES, "graph": 
 """Where what is carried belongs. A model's folder is not: links into this machine, or what the other one has."""
 
 
-def add_carry_commands(commands: Any) -> list[argparse.ArgumentParser]:
+def add_transfer_commands(commands: Any) -> list[argparse.ArgumentParser]:
     export = commands.add_parser("export", help="put artefacts into one file", allow_abbrev=False)
     export.add_argument("archive", metavar="FILE", help="a tar file, to be made")
     export.add_argument("name", nargs="*", metavar="NAME", help="only what has this in its name; * stands for any")

@@ -19,7 +19,7 @@ from darkroom.store.store import ASIDE, Store
 DAY = 86400.0
 
 
-def add_upkeep_commands(commands: Any) -> list[argparse.ArgumentParser]:
+def add_maintenance_commands(commands: Any) -> list[argparse.ArgumentParser]:
     verify = commands.add_parser(
         "verify", help="hash every file again, load every engine and hold it against torch", allow_abbrev=False
     )

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 from darkroom.cli.console import nobody_reads
-from darkroom.cli.start import ENDING, STOPPED, Terminated, hear_interrupts, look_for_garbage, missing_package
+from darkroom.cli.start import EXIT, STOPPED, Terminated, collect_garbage_again, handle_interrupts, missing_package
 from darkroom.errors import DarkroomError, InvalidRequest
 
 
-def ended(program: str, work: Callable[[], None]) -> int:
-    """Does the work of a script. Returns the exit code: 0 done, 1 failed, 2 asked wrongly."""
+def exit_code(program: str, work: Callable[[], None]) -> int:
+    """Does the work of a script. Returns the exit code: 0 done, 1 failed, 2 an invalid request."""
     code = _code_of(program, work)
-    ENDING.comes(code)
+    EXIT.set_code(code)
     return code
 
 
@@ -23,8 +23,8 @@ def _code_of(program: str, work: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal has no letters for
     try:
-        hear_interrupts()
-        look_for_garbage()
+        handle_interrupts()
+        collect_garbage_again()
         _unveiled(work)
     except DarkroomError as error:
         # A refusal repeats what was typed, which may have lines of its own.

@@ -60,7 +60,7 @@ PROVISIONAL_SIZE = 512
 Value = TypeVar("Value")
 
 
-def asked_recipe(flags: argparse.Namespace, script: Script) -> dict[str, Any] | None:
+def recipe_of(flags: argparse.Namespace, script: Script) -> dict[str, Any] | None:
     """The recipe in the picture that --recipe names, or None without that flag."""
     if flags.recipe is None:
         return None
@@ -85,7 +85,7 @@ def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
     if getattr(flags, "ray", None) is not None:
         raise InvalidRequest("--ray has no effect without --prompts.")
     dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
-    if flags.devices is not None and flags.recipe is None and asked_engine(flags) not in dividing:
+    if flags.devices is not None and flags.recipe is None and engine_of(flags) not in dividing:
         raise InvalidRequest(f"--devices has no effect without --prompts or --engine {' or '.join(dividing)}.")
 
 
@@ -100,7 +100,7 @@ def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
         raise InvalidRequest("--num-warmup-runs cannot be given beside --prompts: engines are warmed up when loaded.")
 
 
-def asked_version(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
+def version_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
     """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
     if flags.model is not None and flags.version is not None:
         raise InvalidRequest("--model and --version cannot be given together: each names the model.")
@@ -140,7 +140,7 @@ def with_few_steps(version: Version, flags: argparse.Namespace, script: Script) 
     return version
 
 
-def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
+def refiner_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
     """The second model that is meant, or None without one. Refuses flags about a refiner that is not asked for."""
     if script.refiner is None:
         return None
@@ -158,7 +158,7 @@ def asked_refiner(flags: argparse.Namespace, recipe: dict[str, Any] | None, scri
     return unnamed(named, script.refiner)
 
 
-def asked_vae(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str | None:
+def vae_of(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> str | None:
     """Another VAE than the model's own, by folder or hub repository; None without one."""
     named = flags.vae
     if named is None and recipe and (named := recipe["request"].get("vae")) == "":
@@ -174,7 +174,7 @@ def unnamed(source: str, defaults: Version) -> Version:
     return replace(defaults, name=repository or "", source=source, size=0, embedded=repository is None)
 
 
-def asked_image(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
+def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
     """The pixels to start from: (H, W, 3) uint8, of the size that is asked for or else the file's own, cut to fit.
 
     Beside a recipe, they must be the ones that it was made from.
@@ -195,7 +195,7 @@ def pixels_digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
-def asked_request(
+def request_of(
     flags: argparse.Namespace,
     version: Version,
     image: np.ndarray | None,
@@ -247,7 +247,7 @@ def asked_request(
     )
 
 
-def asked_engine(flags: argparse.Namespace) -> str:
+def engine_of(flags: argparse.Namespace) -> str:
     """The engine that is meant, by its name or by how PyTorch is to run."""
     if flags.torch_inference is None:
         return _or(flags.engine, "auto")

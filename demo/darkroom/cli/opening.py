@@ -1,0 +1,134 @@
+"""Which runtime and which models flags ask for, and opening them."""
+
+import argparse
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint.catalog import Script, Version
+from darkroom.checkpoint.folder import open_checkpoint
+from darkroom.checkpoint.hub import fetch, fetch_vae, repository_of
+from darkroom.checkpoint.other_vae import check_vae, with_vae
+from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
+from darkroom.cli.console import Console
+from darkroom.cli.from_flags import refuse_build_flags
+from darkroom.cli.settings import Folders, Settings
+from darkroom.engines import automatic, find_runtime, has_cuda_graphs
+from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
+from darkroom.errors import InvalidRequest
+from darkroom.prepare import Preparer
+from darkroom.store.store import Store
+
+
+@dataclass(frozen=True)
+class Models:
+    """Opens models, each with the VAE that goes into all, for one runtime."""
+
+    script: Script
+    settings: Settings
+    runtime: Runtime
+    vae: str | None
+    console: Console
+    stores: dict[Path, Store] = field(default_factory=dict)
+
+    def preparer(self, version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
+        """What compiles a model; it is fetched where it is not there, and checked."""
+        settings, console = self.settings, self.console
+        graphs, engines = (
+            self.stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir)
+        )
+        folder = open_model(version, config, settings, graphs, console)
+        if self.vae is not None:
+            folder = with_vae(folder, _open_vae(self.vae, settings, console), graphs)
+        return Preparer(
+            open_checkpoint(folder, engines.fingerprints, self.script.families),
+            self.runtime,
+            graphs,
+            engines,
+            name=version.name,
+            threads=settings.threads,
+            batches=settings.dynamic_batches,
+            pixels=settings.dynamic_sizes,
+            verbose=console.verbose,
+            job=console.job,
+            detail=console.detail,
+        )
+
+
+def runtime_of(
+    flags: argparse.Namespace, recipe: dict[str, Any] | None, engine: str, settings: Settings, console: Console
+) -> Runtime:
+    """The runtime that is meant. Refuses flags that it has no use for."""
+    options = settings.options
+    if recipe:
+        recorded = {name: recipe[name] for name in RECORDED if isinstance(recipe.get(name), str)}
+        options = replace(options, quantization=recipe.get("quantization"), **recorded)
+    runtime = _runtime(recipe["request"]["engine"] if recipe else engine, options, console)
+    refuse_bounds(flags, [recipe["request"]["build"] if recipe else flags.build], runtime)
+    if settings.threads and not runtime.threaded:
+        raise InvalidRequest(f"--threads has no effect with {asked_as(runtime)}.")
+    if recipe is None:
+        refuse_build_flags(flags, runtime)
+    return runtime
+
+
+def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
+    """Without a model in the flags a small one runs, and this says so."""
+    if version.embedded and not (flags.version or flags.model):
+        console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
+
+
+def _runtime(engine: str, options: Options, console: Console) -> Runtime:
+    """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
+    if engine == "auto":
+        engine = automatic(options)
+        if options.use_cuda_graph and not has_cuda_graphs(engine, options):
+            console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
+            options = replace(options, use_cuda_graph=False)
+    return find_runtime(engine, options)
+
+
+def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: Runtime) -> None:
+    """Raises `InvalidRequest` for bounds of free sizes where nothing is free, or free means any."""
+    for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
+        if getattr(flags, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not runtime.bounded:
+            raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, whose free sizes are any.")
+        if not set(builds) & set(free):
+            raise InvalidRequest(f"{flag} has no effect without {' or '.join(f'--build-{each}' for each in free)}.")
+
+
+def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:
+    """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
+
+    `config` says where a single file's configuration is, None for the published one.
+    """
+
+    def fetched(repository: str, weights: bool, typed: bool) -> Path:
+        with console.job(f"fetching {repository}"):
+            return fetch(repository, settings.hf_token, settings.framework_model_dir, weights, typed)
+
+    if not version.embedded:
+        return fetched(version.source, weights=True, typed=version.name == version.source)
+    if not os.path.isfile(version.source):
+        return Path(version.source)
+    file = Path(version.source)
+    check_single_file(file)
+    typed = config is not None
+    if config is None:
+        # Two models of one architecture may differ in what their configurations say alone.
+        config = published_config(file)
+        console.say(f"{file.name}: taken for a model like {config}; --config names another")
+    described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)
+    with console.job(f"unpacking {file.name}"):
+        return unpacked(file, described, graphs, verbose=console.verbose)
+
+
+def _open_vae(source: str, settings: Folders, console: Console) -> Path:
+    if repository := repository_of(source):
+        with console.job(f"fetching {repository}"):
+            return check_vae(fetch_vae(repository, settings.hf_token, settings.framework_model_dir))
+    return check_vae(Path(source))
