@@ -316,8 +316,8 @@ class TestBothFlavours:
     """Every attribute that the adapter touches exists in TensorRT-RTX and in TensorRT 11, or stands behind a check."""
 
     OBJECTS: ClassVar[dict[str, dict[str, str]]] = {
-        "tensorrt": {"_trt": ""},
-        "tensorrt_build": {
+        "runtime": {"_trt": ""},
+        "build": {
             "trt": "",
             "builder": "Builder",
             "network": "INetworkDefinition",
@@ -326,7 +326,7 @@ class TestBothFlavours:
             "error": "ParserError",
             "tensor": "ITensor",
         },
-        "tensorrt_run": {
+        "run": {
             "trt": "",
             "engine": "ICudaEngine",
             "context": "IExecutionContext",
@@ -349,7 +349,7 @@ class TestBothFlavours:
         """The attributes that are touched, by class."""
         found: dict[str, set[str]] = {}
         for name, objects in self.OBJECTS.items():
-            tree = ast.parse((ROOT / "demo" / "darkroom" / "engines" / f"{name}.py").read_text())
+            tree = ast.parse((ROOT / "demo" / "darkroom" / "engines" / "tensorrt" / f"{name}.py").read_text())
             for node in ast.walk(tree):
                 if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
                     continue

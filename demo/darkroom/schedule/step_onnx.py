@@ -1,69 +1,88 @@
-"""The schedule's step as a network of its own: see `darkroom.schedule.step`."""
+"""The graph of the schedule's step, traced from the one formula: see `darkroom.schedule.step`."""
 
+import warnings
 from pathlib import Path
 
-from darkroom.contract import Tensor
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from darkroom import contract
+from darkroom.errors import Failed
 from darkroom.schedule.step import step_stage
+from darkroom.schedule.table import TIMESTEP, State, advance, network_input
 
 OPSET = 17
+CLOSE_ENOUGH = 1e-5
+"""Of the largest value: by how much the graph may differ from what was traced."""
+
+EXAMPLES = {"B": (2, 1), "h": (4, 6), "w": (5, 3), contract.DRAWS: (3, 2)}
+"""Sizes for what is free: those that are traced, and those that the graph is checked at."""
 
 
-def write_step(latents: Tensor, path: Path) -> None:
-    """Writes the network of `step_stage` as an ONNX graph; batch and size stay free where `latents` leave them so."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+class Step(nn.Module):
+    """`step_stage` in torch: its inputs and outputs, in its order."""
 
-    nodes, constants = [], []
+    def forward(
+        self,
+        step: Tensor,
+        samples: Tensor,
+        outputs: Tensor,
+        rows: Tensor,
+        noise_index: Tensor,
+        output: Tensor,
+        noises: Tensor,
+    ) -> tuple[Tensor, ...]:
+        noise = noises.index_select(0, noise_index.index_select(0, step))[0]
+        row = rows.index_select(0, step)
+        state = advance(row, State(samples.unbind(), outputs.unbind()), output, noise)
+        next_step = step + 1
+        row = rows.index_select(0, next_step)
+        latents, timestep = network_input(row, state), row[:, TIMESTEP].expand(output.shape[0])
+        return next_step, torch.stack(state.samples), torch.stack(state.outputs), latents, timestep
 
-    def constant(name: str, value: list[int]) -> str:
-        constants.append(numpy_helper.from_array(np.array(value, np.int64), name))
-        return name
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
+def write_step(latents: contract.Tensor, path: Path) -> None:
+    """Writes the graph of `step_stage`; batch and size stay free where `latents` leave them so.
 
-    axis = constant("axis", [0])
-    window = constant("window", [-1, 1, 1, 1, 1])
-    first, last = constant("first", [0]), constant("last", [3])
-
-    def row(table: str, index: str) -> str:
-        return node("Gather", [table, index], f"{table}_at_{index}", axis=0)
-
-    def push(new: str, old: str, name: str) -> str:
-        """`new` in front of all of `old` but its oldest."""
-        kept = node("Slice", [old, first, last, axis], f"{old}_kept")
-        return node("Concat", [node("Unsqueeze", [new, axis], f"{new}_newest"), kept], name, axis=0)
-
-    def weighed(values: str, weights: str) -> str:
-        weight = node("Reshape", [row(weights, "step"), window], f"{weights}_column")
-        return node(
-            "ReduceSum", [node("Mul", [values, weight], f"{values}_weighed"), axis], f"{values}_sum", keepdims=0
-        )
-
-    outputs = push("output", "outputs", "next_outputs")
-    noise = node(
-        "Squeeze", [node("Gather", ["noises", row("noise_index", "step")], "noise_row", axis=0), axis], "noise"
-    )
-    noise = node("Mul", [noise, row("noise_weights", "step")], "noise_weighed")
-    sample = node("Add", [weighed("samples", "sample_weights"), weighed(outputs, "output_weights")], "denoised")
-    sample = node("Add", [sample, noise], "sample")
-    push(sample, "samples", "next_samples")
-    constants.append(numpy_helper.from_array(np.array([1], np.int32), "one"))
-    step = node("Add", ["step", "one"], "next_step")
-    node("Mul", [sample, row("input_scale", step)], "next_latents")
-    batch = node("Slice", [node("Shape", ["output"], "shape"), first, constant("batch", [1]), axis], "images")
-    node("Expand", [row("timesteps", step), batch], "next_timestep")
-
+    Raises `Failed` when it does not compute what torch does.
+    """
     stage = step_stage(latents)
-    kinds = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
-    inputs, made = (
-        [helper.make_tensor_value_info(each.name, kinds[each.dtype], each.shape) for each in tensors]
-        for tensors in (stage.inputs, stage.outputs)
-    )
-    graph = helper.make_graph(nodes, "step", inputs, made, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = 10  # what every runtime reads
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, str(path))
+    traced, checked = (_example(stage, which) for which in range(2))
+    axes = {
+        tensor.name: {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in (*stage.inputs, *stage.outputs)
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Step(),
+            tuple(traced.values()),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            dynamic_axes=axes,
+            input_names=list(traced),
+            output_names=[tensor.name for tensor in stage.outputs],
+        )
+        expected = Step()(*checked.values())
+    onnx.checker.check_model(str(path), full_check=True)
+    found = ReferenceEvaluator(str(path)).run(None, {name: value.numpy() for name, value in checked.items()})
+    for wanted, value, tensor in zip(expected, found, stage.outputs, strict=True):
+        if not np.allclose(value, wanted.numpy(), rtol=0, atol=CLOSE_ENOUGH * float(wanted.abs().max())):
+            raise Failed(f"the exported graph of the schedule's step differs from torch in {tensor.name}.")
+
+
+def _example(stage: contract.Stage, which: int) -> dict[str, Tensor]:
+    """Inputs of the stage by name; their indices point to a step in the middle, with the second noise."""
+    generator = torch.Generator().manual_seed(which)
+
+    def value(tensor: contract.Tensor) -> Tensor:
+        shape = tuple(EXAMPLES[size][which] if isinstance(size, str) else size for size in tensor.shape)
+        if tensor.dtype == "int32":
+            return torch.ones(shape, dtype=torch.int32)
+        return torch.randn(shape, generator=generator)
+
+    return {tensor.name: value(tensor) for tensor in stage.inputs}

@@ -9,16 +9,64 @@ A step of every scheduler in common use is linear in the samples, the network's 
 
 with sample_0 = initial_scale * the initial noise + image_scale * the latents of a picture to start from, if any.
 The windows have fixed widths, so the state of any schedule fits any buffer.
+
+`advance` is this formula, the only one: for arrays of NumPy, torch and JAX alike, and traced into a graph of ONNX.
 """
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SAMPLE_WINDOW = 4
 OUTPUT_WINDOW = 4
+
+TIMESTEP, INPUT_SCALE, NOISE, SAMPLES = range(4)
+OUTPUTS = SAMPLES + SAMPLE_WINDOW
+"""The columns of a row of `Table.rows`: the weights of samples and outputs begin at theirs, newest first."""
+
+ROW = 16
+"""Numbers in such a row: a multiple of the alignment that compiled kernels count on, with some left over."""
+
+
+class State(NamedTuple):
+    """What is carried from call to call: samples and network outputs (B, C, h, w), newest first, at most four each."""
+
+    samples: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+def state_of(sample: np.ndarray) -> State:
+    """Before the first call, at its full width: a sample (B, C, h, w), and zeros."""
+    nothing = np.zeros(sample.shape, np.float32)
+    return State((sample, *[nothing] * (SAMPLE_WINDOW - 1)), (nothing,) * OUTPUT_WINDOW)
+
+
+def network_input(row: Any, state: State) -> Any:
+    """What the network is shown, (B, C, h, w); `row` as for `advance`."""
+    return state.samples[0] * _weight(row, INPUT_SCALE)
+
+
+def advance(row: Any, state: State, output: Any, noise: Any = None) -> State:
+    """One step: the state after a call whose output was `output` (B, C, h, w), all float32.
+
+    `row`: what the table says of the call, (ROW,), or (B, ROW) for images at steps of their own. `noise` (B, C, h, w)
+    may be left out where none is drawn. No matrix product: accelerators compute those in less than float32.
+    """
+    outputs = (output, *state.outputs)[:OUTPUT_WINDOW]
+    terms = [_weight(row, SAMPLES + age) * sample for age, sample in enumerate(state.samples)]
+    terms += [_weight(row, OUTPUTS + age) * each for age, each in enumerate(outputs)]
+    if noise is not None:
+        terms.append(_weight(row, NOISE) * noise)
+    return State((reduce(add, terms), *state.samples)[:SAMPLE_WINDOW], outputs)
+
+
+def _weight(row: Any, column: int) -> Any:
+    return row[..., column].reshape(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +89,20 @@ class Table:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def rows(self) -> np.ndarray:
+        """The table as `advance` reads it: (N, ROW) float32, zeros behind the last column."""
+        rows = np.zeros((len(self), ROW), np.float32)
+        rows[:, TIMESTEP] = self.timesteps
+        rows[:, INPUT_SCALE] = self.input_scale
+        rows[:, NOISE] = np.where(self.noise_drawn, self.noise_weights, 0)
+        rows[:, SAMPLES:OUTPUTS] = self.sample_weights
+        rows[:, OUTPUTS : OUTPUTS + OUTPUT_WINDOW] = self.output_weights
+        return rows
+
+    def noise_index(self) -> np.ndarray:
+        """Which of the noises that are drawn each row takes, (N,): any where its weight is 0."""
+        return np.clip(np.cumsum(self.noise_drawn) - 1, 0, None)
+
     def save(self, path: Path) -> None:
         with path.open("wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
@@ -60,30 +122,20 @@ class Trajectory:
     """
 
     def __init__(self, table: Table, noise: np.ndarray, image: np.ndarray | None = None) -> None:
-        self._table = table
+        self._rows = table.rows()
         start = noise * np.float32(table.initial_scale)
         if image is not None:
             start += image * np.float32(table.image_scale)
-        self._samples = deque([start], maxlen=SAMPLE_WINDOW)
-        self._outputs: deque[np.ndarray] = deque(maxlen=OUTPUT_WINDOW)
+        self._state = State((start,), ())
 
     @property
     def sample(self) -> np.ndarray:
-        return self._samples[0]
+        return self._state.samples[0]
 
     def network_input(self, call: int) -> np.ndarray:
         """What the network is shown in this call: (B, C, h, w) float32."""
-        return self.sample * np.float32(self._table.input_scale[call])
+        return network_input(self._rows[call], self._state)
 
     def advance(self, call: int, output: np.ndarray, noise: np.ndarray | None) -> None:
         """Takes the network's output, and noise where the table says it is drawn, to the next sample."""
-        self._outputs.appendleft(output)
-        terms = [*zip(self._table.sample_weights[call], self._samples, strict=False)]
-        terms += zip(self._table.output_weights[call], self._outputs, strict=False)
-        if noise is not None:
-            terms.append((self._table.noise_weights[call], noise))
-        following = np.zeros_like(self.sample)
-        for weight, array in terms:
-            if weight:
-                following += np.float32(weight) * array
-        self._samples.appendleft(following)
+        self._state = advance(self._rows[call], self._state, output, noise)

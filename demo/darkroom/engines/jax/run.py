@@ -26,8 +26,17 @@ from darkroom.contract import Job, Stage
 from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Engine
 from darkroom.errors import Failed
-from darkroom.schedule.step_jax import Row, State, step_of
-from darkroom.schedule.table import Table
+from darkroom.schedule.table import (
+    INPUT_SCALE,
+    OUTPUTS,
+    ROW,
+    TIMESTEP,
+    State,
+    Table,
+    advance,
+    network_input,
+    state_of,
+)
 
 PROGRAM, EXPECTED = "network.stablehlo", "expected.safetensors"
 """What the heavy half leaves: the network for one device's share of a batch, and what torch makes of an image. They go
@@ -48,6 +57,30 @@ AHEAD = 2
 """Launches that the host may be ahead of the devices: enough for them never to wait for it."""
 
 Arrays = dict[str, Any]
+
+
+Network = Callable[[Arrays, Arrays], Arrays]
+"""(weights, inputs by name) -> outputs by name."""
+
+
+def step_of(network: Network) -> Callable[[Arrays, State, Any, Any, Arrays], tuple[State, Any]]:
+    """The program around a UNet: (weights, state, rows (B, ROW), noise (B, C, h, w), conditions) -> the next state, and
+    its sample."""
+
+    def step(weights: Arrays, state: State, rows: Any, noise: Any, conditions: Arrays) -> tuple[State, Any]:
+        inputs = {"latents": network_input(rows, state), "timestep": rows[:, TIMESTEP]} | conditions
+        following = advance(rows, state, network(weights, inputs)["output"], noise)
+        return following, following.samples[0]
+
+    return step
+
+
+def rows_of_the_network(timestep: np.ndarray) -> np.ndarray:
+    """The rows (B, ROW) that make the network's output the next sample, at a timestep (B,) for each image."""
+    rows = np.zeros((len(timestep), ROW), np.float32)
+    rows[:, TIMESTEP] = timestep
+    rows[:, [INPUT_SCALE, OUTPUTS]] = 1
+    return rows
 
 
 def finish_engine(job: Job, folder: Path) -> dict[str, Any]:
@@ -82,8 +115,8 @@ def _compiled(job: Job, folder: Path) -> tuple[jax.stages.Compiled, int]:
     run, takes, donated = network.call, (given,), ()
     if job.stage.name == "unet":
         latents = given.pop("latents")
-        row = Row.of_the_network(given.pop("timestep"))
-        run, takes, donated = step_of(network.call), (State.of(latents), row, latents, given), (1,)
+        rows = rows_of_the_network(given.pop("timestep"))
+        run, takes, donated = step_of(network.call), (state_of(latents), rows, latents, given), (1,)
 
     def like(lies: PartitionSpec) -> Callable[[Any], jax.ShapeDtypeStruct]:
         return lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=NamedSharding(mesh, lies))
@@ -146,8 +179,8 @@ class JaxUnet(JaxEngine):
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         latents = inputs["latents"]
-        row = Row.of_the_network(inputs["timestep"])
-        _, sample = self._launch(self._start(latents), row, self._silence(latents), self._conditions(inputs))
+        rows = rows_of_the_network(inputs["timestep"])
+        _, sample = self._launch(self._start(latents), rows, self._silence(latents), self._conditions(inputs))
         return {"output": np.asarray(sample)}
 
     def denoise(
@@ -157,9 +190,9 @@ class JaxUnet(JaxEngine):
         state, silence, told = self._start(sample), self._silence(sample), self._conditions(conditions)
         drawn = iter(noises)
         launched: deque[jax.Array] = deque()
-        for call in range(len(table)):
+        for call, row in enumerate(table.rows()):
             noise = self._placed(next(drawn)) if table.noise_drawn[call] else silence
-            state, made = self._launch(state, Row.of(table, call, len(sample)), noise, told)
+            state, made = self._launch(state, np.tile(row, (len(sample), 1)), noise, told)
             launched.append(made)
             if len(launched) > AHEAD:
                 launched.popleft().block_until_ready()
@@ -167,11 +200,11 @@ class JaxUnet(JaxEngine):
                 yield None
         yield np.asarray(launched[-1])
 
-    def _launch(self, state: State, row: Row, noise: jax.Array, conditions: Arrays) -> tuple[State, jax.Array]:
-        return self._program(self._weights, state, self._placed(row), noise, conditions)
+    def _launch(self, state: State, rows: np.ndarray, noise: jax.Array, conditions: Arrays) -> tuple[State, jax.Array]:
+        return self._program(self._weights, state, self._placed(rows), noise, conditions)
 
     def _start(self, sample: np.ndarray) -> State:
-        return self._placed(State.of(sample))
+        return self._placed(state_of(sample))
 
     def _silence(self, sample: np.ndarray) -> jax.Array:
         return self._placed(np.zeros(sample.shape, np.float32))

@@ -51,7 +51,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     compiles = True
     typed = True
-    revision = 1
+    revision = 2
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -33,7 +33,7 @@ class TensorRt(Runtime):
     typed = True
     bounded = True
     threaded = False
-    revision = 1
+    revision = 2
 
     def __init__(self, options: Options, trt: Any = None, cuda_api: Any = None) -> None:
         self.options = options

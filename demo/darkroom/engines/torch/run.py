@@ -19,9 +19,8 @@ from darkroom.contract import Stage
 from darkroom.engines.cuda import GIB
 from darkroom.engines.runtime import Engine
 from darkroom.errors import Failed, gist
-from darkroom.schedule.step import ROWS
-from darkroom.schedule.step_torch import rows_of
-from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table
+from darkroom.schedule.step import start_of
+from darkroom.schedule.table import TIMESTEP, State, Table, advance, network_input
 
 SETTLING = threading.RLock()
 """Held while a graph is captured, and wherever one is still to come: what is done for the first time waits for the
@@ -171,6 +170,33 @@ class TorchEngine(Engine):
             raise Failed(f"torch cannot run the {self._stage.name} for this size and batch: {gist(error)}.") from error
 
 
+class LoopStep(nn.Module):
+    """A call of the UNet, guidance and all, and the schedule's step behind it: a compiler sees both as one.
+
+    It changes the samples in place, so that every step reads and writes the same memory: it can be captured.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        row: torch.Tensor,
+        samples: torch.Tensor,
+        outputs: torch.Tensor,
+        noise: torch.Tensor,
+        *conditions: torch.Tensor,
+    ) -> None:
+        """`row` (ROW,) of `Table.rows`; `samples` (4, B, C, h, w) and `outputs` (4, B, C, h, w), newest first; `noise`
+        (B, C, h, w); `conditions`: what the UNet takes beside latents and timesteps."""
+        state = State(samples.unbind(), outputs.unbind())
+        newest = self.unet(network_input(row, state), row[TIMESTEP].expand(samples.shape[1]), *conditions)
+        following = advance(row, state, newest, noise)
+        samples.copy_(torch.stack(following.samples))
+        outputs.copy_(torch.stack(following.outputs))
+
+
 class TorchUnet(TorchEngine):
     """The UNet with the schedule's step, which denoise without coming back to the host. `step` is a `LoopStep`."""
 
@@ -212,18 +238,10 @@ class TorchUnet(TorchEngine):
         self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
     ) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]:
         """Everything that the loop needs, on the device: what each turn is called with, and the window of samples."""
-        give = self._state.give
-        table_rows = rows_of(table)
-        rows = np.zeros((ROWS, table_rows.shape[1]), np.float32)  # as many for any schedule: addresses stay
-        rows[: len(table)] = table_rows
-        window = np.zeros((SAMPLE_WINDOW, *sample.shape), np.float32)
-        window[0] = sample
-        row_at, samples = give("rows", rows), give("samples", window)
-        outputs = give("outputs", np.zeros((OUTPUT_WINDOW, *sample.shape), np.float32))
-        noise_at = give("noises", np.stack(noises) if noises else np.zeros((1, *sample.shape), np.float32))
-        steady = [give(name, conditions[name]) for name in self._stage.steady]
-        drawn = np.clip(np.cumsum(table.noise_drawn) - 1, 0, None)
-        turns = [(row_at[call], samples, outputs, noise_at[drawn[call]], *steady) for call in range(len(table))]
+        on_device = {name: self._state.give(name, value) for name, value in start_of(table, sample, noises).items()}
+        rows, samples, outputs, noise_at = (on_device[name] for name in ("rows", "samples", "outputs", "noises"))
+        steady = [self._state.give(name, conditions[name]) for name in self._stage.steady]
+        turns = [(rows[call], samples, outputs, noise_at[n], *steady) for call, n in enumerate(table.noise_index())]
         return turns, samples
 
 

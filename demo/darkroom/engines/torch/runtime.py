@@ -18,11 +18,10 @@ from darkroom.engines import NVIDIA_DEVICES
 from darkroom.engines.cpu import processor
 from darkroom.engines.runtime import Engine, Options, Place, Progress, Runtime
 from darkroom.engines.torch.cache import keep_compiled
-from darkroom.engines.torch.run import TorchEngine, TorchUnet, out_of_memory
+from darkroom.engines.torch.run import LoopStep, TorchEngine, TorchUnet, out_of_memory
 from darkroom.engines.torch.tuning import ROWS_OF_INT8, check_quantization, fuse_projections, least_rows, quantize
 from darkroom.errors import InvalidRequest, near_matches
 from darkroom.networks.load import DTYPES, load_module
-from darkroom.schedule.step_torch import LoopStep
 from darkroom.store.store import Store
 
 EAGER = "eager"
