@@ -17,12 +17,14 @@ SOURCES = sorted((ROOT / "demo").rglob("*.py"))
 
 PROVIDED_BY = {
     "PIL": "pillow",
+    "aiohttp": "tritonclient",
     "cuda": "cuda-python",
     "google": "protobuf",
+    "grpc": "tritonclient",
     "onnx_graphsurgeon": "onnx-graphsurgeon",
     "tensorrt_rtx": "tensorrt-rtx",
 }
-"""The packages whose modules have another name."""
+"""The packages whose modules have another name, or come with a package's extras."""
 
 
 @pytest.fixture(scope="module")

@@ -251,9 +251,9 @@ def test_server_says_itself_what_it_does_not_take(protocol: str, toy_server: Toy
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("toi", "has no model 'toi'. Did you mean 'toy'? It has: toy, toy_bare, toy_encoded. Not ready: toy_asleep, t"),
-        ("toy_asleep", "the model toy_asleep is not ready on the server at"),
-        ("toy_broken", "(Internal: ValueError: broken on purpose)"),
+        ("toi", "unknown model: 'toi' is not found. Did you mean 'toy'? It has: toy, toy_encoded, toy_bare."),
+        ("toy_asleep", "unknown model: 'toy_asleep' is not found. Did you mean"),
+        ("toy_broken", "unknown model: 'toy_broken' has no available versions. Did you mean"),
     ],
 )
 def test_model_that_cannot_answer_is_refused_in_one_line(

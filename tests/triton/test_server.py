@@ -24,7 +24,7 @@ LAST_WORDS = "that was all"
 CRASH = "Signal (11) received."
 
 STAND_IN = """#!{python}
-import http.server, pathlib, signal, sys
+import http.server, pathlib, signal, socketserver, sys
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 lives = pathlib.Path({lives!r})
@@ -44,8 +44,9 @@ class Ready(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-port = int(sys.argv[sys.argv.index("--http-port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+address = sys.argv[sys.argv.index("--http-address") + 1]
+Ready.address_string = lambda _: "somebody"
+socketserver.UnixStreamServer(address.removeprefix("unix:"), Ready).serve_forever()
 """
 """Each time that it is started, it says other lines, and ends with a code, or says that it is ready for ever."""
 

@@ -31,6 +31,7 @@ from darkroom.triton.environment import Installed
 from darkroom.triton.server import SHARED, STUB, Address, Triton
 from tests import support
 from tests.support import ROOT, Studio, children_inline, flags, free_ports, psnr
+from tests.triton import malformed
 
 SAME_AS_ALONE = 50.0
 VISIBLE = 30.0
@@ -366,6 +367,41 @@ def test_a_full_queue_is_said(served: Served) -> None:
 
     until(fill)
     client.close()
+
+
+@pytest.mark.parametrize("requests", [300, pytest.param(5000, marks=pytest.mark.slow)], ids=["short", "long"])
+def test_malformed_requests_are_answered_or_closed_and_harm_nobody(requests: int, served: Served) -> None:
+    told, logged, process = len(served.told), len(served.log), served.server.process
+    wanted = served.ask(prompt="a red apple", seed=5)["generated_image"]
+    over = threading.Event()
+
+    def draw() -> int:
+        """A neighbour's pictures, which are the same to the byte."""
+        drawn = 0
+        while not over.is_set() or not drawn:
+            for protocol in ("http", "grpc"):
+                np.testing.assert_array_equal(
+                    served.ask(protocol, prompt="a red apple", seed=5)["generated_image"], wanted
+                )
+                drawn += 1
+        return drawn
+
+    dawdling = malformed.dawdle(served.address, "tiny")
+    with ThreadPoolExecutor(5) as pool:
+        neighbour = pool.submit(draw)
+        try:
+            attacks = [pool.submit(malformed.attack, number, served.address, "tiny") for number in range(requests)]
+            assert [number for number, attack in enumerate(attacks) if attack.exception()] == []
+        finally:
+            over.set()
+        assert neighbour.result() > 0
+    for connection in dawdling:
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(2**16):  # raises where it is not closed in time
+                pass
+        connection.close()
+    assert served.server.process is process and served.told[told:] == []
+    assert not [line for line in served.log[logged:] if "Traceback" in line]
 
 
 def test_it_listens_at_one_address_alone(served: Served) -> None:

@@ -54,7 +54,7 @@ def _serve(flags: argparse.Namespace) -> None:
     address = Address(flags.host, flags.http_port, flags.grpc_port, flags.metrics_port)
     parts = environment(flags.environment_dir, repository, models, console)
     if flags.print:
-        line = command(parts.server, parts.backends, repository.absolute(), models, address, flags.verbose)
+        line = command(parts.server, parts.backends, repository.absolute(), models, address.flags(), flags.verbose)
         console.result(parts.line(line))
         return
     address.check_free()

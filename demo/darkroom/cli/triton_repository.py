@@ -258,9 +258,10 @@ def _build(flags: argparse.Namespace) -> None:
     console.say("")
     console.say("Serve it with:")
     console.say(f"  python demo/serve_triton.py --model-repository {there} --model {' '.join(models)}")
-    console.say("which is:")
+    console.say("or by hand, with nobody who checks its requests or starts it again:")
     parts = environment(flags.environment_dir, repository, [flags.model], console)
-    console.say(f"  {parts.line(command(parts.server, parts.backends, repository.absolute(), models, Address()))}")
+    line = command(parts.server, parts.backends, repository.absolute(), models, Address().flags())
+    console.say(f"  {parts.line(line)}")
     console.result(str(version_folder.parent))
 
 

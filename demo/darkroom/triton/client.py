@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from darkroom.errors import Failed, InvalidRequest, near_matches
+from darkroom.errors import Failed, InvalidRequest
 from darkroom.triton.answers import ENCODED, OUTPUTS, PIXELS, Image, NoAnswer, read_images
 from darkroom.triton.prompts import DATATYPES, Prompt
 
@@ -32,8 +32,9 @@ LONGEST = 300
 """Characters of a server's message that are shown."""
 
 CLOSED = "socket closed"
+OTHER = "http1.x server"
 NOT_MADE = ("failed to connect", "errors resolving", "connection reset", "goaway", "stream removed", "broken pipe")
-"""What gRPC says of a connection that broke, and of others that are not there."""
+"""What gRPC says of a connection that broke, of one that spoke another protocol, and of others that are not there."""
 
 NUMPY = {"BYTES": np.object_, "UINT64": np.uint64, "INT32": np.int32, "FP32": np.float32}
 
@@ -100,7 +101,7 @@ class Server:
                 except InferenceServerException as error:
                     if _unavailable(error) or self._is_another(error):
                         raise
-                    raise Failed(await self._why_not(name, error)) from None
+                    raise Failed(f"the server at {self.address} does not describe the model: {_said(error)}.") from None
                 inputs, outputs = ([each["name"] for each in described.get(kind, [])] for kind in ("inputs", "outputs"))
         except Failed:
             raise
@@ -113,26 +114,6 @@ class Server:
             )
         asked = [each for each in OUTPUTS if each in outputs and (each != ENCODED or PIXELS not in outputs)]
         return Model(name, frozenset(inputs), tuple(asked))
-
-    async def _why_not(self, name: str, error: Any) -> str:
-        """Why a model cannot be asked, by the server's list of its models; by its `error` where it has no list."""
-        try:
-            answered = await self._connection.get_model_repository_index(**self._plain)
-        except type(error):
-            return f"the server at {self.address} does not describe the model {name}: {_said(error)}."
-        listed = answered.get("models", []) if isinstance(answered, dict) else answered
-        states = {each["name"]: each for each in listed}
-        if name in states:
-            state = states[name].get("state", "not loaded").lower()
-            reason = one_line(states[name].get("reason", ""))
-            return f"the model {name} is not ready on the server at {self.address}: it is {state}" + (
-                f" ({reason})." if reason and reason != state else "."
-            )
-        ready = [each for each, facts in states.items() if facts.get("state") == "READY"]
-        others = [each for each in states if each not in ready]
-        has = f"It has: {', '.join(ready) or 'none that is ready'}."
-        has += f" Not ready: {', '.join(others)}." if others else ""
-        return f"the server at {self.address} has no model {name!r}.{near_matches(name, ready)} {has}"
 
     def _is_another(self, error: Any) -> bool:
         """Whether a server answered that is none of models."""
@@ -221,7 +202,7 @@ def _nobody_there(error: Exception) -> bool:
     """Whether nobody listens. What listens but does not speak gRPC closes the connection."""
     if isinstance(error, OSError):  # aiohttp's for a connection that is not made is one, too
         return True
-    return _unavailable(error) and CLOSED not in str(error).lower()
+    return _unavailable(error) and not any(words in str(error).lower() for words in (CLOSED, OTHER))
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from darkroom.errors import Failed, InvalidRequest
 from darkroom.processes.environments import ensure
 
 WHEEL = "nvidia-pytriton==0.7.0"
-"""Holds Triton 2.51 with its Python backend; what else it holds is not used."""
+"""Holds Triton 2.51 with its Python backend, and brings `tritonclient[http,grpc]`, of which its door is made."""
 
 NUMPY = "numpy>=1.26,<2"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -31,6 +31,16 @@ RUNTIME_PACKAGES = {
     "openvino": (),
 }
 """What a runtime needs beside what every run does; openvino is among that."""
+
+
+VARIABLES = re.compile(
+    r"PATH|LD_LIBRARY_PATH|HOME|USER|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|GLIBC_TUNABLES|MALLOC_\w+|PYTHON(UTF8|HASHSEED)"
+    r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|CACHE_\w+|MODULE_\w+|HOME|PATH|MPS_\w+)"
+    r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|TF32_OVERRIDE)"
+    r"|(OMP|GOMP|KMP|MKL|OPENBLAS|OV|OPENVINO|ONEDNN|DNNL|TBB)_\w+"
+)
+"""What the server's process takes over of this one's variables: what Triton and engines' runtimes heed. No token, no
+key of a cloud is among them, and none that is thought of later."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,10 @@ class Installed:
     backends: Path
 
     def variables(self) -> dict[str, str]:
-        """What the server's process has in its environment: this interpreter, and its own library."""
+        """All that the server's process has in its environment: this interpreter, its own library, and `VARIABLES`."""
         libraries = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
-        return dict(os.environ) | {
+        kept = {name: value for name, value in os.environ.items() if VARIABLES.fullmatch(name)}
+        return kept | {
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "VIRTUAL_ENV": str(self.python.parent.parent),
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),

@@ -2,27 +2,39 @@
 
 import contextlib
 import ctypes
+import http.client
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.processes.child import PR_SET_PDEATHSIG
-from darkroom.triton.environment import Installed
+from darkroom.triton.environment import PACKAGE, Installed
 
 SHARED = Path("/dev/shm")
+HTTP_SOCKET, GRPC_PORT, METRICS_SOCKET = "http", 8001, "metrics"
+GRPC_SOCKET = f"grpc:{GRPC_PORT}"
+"""Where Triton listens, in a folder that nobody but its user can enter. Its gRPC adds a port to any address."""
+
+LOCKED = "shared-memory,model-config,model-repository,trace,logging:no:key=none"
+"""What a server without a door closes, and the header that would open it: a name with a colon cannot be sent, over
+HTTP nor gRPC, so it does no harm that all can read it in the list of processes."""
+
+DOOR = "darkroom.triton.door"
+"""What listens at the address, and lets through what is open to all."""
+
 STUB = "triton_python_backend_stub"
 SECONDS_TO_STOP = 30
 """What requests in flight have to end in when the server is stopped."""
@@ -57,6 +69,13 @@ class Address:
     def ports(self) -> dict[str, int]:
         return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
 
+    def flags(self) -> list[str]:
+        """Of a server that listens here itself, without a door: what is not for everybody is closed to all."""
+        flags = [f"--http-restricted-api={LOCKED}", f"--grpc-restricted-protocol={LOCKED}"]
+        for name, port in self.ports().items():
+            flags += [f"--{name}-address", self.host, f"--{name}-port", str(port)]
+        return flags
+
     def check_free(self) -> None:
         """Raises `Failed` for a port that someone listens at, `InvalidRequest` for what is no address."""
         if len(set(self.ports().values())) < len(self.ports()):
@@ -73,30 +92,65 @@ class Address:
 
 
 def command(
-    server: Path, backends: Path, repository: Path, models: list[str], address: Address, verbose: bool = False
+    server: Path, backends: Path, repository: Path, models: list[str], listening: list[str], verbose: bool = False
 ) -> list[str]:
-    """What starts a server with these models."""
+    """What starts a server with these models, and with the flags that say where it listens."""
     line = [str(server), "--model-repository", str(repository), "--backend-directory", str(backends)]
     line += ["--model-control-mode", "explicit"]
     for model in models:
         line += ["--load-model", model]
-    for name, port in address.ports().items():
-        line += [f"--{name}-address", address.host, f"--{name}-port", str(port)]
-    line += ["--exit-timeout-secs", str(SECONDS_TO_STOP), "--log-verbose", str(int(verbose))]
+    line += [*listening, "--exit-timeout-secs", str(SECONDS_TO_STOP), "--log-verbose", str(int(verbose))]
     return line
 
 
 @dataclass
-class _Said:
-    """What one server's process has said of its end: its lines are read on when the next one runs already."""
+class _Child:
+    """A process, and what it has said of its end: its lines are read on when the next one runs already."""
 
+    process: subprocess.Popen[bytes]
     complaint: str = ""
     crashed: bool = False
+    reader: threading.Thread | None = None
+
+    def hear(self, log: Callable[[str], None]) -> None:
+        self.reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+        self.reader.start()
+
+    def _read(self, log: Callable[[str], None]) -> None:
+        """Passes on what it prints, and keeps why it ends if it does."""
+        for line in io.TextIOWrapper(self.process.stdout, errors="replace"):
+            if line.startswith("error: "):
+                self.complaint = line.removeprefix("error: ").strip()
+            if line.strip() in CRASHES:
+                self.crashed = True
+            log(line.rstrip("\n"))
+
+    def why(self) -> str | None:
+        """Why it has ended; None while it runs."""
+        if self.process.poll() is None:
+            return None
+        self.reader.join(5)
+        return _gist(self.complaint) or f"it ended with {self.process.returncode}"
+
+    def end(self, number: int, seconds: float) -> bool:
+        """Ends it with a signal, and with what may be left of its children; False where it had to be killed."""
+        in_time = True
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                in_time = False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return in_time
 
 
 class Triton:
     """A server that runs while the block does. `log` gets the lines that it prints; `tell` what happens to it.
 
+    It listens at sockets that nobody but its user can reach; at its address its door does, see `darkroom.triton.door`.
     Raises `Failed` where it ends before its models are loaded, with the reason that it gave.
     """
 
@@ -116,30 +170,51 @@ class Triton:
         self._tell = tell
         # Segments that are told from others', so that those of a killed server can be removed.
         self._shared = f"darkroom_{os.getpid()}_{address.http}_"
-        self._line = command(installed.server, installed.backends, self._repository, models, address, verbose)
-        self._line += ["--backend-config", f"python,shm-region-prefix-name={self._shared}"]
-        self._variables = installed.variables()
+        self._installed = installed
+        self._verbose = verbose
         self._log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._server: _Child | None = None
+        self._door: _Child | None = None
         self._stubs: dict[int, str] = {}
-        self._said = _Said()
         self._starts: list[float] = []
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes] | None":
+        return self._server and self._server.process
 
     def __enter__(self) -> "Triton":
         self.address.check_free()
         try:
+            self._folder = Path(tempfile.mkdtemp(prefix=self._shared, dir=SHARED))
             self._start()
+            self._open_door()
         except BaseException:  # the block is not entered, and nobody leaves it
             self.__exit__()
             raise
         return self
 
     def _start(self) -> None:
+        parts = self._installed
+        listening = ["--http-address", f"unix:{self._folder / HTTP_SOCKET}"]
+        listening += ["--grpc-address", f"unix:{self._folder / GRPC_SOCKET.partition(':')[0]}"]
+        listening += ["--grpc-port", str(GRPC_PORT), "--metrics-address", f"unix:{self._folder / METRICS_SOCKET}"]
+        line = command(parts.server, parts.backends, self._repository, self.models, listening, self._verbose)
+        self._server = self._run([*line, "--backend-config", f"python,shm-region-prefix-name={self._shared}"])
+        self._server.hear(self._log)
+
+    def _open_door(self) -> None:
+        ports = map(str, self.address.ports().values())
+        line = [str(self._installed.python), "-m", DOOR, str(self._folder), self.address.host, *ports, *self.models]
+        self._door = self._run(line, {"PYTHONPATH": str(PACKAGE.parent), "PYTHONSAFEPATH": "1"})
+        self._door.hear(self._log)
+
+    def _run(self, line: list[str], more: dict[str, str] | None = None) -> _Child:
+        """A process in a session of its own: Ctrl-C is this process's to pass on."""
         try:
-            # A session of its own: Ctrl-C is this process's to pass on.
-            self.process = subprocess.Popen(
-                self._line,
-                env=self._variables,
+            process = subprocess.Popen(
+                line,
+                env=self._installed.variables() | (more or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -147,38 +222,42 @@ class Triton:
                 preexec_fn=_end_with_parent,
             )
         except OSError as error:
-            raise Failed(f"{self._line[0]} cannot be started: {error.strerror}.") from None
-        self._said = _Said()
-        self._reader = threading.Thread(target=self._read, args=(self.process.stdout, self._said), daemon=True)
-        self._reader.start()
+            raise Failed(f"{line[0]} cannot be started: {error.strerror}.") from None
+        return _Child(process)
 
     def __exit__(self, *_: Any) -> None:
         self.stop(SECONDS_TO_STOP + 10)
-
-    def _read(self, printed: IO[bytes], said: _Said) -> None:
-        """Passes on what the server prints, and keeps why it ends if it does."""
-        for line in io.TextIOWrapper(printed, errors="replace"):
-            if line.startswith("error: "):
-                said.complaint = line.removeprefix("error: ").strip()
-            if line.strip() in CRASHES:
-                said.crashed = True
-            self._log(line.rstrip("\n"))
+        if self._door:
+            self._door.end(signal.SIGTERM, SECONDS_TO_STOP)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Returns when all models are loaded."""
         until = time.monotonic() + seconds
-        # Whether it runs is asked last: another may answer at the address of one that has ended.
-        while not (self._is_up() and all(map(self.is_ready, self.models)) and self.process.poll() is None):
-            if self.process.poll() is not None:
-                self._reader.join(5)
-                why = _gist(self._said.complaint) or f"it ended with {self.process.returncode}"
+        while True:
+            up = self._is_up()
+            ready = up and all(map(self.is_ready, self.models))
+            opened = ready and self._is_open()
+            # Asked last: another may answer at the address of one that has ended.
+            if why := self._ended():
                 raise Failed(f"the server could not be started: {why}.")
-            if self._is_up() and (reasons := self._failures()):
+            if opened:
+                break
+            if up and not ready and (reasons := self._failures()):
                 raise Failed("; ".join(f"{model} was not loaded: {reason}" for model, reason in reasons.items()))
             if time.monotonic() > until:
                 raise Failed(f"the server was not ready within {seconds:g} seconds.")
             time.sleep(SECONDS_BETWEEN_LOOKS / 5)
         self._stubs = self._running_stubs()
+        self._hide()
+
+    def _hide(self) -> None:
+        """Closes to others the memory that prompts and pictures go through: the backend makes it for all to read."""
+        for segment in SHARED.glob(f"{self._shared}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if segment.is_file():
+                    segment.chmod(0o600)
 
     def watch(self, seconds: float) -> None:
         """Keeps the server and its models running: starts again, within `seconds`, what has died. Raises `Failed` when
@@ -193,10 +272,16 @@ class Triton:
         Triton never answers the requests that a model's process has taken, and does not get over its death; so the
         server is started again as a whole: it is the only way to tell those who wait.
         """
+        self._hide()
+        if why := self._door.why():
+            self._count(f"the door has died: {why}")
+            self._tell("the door of the server has died: it is opened again.")
+            self._open_door()
+            return
         if (code := self.process.poll()) is not None:
             self._start_again(f"the server has died, with {code}", seconds)
             return
-        if self._said.crashed:
+        if self._server.crashed:
             self._start_again("the server has crashed", seconds)
             return
         running = self._running_stubs()
@@ -217,19 +302,23 @@ class Triton:
             self._start_again(f"the process of {', '.join(sorted(dead))} has died", seconds)
 
     def _start_again(self, why: str, seconds: float) -> None:
-        now = time.monotonic()
-        self._starts = [start for start in self._starts if now - start < STARTS_SECONDS]
-        if len(self._starts) == STARTS:
-            raise Failed(f"{why}: that was too often to start again.")
-        self._starts.append(now)
+        self._count(why)
         self._tell(f"{why}: the server is started again.")
         self.stop(SECONDS_FOR_NEIGHBOURS)
         self._start()
         self.wait_until_ready(seconds)
 
+    def _count(self, why: str) -> None:
+        """Raises `Failed` where something has died too often."""
+        now = time.monotonic()
+        self._starts = [start for start in self._starts if now - start < STARTS_SECONDS]
+        if len(self._starts) == STARTS:
+            raise Failed(f"{why}: that was too often to start again.")
+        self._starts.append(now)
+
     def _in_flight(self) -> dict[int, int]:
         """Requests that processes have taken and not answered, as they said themselves at last."""
-        metrics = self.call("/metrics", port=self.address.metrics).decode()
+        metrics = self.call("/metrics", where=METRICS_SOCKET).decode()
         found = re.findall(rf'^{IN_FLIGHT}{{[^}}]*process="(\d+)"[^}}]*}} (\S+)', metrics, re.MULTILINE)
         return {int(process): int(float(count)) for process, count in found}
 
@@ -240,20 +329,13 @@ class Triton:
 
     def stop(self, seconds: float) -> None:
         """Ends the server as it wants to be: requests in flight have `seconds` to finish. Nothing of it is left."""
-        if self.process is None:
+        if self._server is None:
             return
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self._tell("the server does not end by itself: it is killed.")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what may be left of its children
-        self.process.wait()
-        for segment in SHARED.glob(f"{self._shared}*"):
-            with contextlib.suppress(OSError):
-                segment.unlink()
+        if not self._server.end(signal.SIGINT, seconds):
+            self._tell("the server does not end by itself: it is killed.")
+        for left in (*SHARED.glob(f"{self._shared}*"), *SHARED.glob(f"{self._shared}*/*")):
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
 
     def is_ready(self, model: str) -> bool:
         """Whether requests for a model would be answered."""
@@ -264,21 +346,37 @@ class Triton:
         return True
 
     def call(
-        self, path: str, body: dict[str, Any] | None = None, seconds: float = 120, port: int | None = None
+        self, path: str, body: dict[str, Any] | None = None, seconds: float = 120, where: str = HTTP_SOCKET
     ) -> bytes:
-        """What the server answers to a GET, or to a POST of `body`. Raises `Failed` for what is no success."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.address.host}:{port or self.address.http}{path}", data=data)
+        """What the server answers to a GET, or to a POST of `body`, from the user that it belongs to: nothing is closed
+        here. Raises `Failed` for what is no success."""
+        connection = _Unix(self._folder / where, seconds)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                text = json.loads(text)["error"]
-            raise Failed(" ".join(str(text).split()) or f"HTTP {error.code}") from None
-        except (OSError, ValueError) as error:
+            connection.request(*(("GET", path) if body is None else ("POST", path, json.dumps(body))))
+            answer = connection.getresponse()
+            text = answer.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise Failed(f"no answer: {error}") from None
+        finally:
+            connection.close()
+        if answer.status < 400:
+            return text
+        text = text.decode(errors="replace")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = json.loads(text)["error"]
+        raise Failed(" ".join(str(text).split()) or f"HTTP {answer.status}")
+
+    def _ended(self) -> str | None:
+        """Why the server or its door has ended; None while both run."""
+        return self._server.why() or self._door.why()
+
+    def _is_open(self) -> bool:
+        """Whether the door listens, at the last of its ports too."""
+        try:
+            socket.create_connection((self.address.host, self.address.metrics), 5).close()
+        except OSError:
+            return False
+        return True
 
     def _is_up(self) -> bool:
         try:
@@ -307,6 +405,19 @@ class Triton:
                     model = Path(words[1]).relative_to(self._repository).parts[0]
                     found[int(entry.name)] = model
         return found
+
+
+class _Unix(http.client.HTTPConnection):
+    """HTTP over a socket that is a file."""
+
+    def __init__(self, file: Path, seconds: float) -> None:
+        super().__init__("triton", timeout=seconds)
+        self._file = file
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._file))
 
 
 def _gist(text: str) -> str:
