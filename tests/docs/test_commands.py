@@ -1,10 +1,8 @@
 """Every command line of the README and of docs/ that can run here does, in folders of its own."""
 
 import contextlib
-import io
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 
 from tests.bench.lines import line, write
 from tests.docs.pages import PAGES, commands
+from tests.docs.scripts import run_here
 from tests.support import ROOT, Ended, Studio, children_inline, one_line, pixels
 
 LEFT_OUT = {
@@ -62,30 +61,12 @@ def test_nothing_is_left_out_that_is_not_there() -> None:
 
 
 def shell(command: str, root: Path, *more: str) -> Ended:
-    """Runs a script or module in this process, which has torch loaded, as if `root` were the checkout."""
-    words = [*shlex.split(command.removeprefix(SCRIPT)), *more]
-    module = words[0] == "-m"
-    words = words[1:] if module else words
+    """Runs a command line that starts with SCRIPT in this process, as if `root` were the checkout."""
     (root / "demo").mkdir(exist_ok=True)
     (root / "setup.cfg").touch()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        children_inline(),
-        contextlib.chdir(root),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch("darkroom.cli.settings.PACKAGE", root / "demo" / "darkroom"),
-        mock.patch("darkroom.cli.start.Start", contextlib.nullcontext),
-        mock.patch.object(sys, "argv", words),
-    ):
-        try:
-            if module:
-                runpy.run_module(words[0], run_name="__main__")
-            else:
-                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code or 0
-    return Ended(code, out.getvalue(), err.getvalue())
+    package = mock.patch("darkroom.cli.settings.PACKAGE", root / "demo" / "darkroom")
+    with children_inline(), contextlib.chdir(root), package:
+        return run_here(*shlex.split(command.removeprefix(SCRIPT)), *more)
 
 
 def set_the_scene(root: Path, command: str) -> None:

@@ -1,17 +1,13 @@
 """What the pages point to is there: files, headings, flags; and the README stays short."""
 
-import contextlib
-import io
 import re
-import runpy
-import sys
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from tests.docs.pages import CODE, EVERY_PAGE, LINK, PAGES, README, anchors, blocks, prose
+from tests.docs.scripts import run_here
 from tests.support import ROOT
 
 MOST_BYTES = 9_000
@@ -79,17 +75,8 @@ def test_readme_is_short() -> None:
 @cache
 def known_flags() -> set[str]:
     """Every flag that a script says it has."""
-    text = io.StringIO()
-    for script, every_command in HELP.items():
-        for command in every_command:
-            with (
-                contextlib.redirect_stdout(text),
-                contextlib.suppress(SystemExit),
-                mock.patch("darkroom.cli.start.Start", contextlib.nullcontext),
-                mock.patch.object(sys, "argv", [script, *command, "--help"]),
-            ):
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text.getvalue()))
+    helps = [run_here(script, *command, "--help").out for script, commands in HELP.items() for command in commands]
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(helps)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
