@@ -36,6 +36,7 @@ from darkroom.pipeline.pictures import to_bytes
 from darkroom.pipeline.timing import StageClock
 from darkroom.prepare import Preparer
 from darkroom.request import Request
+from darkroom.schedule.bundle import Schedule
 from darkroom.schedule.table import Trajectory
 from darkroom.serving.batching import Made
 from darkroom.serving.planning import planned
@@ -162,7 +163,7 @@ def main() -> None:
     )  # fmt: skip
     batches = sorted({*(2**power for power in range(flags.slots.bit_length())), flags.slots} - {0})
     batches = [batch for batch in batches if batch <= flags.slots]
-    schedules = [(None, steps) for steps in range(1, 31)]
+    schedules = [Schedule(None, steps) for steps in range(1, 31)]
     guided = (preparer.traits.guided(request),)
     plan = planned(preparer, request, "demo_txt2img.py", [(request.height, request.width)], batches, guided, schedules,
                    Limits())  # fmt: skip

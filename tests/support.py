@@ -19,6 +19,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
+from darkroom.schedule import schedulers_for
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "demo" / "demo_txt2img.py"
 
@@ -258,6 +260,9 @@ SCHEDULER_CONFIG = {
     "trained_betas": None,
 }
 """As published with Stable Diffusion 1.5."""
+
+NOISE_SCHEDULERS = schedulers_for("PNDMScheduler", SCHEDULER_CONFIG)
+"""The names of `--scheduler` for a model of such a configuration."""
 
 
 def write_tiny_model(folder: Path) -> Path:

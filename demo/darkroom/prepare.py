@@ -303,10 +303,14 @@ class Preparer:
         pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
         return InitialImage(pixels, encoder, self.checkpoint.vae["scaling_factor"])
 
+    def scheduler(self, request: Request) -> Chosen:
+        """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""
+        return self.checkpoint.scheduler(request.scheduler)
+
     def schedule_key(self, request: Request) -> tuple[str, Key]:
         """The scheduler's class, and its table's key. Raises `InvalidRequest` where a picture to start from leaves no
         step."""
-        choice = self.checkpoint.scheduler(request.scheduler)
+        choice = self.scheduler(request)
         class_name = choice.class_name
         facts = {
             "kind": "schedule",

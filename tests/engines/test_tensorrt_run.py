@@ -21,14 +21,14 @@ from darkroom.engines.tensorrt import runtime as tensorrt
 from darkroom.engines.tensorrt.graph import read_graph, tidy
 from darkroom.engines.tensorrt.run import Session
 from darkroom.errors import Failed
-from darkroom.schedule import SCHEDULERS, chosen
+from darkroom.schedule import chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.step import NEXT, step_stage
 from darkroom.schedule.step_onnx import write_step
 from darkroom.schedule.table import Table, Trajectory
 from darkroom.store.store import MANIFEST
 from tests.engines.stand_ins import CudaStandIn, Misuse, Status, TensorRtStandIn
-from tests.support import ROOT, SCHEDULER_CONFIG, Diffusers, Studio, psnr
+from tests.support import NOISE_SCHEDULERS, ROOT, SCHEDULER_CONFIG, Diffusers, Studio, psnr
 
 PROMPT = "red apple"
 LATENTS = Tensor("latents", ("B", 4, "h", "w"))
@@ -176,7 +176,7 @@ def run(unet: Any, table: Table, seed: int = 0, batch: int = 2) -> tuple[np.ndar
 
 
 class TestLoop:
-    @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+    @pytest.mark.parametrize("scheduler", NOISE_SCHEDULERS)
     def test_follows_the_table(self, loop: Callable[..., Any], scheduler: str) -> None:
         _, unet = loop()
         made, expected = run(unet, table_of(scheduler, 6))

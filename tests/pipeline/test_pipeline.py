@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from darkroom.pipeline.pipeline import TextEncoder
-from darkroom.schedule import SCHEDULERS
-from tests.support import Diffusers, Studio, changed_copy, edit_json, psnr
+from tests.support import NOISE_SCHEDULERS, Diffusers, Studio, changed_copy, edit_json, psnr
 
 RUNTIMES = ["openvino", "onnxruntime", "torch"]
 EVERY_RUNTIME = [*RUNTIMES, "jax"]
@@ -25,7 +24,7 @@ VISIBLE = 30.0
 """Most PSNR in dB between two pictures that are to differ: without such tests, equality would prove nothing."""
 
 
-@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
+@pytest.mark.parametrize("scheduler", [None, *NOISE_SCHEDULERS])
 @pytest.mark.parametrize("engine", EVERY_RUNTIME)
 def test_picture_equals_diffusers(
     engine: str, scheduler: str | None, studio: Studio, diffusers_tiny: Diffusers

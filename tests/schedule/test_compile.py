@@ -17,7 +17,7 @@ from darkroom.noise import NoiseStream, initial_latents
 from darkroom.schedule import SCHEDULERS, Chosen, chosen
 from darkroom.schedule.compile import compile_schedule
 from darkroom.schedule.table import Table, Trajectory
-from tests.support import SCHEDULER_CONFIG
+from tests.support import NOISE_SCHEDULERS, SCHEDULER_CONFIG
 
 SHAPE = (4, 6, 5)
 
@@ -61,9 +61,9 @@ def samples_of_diffusers(choice: Chosen, steps: int, seed: int) -> list[np.ndarr
     return samples
 
 
-def samples_of_table(table: Table, seed: int) -> list[np.ndarray]:
+def samples_of_table(table: Table, seed: int, image: np.ndarray | None = None) -> list[np.ndarray]:
     streams = [NoiseStream(seed)]
-    trajectory = Trajectory(table, initial_latents(streams, SHAPE))
+    trajectory = Trajectory(table, initial_latents(streams, SHAPE), image)
     samples = [trajectory.sample]
     for call, timestep in enumerate(table.timesteps):
         output = fake_network(trajectory.network_input(call), float(timestep))
@@ -89,7 +89,7 @@ def assert_follows_diffusers(choice: Chosen, steps: int, tolerance: float = 1e-5
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 20, 50])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NOISE_SCHEDULERS)
 def test_schedule_follows_diffusers(name: str, prediction: str, steps: int) -> None:
     assert_follows_diffusers(choice_of(name, prediction_type=prediction), steps)
 
@@ -105,7 +105,7 @@ def test_sde_variant_of_dpm_solver_follows_diffusers() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NOISE_SCHEDULERS)
 def test_any_noise_schedule_follows_diffusers(name: str, schedule: str) -> None:
     """The last begins at ten thousand times as much noise as picture."""
     assert_follows_diffusers(choice_of(name, beta_schedule=schedule), 12, tolerance=1e-4)
@@ -203,7 +203,7 @@ def test_lcm_cannot_make_more_steps_than_its_own_fifty(name: str) -> None:
         compile_schedule(choice_of(name), 51)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NOISE_SCHEDULERS)
 def test_more_than_a_thousand_steps_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="1001"):
         compile_schedule(choice_of(name), 1001)

@@ -21,6 +21,7 @@ from darkroom.pipeline.assembly import Traits
 from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.prepare import Preparer
 from darkroom.request import Request
+from darkroom.schedule.bundle import Schedule
 from darkroom.schedule.table import Table
 from darkroom.serving.batching import Busy, Lane, Late, Made, StepBatcher, Unwanted, all_of
 from darkroom.serving.planning import planned
@@ -33,7 +34,8 @@ SAME_AS_DIFFUSERS = 45.0
 VISIBLE = 30.0
 WAIT = 600.0
 
-SCHEDULES = [(None, 2), (None, 5), ("EulerA", 3), ("EulerA", 7), ("DPM++", 4), ("Heun", 3), ("LCM", 2), ("DDIM", 6)]
+STEPS = [(None, 2), (None, 5), ("EulerA", 3), ("EulerA", 7), ("DPM++", 4), ("Heun", 3), ("LCM", 2), ("DDIM", 6)]
+SCHEDULES = [Schedule(*each) for each in STEPS]
 WIDE = (SIZE, SIZE + 32)
 
 REQUEST = Request(
@@ -91,7 +93,7 @@ def alone(studio: Studio, fields: dict[str, Any]) -> np.ndarray:
 
 
 def random_fields(chance: random.Random) -> dict[str, Any]:
-    scheduler, steps = chance.choice(SCHEDULES)
+    scheduler, steps = chance.choice(STEPS)
     guidance = chance.choice([0.0, 1.5, 7.5])
     fields = {
         "prompt": chance.choice(["a red apple", "the green cat on the house", "blue dog, noto style"]),
@@ -123,7 +125,7 @@ def test_whatever_shares_its_batch_a_picture_is_the_one_made_alone(
 def test_pictures_equal_those_of_diffusers(batcher: StepBatcher, service: Service, diffusers_tiny: Diffusers) -> None:
     fields = [
         {"prompt": "a red apple", "seed": 5 + image, "steps": steps, "scheduler": scheduler}
-        for image, (scheduler, steps) in enumerate(SCHEDULES)
+        for image, (scheduler, steps) in enumerate(STEPS)
     ]
     futures = [batcher.submit(service.requests(each))[0] for each in fields]
     for future, each in zip(futures, fields, strict=True):

@@ -31,8 +31,8 @@ from darkroom.prepare import Preparer
 from darkroom.prompts.journal import ROWS, Past
 from darkroom.prompts.rows import Asked, Prompts
 from darkroom.request import LoraChoice, Request, draw_seed
-from darkroom.schedule.bundle import Bundle
-from darkroom.serving.planning import batches_for, compiled_schedules, planned
+from darkroom.schedule.bundle import Bundle, Schedule
+from darkroom.serving.planning import batches_for, compiled_schedules, planned, schedule_of
 from darkroom.serving.service import Limits, Plan, in_fields
 from darkroom.serving.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
 
@@ -147,12 +147,12 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
     """Engines and schedules for what the rows ask for, and no more. What cannot be made is refused with its line."""
     preparer.check(replace(default, batch_size=slots))
     sizes: dict[bool, dict[tuple[int, int], Asked]] = {}
-    schedules: dict[tuple[str | None, int], Asked] = {}
+    schedules: dict[Schedule, Asked] = {}
     for asked in prompts.rows(default):
         request = asked.request
         size = (request.height, request.width)
         sizes.setdefault(preparer.traits.guided(request), {}).setdefault(size, asked)
-        schedules.setdefault((request.scheduler, request.denoising_steps), asked)
+        schedules.setdefault(Schedule(request.scheduler, request.denoising_steps, size), asked)
         if request.negative_prompt and preparer.traits.embeds_guidance:
             raise InvalidRequest(
                 f"{prompts.place(asked.line)}: negative_prompt has no effect: this model is told the guidance "
@@ -162,16 +162,20 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
         for (height, width), asked in of_guidance.items():
             with _at(prompts.place(asked.line)):
                 preparer.check(replace(default, height=height, width=width, batch_size=slots))
-    bundle = Bundle(compiled_schedules(preparer, schedules))
-    for schedule, asked in schedules.items():
+    wanted = {}
+    for asked in schedules.values():
         with _at(prompts.place(asked.line)):
-            bundle.table(*schedule)
+            wanted.setdefault(schedule_of(preparer, asked.request), asked)
+    bundle = Bundle(compiled_schedules(preparer, default, wanted))
+    for schedule, asked in wanted.items():
+        with _at(prompts.place(asked.line)):
+            bundle.table(schedule)
     batches = [None] if default.build != "static-batch" else batches_for(preparer, slots)
     if None in batches:
         preparer.check(replace(default, batch_size=slots, build="dynamic-batch"))
     limits = Limits(pixels=max(side for of_guidance in sizes.values() for size in of_guidance for side in size))
     plans = [
-        planned(preparer, default, script.program, list(sizes[guided]), batches, (guided,), schedules, limits)
+        planned(preparer, default, script.program, list(sizes[guided]), batches, (guided,), wanted, limits)
         for guided in sizes
     ]
     return replace(plans[0], lanes=tuple(lane for plan in plans for lane in plan.lanes))

@@ -219,7 +219,7 @@ def _build(flags: argparse.Namespace) -> None:
         sizes,
         batches,
         guided,
-        every_schedule(parameters.max_steps, flags.schedulers),
+        every_schedule(preparer, request, sizes, parameters.max_steps, flags.schedulers),
         Limits(),
     )
     contents = Contents(

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from darkroom.errors import InvalidRequest
+
 SCHEDULERS: dict[str, tuple[str, dict]] = {
     "DDIM": ("DDIMScheduler", {}),
     "DDPM": ("DDPMScheduler", {}),
@@ -16,6 +18,8 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "TCD": ("TCDScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
+    "FlowMatchEuler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "FlowMatchHeun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
 """What `--scheduler` takes: the diffusers class, and what it is given beyond the model's own configuration. PNDM always
 skips its Runge-Kutta warm-up, as every published Stable Diffusion configuration does: with it, a step depends on more
@@ -26,13 +30,18 @@ SPREADABLE = "LCMScheduler"
 """The diffusers class whose steps a pipeline spreads over a share of the timesteps."""
 
 
+LINEAR_SIGMAS = "linear"
+"""What `Chosen.sigmas` may be: from 1 to 1 / steps, which some pipelines of flow matching give their scheduler."""
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A scheduler as diffusers comes to it: the model's own is made from its file, and one that is asked for from that.
 
     `config`: what the model's scheduler_config.json says. `own`: the class of the model's own scheduler where one was
     asked for, which has `overrides` beyond the own one's configuration. `corrected`: whether the model's pipeline puts
-    right what old configurations say.
+    right what old configurations say. `mu` and `sigmas` are what the pipeline gives it beside the number of steps:
+    how far the picture's size shifts them (see `shift_mu`), and LINEAR_SIGMAS or None.
     """
 
     class_name: str
@@ -40,14 +49,47 @@ class Chosen:
     own: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     corrected: bool = False
+    mu: float | None = None
+    sigmas: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What is not given is not there, as in the keys of schedules from before it was known."""
+        left_out = {name for name in ("mu", "sigmas") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def chosen(name: str | None, own: str, config: dict[str, Any], corrected: bool = False) -> Chosen:
-    """What `--scheduler name` means for a model whose own scheduler is of the class `own`; that one without a name."""
+    """What `--scheduler name` means for a model whose own scheduler is of the class `own`; that one without a name.
+
+    Raises `InvalidRequest` for a scheduler of flow matching where the model's is none, and the other way round.
+    """
     if name is None:
         return Chosen(own, config, corrected=corrected)
+    if name not in (fitting := schedulers_for(own, config)):
+        raise InvalidRequest(
+            f"--scheduler {name} makes other steps than this model was trained for, whose own is the "
+            f"{own.removesuffix('Scheduler')}: take one of {', '.join(fitting)}."
+        )
     class_name, overrides = SCHEDULERS[name]
     return Chosen(class_name, config, own, overrides, corrected)
+
+
+def schedulers_for(own: str, config: dict[str, Any]) -> list[str]:
+    """The names of SCHEDULERS that fit a model whose own scheduler is of the class `own`."""
+    flow = own.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+    return [name for name, (class_name, _) in SCHEDULERS.items() if class_name.startswith("FlowMatch") == flow]
+
+
+def shift_mu(config: dict[str, Any], image_tokens: int) -> float | None:
+    """How far the steps for a picture of so many tokens are shifted towards its noise; None where the configuration of
+    the model's scheduler says that its size does not matter.
+
+    As `calculate_shift` of diffusers' Flux and Stable Diffusion 3 pipelines has it: a line through (256 tokens, 0.5)
+    and (4096 tokens, 1.15), or what the configuration has in their place.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return None
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (top - base) / (most - least)
+    return image_tokens * slope + (base - slope * least)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.errors import InvalidRequest
-from darkroom.schedule import Chosen
+from darkroom.schedule import LINEAR_SIGMAS, Chosen
 from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Trajectory
 
 NONLINEAR = ("thresholding", "clip_sample")
@@ -41,9 +41,14 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
     Raises `InvalidRequest` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
     scheduler = _make(choice)
-    if share != 1:
-        scheduler.set_timesteps = partial(scheduler.set_timesteps, strength=share)
     name = choice.class_name.removesuffix("Scheduler")
+    told = _told(choice, steps, share)
+    if strange := told.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+        raise InvalidRequest(
+            f"the scheduler {name} does not take the {' and '.join(sorted(strange))} that this model's pipeline gives: "
+            f"use another --scheduler."
+        )
+    scheduler.set_timesteps = partial(scheduler.set_timesteps, **told)
     known = inspect.signature(type(scheduler).__init__).parameters  # a configuration may keep those of another class
     for switch in NONLINEAR:
         if switch in known and getattr(scheduler.config, switch, False):
@@ -55,15 +60,24 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
     if steps > limit:
         raise InvalidRequest(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
     try:
-        rows = _Run(scheduler, steps, skipped)
-        table = rows.solve()
-        agrees = _agrees_off_basis(scheduler, steps, skipped, table)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            table = _Run(scheduler, skipped).solve()
+            agrees = _agrees_off_basis(scheduler, skipped, table)
     except CANNOT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidRequest(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
     if not agrees:
         raise InvalidRequest(f"the scheduler {name} is not linear in its inputs: it cannot be compiled.")
     return table
+
+
+def _told(choice: Chosen, steps: int, share: float) -> dict[str, Any]:
+    """What the model's pipeline gives `set_timesteps`."""
+    linear = choice.sigmas == LINEAR_SIGMAS
+    told: dict[str, Any] = {"sigmas": np.linspace(1, 1 / steps, steps)} if linear else {"num_inference_steps": steps}
+    if choice.mu is not None:
+        told["mu"] = choice.mu
+    return told if share == 1 else told | {"strength": share}
 
 
 def _make(choice: Chosen) -> Any:
@@ -104,9 +118,9 @@ def _correct(scheduler: Any) -> None:
     scheduler._internal_dict = FrozenDict(said)
 
 
-def _set_timesteps(scheduler: Any, steps: int, skipped: int | None) -> Any:
+def _set_timesteps(scheduler: Any, skipped: int | None) -> Any:
     """Prepares the scheduler as diffusers' pipelines do; returns the timesteps that are left."""
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps()
     if skipped is None:
         return scheduler.timesteps
     calls = skipped * scheduler.order
@@ -115,19 +129,20 @@ def _set_timesteps(scheduler: Any, steps: int, skipped: int | None) -> Any:
     return scheduler.timesteps[calls:]
 
 
-def _drive(
-    scheduler: Any, steps: int, skipped: int | None, noise: Any, image: Any, outputs: Any, noises: Any
-) -> tuple[list, ...]:
+def _drive(scheduler: Any, skipped: int | None, noise: Any, image: Any, outputs: Any, noises: Any) -> tuple[list, ...]:
     """Runs the scheduler as diffusers' pipelines do, with prepared outputs and noise.
 
     `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `noise`. Returns timesteps, network
     inputs, outputs, samples (one more than calls) and for each call the index of its noise draw or None.
     """
-    timesteps = _set_timesteps(scheduler, steps, skipped)
+    timesteps = _set_timesteps(scheduler, skipped)
     if skipped is None:
-        start = noise * scheduler.init_noise_sigma
-    else:
+        start = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    elif hasattr(scheduler, "add_noise"):
         start = scheduler.add_noise(image, noise, timesteps[:1])
+    else:
+        start = scheduler.scale_noise(image, timesteps[:1], noise)
+    scaled = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     draws: list[int] = []
 
     def draw(*_: Any, **__: Any) -> Any:
@@ -139,7 +154,7 @@ def _drive(
     samples, inputs, made, drawn = [start], [], [], []
     with _noise_from(draw, scheduler):
         for call, timestep in enumerate(timesteps):
-            inputs.append(scheduler.scale_model_input(samples[-1], timestep))
+            inputs.append(scaled(samples[-1], timestep))
             made.append(outputs(call, inputs[-1]))
             before = len(draws)
             samples.append(scheduler.step(made[-1], timestep, samples[-1], **extra, return_dict=False)[0])
@@ -167,10 +182,10 @@ def _noise_from(draw: Callable[..., Any], scheduler: Any) -> Iterator[None]:
 class _Run:
     """The rows of one run over the basis: the initial noise, the picture, then outputs, then noise draws."""
 
-    def __init__(self, scheduler: Any, steps: int, skipped: int | None) -> None:
+    def __init__(self, scheduler: Any, skipped: int | None) -> None:
         import torch
 
-        calls = len(_set_timesteps(scheduler, steps, skipped))
+        calls = len(_set_timesteps(scheduler, skipped))
         width = 2 + 2 * calls
 
         def axis(index: int) -> Any:
@@ -180,7 +195,6 @@ class _Run:
 
         self.timesteps, inputs, outputs, samples, self.drawn = _drive(
             scheduler,
-            steps,
             skipped,
             axis(0),
             axis(1),
@@ -250,7 +264,7 @@ class _Run:
         return best
 
 
-def _agrees_off_basis(scheduler: Any, steps: int, skipped: int | None, table: Table) -> bool:
+def _agrees_off_basis(scheduler: Any, skipped: int | None, table: Table) -> bool:
     """Whether table and scheduler agree on large random vectors, where clipping of any kind would show."""
     import torch
 
@@ -265,7 +279,7 @@ def _agrees_off_basis(scheduler: Any, steps: int, skipped: int | None, table: Ta
         noises.append(random())
         return noises[-1]
 
-    _, _, outputs, samples, drawn = _drive(scheduler, steps, skipped, start, image, lambda *_: random(), noise)
+    _, _, outputs, samples, drawn = _drive(scheduler, skipped, start, image, lambda *_: random(), noise)
     trajectory = Trajectory(table, start.numpy(), None if skipped is None else image.numpy())
     for call, output in enumerate(outputs):
         draw = drawn[call]

@@ -10,8 +10,8 @@ from darkroom.errors import InvalidRequest
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.processes.child import run_in_child
 from darkroom.request import Request
-from darkroom.schedule import SCHEDULERS, Chosen
-from darkroom.schedule.bundle import schedule_name
+from darkroom.schedule import Chosen, schedulers_for
+from darkroom.schedule.bundle import Schedule
 from darkroom.serving.service import LanePlan, Limits, Part, Plan
 from darkroom.store.store import Key
 
@@ -28,11 +28,11 @@ def planned(
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int | None],
     guided: Sequence[bool],
-    schedules: Collection[tuple[str | None, int]],
+    schedules: Collection[Schedule],
     limits: Limits,
 ) -> Plan:
     """Builds what is not there: engines for every one of these sizes (height, width), with and without guidance as
-    asked, and the schedules, by scheduler and steps.
+    asked, and the schedules.
 
     `request` is what a request is by default. UNets are built for each of `batches`; None means one for any batch. With
     a `request` whose build is "dynamic-shape", engines are for any size and batch.
@@ -57,7 +57,7 @@ def planned(
             compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {"unet"})
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
-    folder = compiled_schedules(preparer, schedules)
+    folder = compiled_schedules(preparer, request, schedules)
     tokenizers = (
         (preparer.checkpoint.folder / TOKENIZERS[part], preparer.checkpoint.context(part))
         for part in preparer.checkpoint.texts
@@ -73,8 +73,7 @@ def planned(
         tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
         schedules=folder.absolute(),
         schedule_keys={
-            schedule_name(scheduler, steps): _schedule_key(preparer, request, scheduler, steps).digest
-            for scheduler, steps in schedules
+            schedule.name: preparer.schedule_key(_asking(request, schedule))[1].digest for schedule in schedules
         },
         lanes=tuple(lanes),
         limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
@@ -85,8 +84,9 @@ def _part(compiled: Compiled, stage: str) -> Part:
     return Part(compiled.jobs[stage], compiled.sources[stage].absolute(), compiled.artefacts[stage])
 
 
-def _schedule_key(preparer: Preparer, request: Request, scheduler: str | None, steps: int) -> Key:
-    return preparer.schedule_key(replace(request, scheduler=scheduler, denoising_steps=steps))[1]
+def _asking(request: Request, schedule: Schedule) -> Request:
+    height, width = schedule.size or (request.height, request.width)
+    return replace(request, scheduler=schedule.scheduler, denoising_steps=schedule.steps, height=height, width=width)
 
 
 def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
@@ -102,22 +102,37 @@ def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
 
 
-def every_schedule(steps: int, schedulers: Sequence[str] | None = None) -> list[tuple[str | None, int]]:
-    """The model's own scheduler and each of those named, None for all that are known, with every number of steps."""
-    return [
-        (scheduler, count)
-        for scheduler in (None, *(SCHEDULERS if schedulers is None else schedulers))
-        for count in range(1, steps + 1)
+def schedule_of(preparer: Preparer, request: Request) -> Schedule:
+    """The schedule of a request: of its size alone where the model's steps depend on that."""
+    sized = preparer.scheduler(request).mu is not None
+    return Schedule(request.scheduler, request.denoising_steps, (request.height, request.width) if sized else None)
+
+
+def every_schedule(
+    preparer: Preparer,
+    request: Request,
+    sizes: Sequence[tuple[int, int]],
+    steps: int,
+    schedulers: Sequence[str] | None = None,
+) -> list[Schedule]:
+    """The model's own scheduler and each of those named, None for all that fit it, with every number of steps."""
+    own = preparer.checkpoint.scheduler(None)
+    fitting = schedulers_for(own.class_name, own.config) if schedulers is None else schedulers
+    first = [
+        schedule_of(preparer, _asking(request, Schedule(scheduler, 1, size)))
+        for scheduler in (None, *fitting)
+        for size in sizes
     ]
+    return [each._replace(steps=count) for each in dict.fromkeys(first) for count in range(1, steps + 1)]
 
 
-def compiled_schedules(preparer: Preparer, wanted: Collection[tuple[str | None, int]]) -> Path:
+def compiled_schedules(preparer: Preparer, request: Request, wanted: Collection[Schedule]) -> Path:
     """The folder of a `Bundle` of these schedules, compiled in one child where it is not there."""
     of: dict[str, Any] = {}
-    for scheduler, steps in sorted(wanted, key=str):
-        choice = preparer.checkpoint.scheduler(scheduler)
-        entry = of.setdefault(scheduler or "", {"scheduler": choice.as_json(), "steps": []})
-        entry["steps"].append(steps)
+    for schedule in sorted(wanted, key=str):
+        choice = preparer.scheduler(_asking(request, schedule))
+        entry = of.setdefault(schedule.group, {"scheduler": choice.as_json(), "steps": []})
+        entry["steps"].append(schedule.steps)
     for entry in of.values():
         entry["steps"].sort()
     key = Key(f"schedules-{preparer.name}", {"kind": "schedules", "of": of, "revision": TABLE_REVISION})
@@ -140,12 +155,12 @@ def compile_bundle(of: dict[str, Any], folder: Path) -> dict[str, Any]:
     from darkroom.schedule.bundle import save
     from darkroom.schedule.compile import compile_schedule
 
-    tables: dict[tuple[str | None, int], Any] = {}
-    for scheduler, entry in of.items():
+    tables: dict[str, Any] = {}
+    for group, entry in of.items():
         for steps in entry["steps"]:
             try:
-                tables[scheduler or None, steps] = compile_schedule(Chosen(**entry["scheduler"]), steps)
+                tables[f"{group}/{steps}"] = compile_schedule(Chosen(**entry["scheduler"]), steps)
             except InvalidRequest as error:
-                tables[scheduler or None, steps] = str(error)
+                tables[f"{group}/{steps}"] = str(error)
     save(folder, tables)
     return {"schedules": len(tables), "diffusers": diffusers.__version__}

@@ -25,7 +25,7 @@ from darkroom.pipeline.assembly import Traits, text_encoders
 from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.request import Request, draw_seed
 from darkroom.schedule import SCHEDULERS
-from darkroom.schedule.bundle import Bundle, schedule_name
+from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.schedule.table import Table
 from darkroom.serving.batching import Counts, Lane, StepBatcher
 from darkroom.store.store import Store
@@ -138,7 +138,7 @@ class Plan:
         keys = {name: part.key for name, part in lane.parts.items()}
         # Any of them may have made a step: the one that would make it alone stands for all.
         keys |= {"unet": min(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
-        keys |= {"schedule": self.schedule_keys[schedule_name(request.scheduler, request.denoising_steps)]}
+        keys |= {"schedule": self.schedule_keys[_schedule_of(request).among(self.schedule_keys)]}
         return {
             "darkroom": __version__,
             "script": self.script,
@@ -296,7 +296,7 @@ class Service:
 
     def table_of(self, request: Request) -> Table:
         """The request's schedule."""
-        return self._bundle.table(request.scheduler, request.denoising_steps)
+        return self._bundle.table(_schedule_of(request))
 
     def lane_of(self, request: Request) -> Lane:
         """The engines for a request: see `Plan.lane_for`."""
@@ -316,6 +316,10 @@ class Service:
                 return known
         self._encoders.append(encoders)
         return encoders
+
+
+def _schedule_of(request: Request) -> Schedule:
+    return Schedule(request.scheduler, request.denoising_steps, (request.height, request.width))
 
 
 def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
