@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.checkpoint.single_file import published_config  # noqa: E402
-from tests.original_layout import write  # noqa: E402
+from tests.checkpoint.original_layout import write  # noqa: E402
 from tests.support import SOON, Diffusers, Studio, assert_refused, one_line, psnr  # noqa: E402
 
 PROMPT = "a red apple on the house"

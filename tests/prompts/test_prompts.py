@@ -35,7 +35,7 @@ from darkroom.serving.workers import (
     on_devices,
     on_its_share,
 )
-from tests.late_worker import PICTURES, finish_late
+from tests.prompts.late_worker import PICTURES, finish_late
 from tests.support import SOON, until
 
 DEFAULT = Request(
