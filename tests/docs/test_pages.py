@@ -1,5 +1,6 @@
 """What the pages point to is there: files, headings, flags; and the README stays short."""
 
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -50,10 +51,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_path_that_is_named_is_there(page: Path) -> None:
-    paths = [text for text in CODE.findall(prose(page)) if re.fullmatch(rf"({'|'.join(PLACES)})/[\w./-]*", text)]
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=named)
+def test_every_path_and_module_that_is_named_is_there(page: Path) -> None:
+    code = CODE.findall(prose(page))
+    paths = [text for text in code if re.fullmatch(rf"({'|'.join(PLACES)})/[\w./-]*", text)]
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = [text for text in code if re.fullmatch(r"darkroom(\.[a-z_]+)+", text)]
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
 def test_every_page_is_reached_from_the_readme() -> None:

@@ -1,8 +1,8 @@
 """OpenVINO, on the CPU or the device that `--device` names: graphs are compiled once and the compiled blob is kept, so
 that loading is all a run does.
 
-Large networks are kept as a model, and compiled when they are loaded: see `openvino_weights`. So are those for devices
-that write no blobs, and for several at once.
+Large networks are kept as a model, and compiled when they are loaded: see `darkroom.engines.openvino.weights`. So are
+those for devices that write no blobs, and for several at once.
 """
 
 import sys
@@ -31,7 +31,7 @@ if sys.modules[CONVERTER] is None:
 
 BLOB = "engine.blob"
 BEFOREHAND = "beforehand.blob"
-"""What an engine computes once a picture: see `openvino_split`."""
+"""What an engine computes once a picture: see `darkroom.engines.openvino.split`."""
 UNCOMPILED = ".xml"
 """What a model is kept as in a blob's place: see above."""
 
