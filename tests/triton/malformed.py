@@ -400,18 +400,31 @@ def large(chance: random.Random, model: str) -> Call:
     return _sent(made, chance)
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, data: bytes, length: int | None = None) -> bytes:
+    """Of HTTP/2, which says another length than it has where one is given."""
+    return (
+        (len(data) if length is None else length).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + data
+    )
+
+
+def head(method: str) -> dict[bytes, bytes]:
+    """The headers of a call."""
+    path = f"{SERVICE}{method}".encode()
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"a"}
+    return fields | {b"te": b"trailers", b"content-type": b"application/grpc"}
+
+
+def literal(fields: dict[bytes, bytes]) -> bytes:
+    """Headers, as HPACK has them where nothing is packed."""
+    return b"".join(b"\x10" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields.items())
+
+
 def frames(chance: random.Random, model: str) -> bytes:
     """HTTP/2 that goes wrong somewhere."""
-
-    def frame(kind: int, flags: int, stream: int, data: bytes, length: int | None = None) -> bytes:
-        head = struct.pack(">I", len(data) if length is None else length)[1:]
-        return head + bytes([kind, flags]) + struct.pack(">I", stream) + data
-
-    def literal(name: bytes, value: bytes) -> bytes:
-        return b"\x10" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-    fields = {b":method": b"POST", b":scheme": b"http", b":path": f"{SERVICE}ModelInfer".encode(), b":authority": b"a"}
-    fields |= {b"te": b"trailers", b"content-type": b"application/grpc", b"a:b": b"\xff\0"}
+    fields = head("ModelInfer") | {b"a:b": b"\xff\0"}
     for name in list(fields):
         if chance.random() < 0.15:
             del fields[name]
@@ -420,7 +433,7 @@ def frames(chance: random.Random, model: str) -> bytes:
     body = bytes([chance.choice([0, 0, 1, 255])]) + struct.pack(">I", length) + data
     made = [
         frame(4, 0, 0, b""),
-        frame(1, 4, 1, b"".join(literal(*each) for each in fields.items())),
+        frame(1, 4, 1, literal(fields)),
         frame(0, 1, 1, body, chance.choice([None, None, 2**24 - 1, 0])),
         frame(
             chance.randrange(256), chance.randrange(256), chance.randrange(5), chance.randbytes(chance.randrange(50))
@@ -429,7 +442,7 @@ def frames(chance: random.Random, model: str) -> bytes:
     ]
     if chance.random() < 0.5:
         chance.shuffle(made)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"".join(made)
+    return PREFACE + b"".join(made)
 
 
 Maker = Callable[[random.Random, str], "bytes | Call"]

@@ -4,15 +4,19 @@ The exploit is the one that worked before there was a door: a model that is load
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -24,8 +28,9 @@ from tritonclient.grpc import service_pb2
 
 from darkroom.triton.door import MOST_BYTES, OPEN_PATHS
 from darkroom.triton.environment import Installed
-from darkroom.triton.server import HTTP_SOCKET, SHARED, Address, Triton
+from darkroom.triton.server import HTTP_SOCKET, LOCKED, SHARED, Address, Triton, command
 from tests.support import ROOT, free_ports, until
+from tests.triton import malformed
 
 WAIT = 120.0
 SECRETS = {
@@ -215,6 +220,28 @@ def test_inference_health_metadata_and_statistics_are_open(guarded: Guarded) -> 
     np.testing.assert_array_equal(guarded.picture("http"), guarded.picture("grpc"))
 
 
+def test_each_request_of_a_stream_is_answered(guarded: Guarded) -> None:
+    request = service_pb2.ModelInferRequest(model_name="toy")
+    request.inputs.add(name="prompt", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(b"a cat")
+    wrong = service_pb2.ModelInferRequest(model_name="toy")
+    wrong.inputs.add(name="prompt", datatype="BYTES", shape=[1, 1])
+    with grpc.insecure_channel(f"127.0.0.1:{guarded.server.address.grpc}") as channel:
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        sent = iter([each.SerializeToString() for each in (request, wrong, request)])
+        answers = [service_pb2.ModelStreamInferResponse.FromString(each) for each in stream(sent, timeout=WAIT)]
+    assert ["shape says" in each.error_message for each in answers] == [False, True, False]
+    assert all(each.infer_response.outputs for each in answers if not each.error_message)
+
+
+def test_pictures_can_be_generated_from_plain_json(guarded: Guarded) -> None:
+    for verb, prefix in (("generate", b""), ("generate_stream", b"data: ")):
+        body = json.dumps({"prompt": "a cat", "seed": 7}).encode()
+        status, answer = guarded.http("POST", f"/v2/models/toy/{verb}", body)
+        assert status == 200
+        pixels = json.loads(answer.removeprefix(prefix))["generated_image"]
+        np.testing.assert_array_equal(np.array(pixels), guarded.picture().ravel())
+
+
 def test_no_other_user_reaches_the_server_past_its_door(guarded: Guarded) -> None:
     """Its sockets stand where nobody else may enter, and nobody else reads the memory of requests."""
     mine = list(SHARED.glob(f"{guarded.server._shared}*"))
@@ -280,6 +307,46 @@ def test_a_model_from_a_request_would_run_its_code(guarded: Guarded, tmp_path: P
     guarded.server.call("/v2/repository/models/x/load", {"parameters": exploit(proof)})
     assert proof.exists()
     guarded.server.call("/v2/repository/models/x/unload", {})
+
+
+def test_a_server_by_hand_closes_the_same_and_has_no_key(triton: Installed, guarded: Guarded, tmp_path: Path) -> None:
+    """The header that would open it stands in its command line, and cannot be sent."""
+    address = Address("127.0.0.1", *free_ports(3))
+    line = command(triton.server, triton.backends, guarded.repository, ["toy"], address.flags())
+    line += ["--backend-config", f"python,shm-region-prefix-name=darkroom_by_hand_{os.getpid()}_"]
+    (header, value) = LOCKED.split(":", 1)[1].split("=")
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(line, env=triton.variables(), stdout=log, stderr=log)
+    by_hand = Guarded(SimpleNamespace(address=address), guarded.repository)
+    try:
+
+        def is_ready() -> bool:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            with contextlib.suppress(OSError):
+                return by_hand.http("GET", "/v2/health/ready")[0] == 200
+            return False
+
+        until(is_ready, WAIT)
+        assert by_hand.picture().shape == (1, 16, 16, 3)
+        for method, path in list(CLOSED_PATHS.values())[:16]:
+            with socket.create_connection((address.host, address.http), WAIT) as connection:
+                head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n"
+                connection.sendall(f"{head}{header}: {value}\r\n\r\n{{}}".encode())
+                assert connection.recv(1000).startswith(b"HTTP/1.1 403 ")
+        for name, fields in CLOSED_CALLS.items():
+            with pytest.raises(grpc.RpcError, match="restricted"):
+                by_hand.call(name, **fields)
+            fields = malformed.head(name) | {f"triton-grpc-protocol-{header}".encode(): value.encode()}
+            with socket.create_connection((address.host, address.grpc), WAIT) as connection:
+                frames = [malformed.frame(4, 0, 0, b""), malformed.frame(1, 4, 1, malformed.literal(fields))]
+                connection.sendall(malformed.PREFACE + b"".join([*frames, malformed.frame(0, 1, 1, bytes(5))]))
+                answer = b""
+                while b"grpc-status" not in answer and (more := connection.recv(2**16)):
+                    answer += more
+            assert b"grpc-status\x010" not in answer
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(WAIT)
 
 
 def test_the_load_balancer_in_the_docs_forwards_inference_health_and_metadata_alone() -> None:

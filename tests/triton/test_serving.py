@@ -246,6 +246,7 @@ def test_a_seed_is_drawn_and_told_and_makes_the_same_picture_again(served: Serve
 
 
 WRONG = {
+    "no prompt": ({"seed": 5}, "prompt"),
     "an empty prompt": ({"prompt": ""}, "empty"),
     "a long prompt": ({"prompt": "a" * 3000}, "3000 bytes"),
     "no UTF-8": ({"prompt": b"\xff\xfe"}, "UTF-8"),
@@ -272,6 +273,7 @@ def test_what_is_wrong_is_said_to_who_asked_for_it(protocol: str, case: str, ser
     fields, said = WRONG[case]
     with pytest.raises(tritonclient.utils.InferenceServerException) as raised:
         served.ask(protocol, **fields)
+    assert raised.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
     assert said in str(raised.value) and "--" not in str(raised.value) and "Traceback" not in str(raised.value)
 
 

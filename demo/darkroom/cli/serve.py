@@ -35,7 +35,7 @@ def parser() -> Parser:
     flags.add_argument(
         "--environment-dir", type=named, metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}"
     )
-    flags.add_argument("--print", action="store_true", help="print the server's own line, and end")
+    flags.add_argument("--print", action="store_true", help="print a line that starts the server by hand, and end")
     flags.add_argument("--verbose", action="store_true", help="all that the server has to say")
     return flags
 

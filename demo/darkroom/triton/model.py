@@ -20,7 +20,7 @@ from darkroom.request import Request
 from darkroom.serving.batching import Busy, Counts, Late, Made, StepBatcher, Unwanted, all_of
 from darkroom.serving.service import FIELDS, PLAN, Plan, Service
 from darkroom.triton.config import IMAGES, Parameters
-from darkroom.triton.server import IN_FLIGHT
+from darkroom.triton.server import IN_FLIGHT, SHARED
 
 CODES = {
     InvalidRequest: "INVALID_ARG",
@@ -31,6 +31,12 @@ CODES = {
 """Triton's names for what may be wrong. Its module has them only where a model runs, not where one is looked at."""
 
 SECONDS_BETWEEN_REPORTS = 0.2
+
+LARGEST_MESSAGE = 2**31 - 1
+"""Bytes: gRPC has no larger answers."""
+
+BESIDE_PIXELS = 2**20
+"""Bytes that an answer has at most beside its pixels, and by which the memory for answers grows at least."""
 
 
 class TritonPythonModel:
@@ -50,8 +56,10 @@ class TritonPythonModel:
             self.seed = parameters.seed
             self.service = Service(plan, parameters.threads)
             self.service.requests({"prompt": "a picture"})  # what the configuration asks for can be made
+            _check_largest(plan)
         except DarkroomError as error:
             raise pb_utils.TritonModelException(f"{self.name}: {error}") from None
+        self._largest_sent = 0
         self.metrics = Metrics(self.name, args["model_version"])
         slots = max(1, int(config["max_batch_size"]))
         self.batcher: StepBatcher = self.service.batcher(slots, parameters.queue, self._joined, self.metrics.observe)
@@ -84,6 +92,8 @@ class TritonPythonModel:
         """The images that are asked for: each row of the inputs is a prompt with its fields."""
         columns = {name: _values(request, name) for name in (*FIELDS, IMAGES)}
         columns = {name: values for name, values in columns.items() if values is not None}
+        if not columns.get("prompt"):
+            raise InvalidRequest("the input prompt is missing.")
         if self.seed is not None:
             columns.setdefault("seed", [self.seed] * len(columns["prompt"]))
         rows: list[Request] = []
@@ -108,6 +118,16 @@ class TritonPythonModel:
             refused.set()
             self._refuse(sender, made)
             return
+        try:
+            response = self._response(rows, wanted, made)
+        except Exception as error:
+            self._refuse(sender, error)
+            return
+        self._send(sender, response)
+
+    def _response(self, rows: list[Request], wanted: set[str], made: list[Made]) -> Any:
+        """Raises `Failed` for an answer that shared memory has no room for: what fails while it is sent is not to be
+        taken back, and leaves the client to wait for ever."""
         times = [
             json.dumps({name: round(value, 3) for name, value in each.clock.milliseconds.items()}
                        | {"Pipeline": round(each.clock.pipeline, 3)})
@@ -119,8 +139,13 @@ class TritonPythonModel:
             "recipe": _texts(json.dumps(self.service.recipe(row)) for row in rows),
             "stage_times": _texts(times),
         }
-        tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items() if not wanted or name in wanted]
-        self._send(sender, pb_utils.InferenceResponse(output_tensors=tensors))
+        outputs = {name: value for name, value in outputs.items() if not wanted or name in wanted}
+        size = sum(value.nbytes for value in outputs.values()) + BESIDE_PIXELS
+        # Memory that was enough once is kept.
+        if size > self._largest_sent and size > (free := _shared_bytes("f_bavail")):
+            raise Failed(f"the answer has {size} bytes, and {SHARED} has room for {free}.")
+        self._largest_sent = max(size, self._largest_sent)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
     def _refuse(self, sender: Any, error: BaseException) -> None:
         name = next((name for kind, name in CODES.items() if isinstance(error, kind)), "INTERNAL")
@@ -133,6 +158,7 @@ class TritonPythonModel:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # the client is gone, or the server is going: there is nobody to tell
             self._log(f"{self.name}: an answer could not be sent: {error}")
+            self._largest_sent = 0
 
     def _joined(self, requests: int, images: int) -> None:
         self._log(f"{self.name}: Client Requests in Batch:{requests}")
@@ -208,6 +234,24 @@ class Metrics:
                 else:
                     self._counters[name].increment(value - self._told[name])
             self._told = numbers
+
+
+def _check_largest(plan: Plan) -> None:
+    """Raises `Failed` where the largest answer that may be asked for could never be sent."""
+    sizes = [lane.size or (plan.limits.pixels, plan.limits.pixels) for lane in plan.lanes]
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
+    largest = plan.limits.images * height * width * 3 + BESIDE_PIXELS
+    if largest > (room := min(_shared_bytes("f_blocks"), LARGEST_MESSAGE)):
+        raise Failed(
+            f"an answer with {plan.limits.images} images of {height}x{width} pixels has {largest} bytes, and at most "
+            f"{room} can be sent: lower max_images, or give {SHARED} more room."
+        )
+
+
+def _shared_bytes(which: str) -> int:
+    """Of the memory that answers are sent through: all (`f_blocks`), or what is free (`f_bavail`)."""
+    found = os.statvfs(SHARED)
+    return getattr(found, which) * found.f_frsize
 
 
 def _is_wanted(sender: Any, refused: threading.Event) -> bool:
