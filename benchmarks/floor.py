@@ -32,13 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-from darkroom.checkpoint.folder import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.folder import Checkpoint, open_checkpoint  # noqa: E402
 from darkroom.contract import Profile  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.openvino.devices import CPU  # noqa: E402
 from darkroom.engines.openvino.runtime import BEFOREHAND, BLOB  # noqa: E402
 from darkroom.engines.runtime import Job  # noqa: E402
-from darkroom.families import stages  # noqa: E402
 from darkroom.networks.graph import export_stage  # noqa: E402
 from darkroom.networks.load import example_inputs, load_module  # noqa: E402
 from darkroom.store.fingerprints import Fingerprints  # noqa: E402
@@ -143,7 +142,7 @@ def profile(folder: Path, inputs: dict[str, np.ndarray], repeat: int) -> dict[st
 
 def measure(checkpoint: Checkpoint, name: str, size: int, batch: int, repeat: int, work: Path) -> Floor:
     """One stage at one batch size: exported, built and called, beside torch's module. `work` is its folder."""
-    stage = stages(checkpoint, True, 0)[name]
+    stage = checkpoint.family.stages(checkpoint, True, 0)[name]
     job = Job(stage, Profile(batch, size, size, checkpoint.vae_factor), "fp32")
     work.mkdir(parents=True)
     if not (graph := work.parent / f"{name}-onnx" / "model.onnx").exists():
@@ -177,7 +176,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {highest / GIGA:.0f} GFLOP/s\n\n{HEADER}", flush=True)
     found = []
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = open_checkpoint(flags.model, Fingerprints(Path(temporary, "fingerprints.json")), (SD, SDXL))
+        checkpoint = open_checkpoint(flags.model, Fingerprints(Path(temporary, "fingerprints.json")))
         for name in flags.stages:
             for batch in flags.batch_size:
                 work = Path(temporary, f"{name}-{batch}")

@@ -30,11 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
 from darkroom.bench.architectures import MODELS, write_model  # noqa: E402
-from darkroom.checkpoint.folder import SD, SDXL, Checkpoint, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.folder import Checkpoint, open_checkpoint  # noqa: E402
 from darkroom.contract import PRECISIONS, Profile, Stage  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import Job  # noqa: E402
-from darkroom.families import stages  # noqa: E402
 from darkroom.processes.child import MEMORY  # noqa: E402
 from darkroom.store.fingerprints import Fingerprints  # noqa: E402
 
@@ -70,14 +69,14 @@ class Work:
 
     def checkpoint(self) -> Checkpoint:
         fingerprints = Fingerprints(self.models / "fingerprints.json")
-        checkpoint = open_checkpoint(self.models / self.setting.model, fingerprints, (SD, SDXL))
+        checkpoint = open_checkpoint(self.models / self.setting.model, fingerprints)
         fingerprints.remember()  # hashing gigabytes is no part of what the jobs are timed at
         return checkpoint
 
     def job(self) -> Job:
         checkpoint = self.checkpoint()
-        stage: Stage = stages(checkpoint, self.setting.guided, 0)[self.setting.stage]
-        if checkpoint.is_large(stage.network):
+        stage: Stage = checkpoint.family.stages(checkpoint, self.setting.guided, 0)[self.setting.stage]
+        if checkpoint.is_large(stage.networks[0].part):
             stage = replace(stage, half_weights=True)
         size = self.setting.size
         free = Profile(None, None, None, pixels=(size, size, size * 3 // 2))
@@ -239,7 +238,8 @@ def main() -> None:
         print(HEADER)
         for model in flags.models:
             write_model(model, folder / model)
-            every = stages(Work(Setting(model, "unet", flags.size, flags.engine), folder).checkpoint(), True, 0)
+            checkpoint = Work(Setting(model, "unet", flags.size, flags.engine), folder).checkpoint()
+            every = checkpoint.family.stages(checkpoint, True, 0)
             for stage in flags.networks or [name for name in every if name != "vae_encoder"]:
                 if stage in every:
                     setting = Setting(model, stage, flags.size, flags.engine, flags.precision, flags.dynamic)

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from darkroom.bench.architectures import ARCHITECTURES, random_network, write_model
-from darkroom.checkpoint.folder import SD, SDXL, TOKENIZERS, Checkpoint, open_checkpoint
+from darkroom.checkpoint.folder import Checkpoint, open_checkpoint
 from darkroom.contract import Job, Profile
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Options
-from darkroom.families import stages
 from darkroom.networks.load import DTYPES, silence, wrapped
 from darkroom.noise import NoiseStream, initial_latents
-from darkroom.pipeline.assembly import Traits, assemble, text_encoders
+from darkroom.pipeline.assembly import assemble, text_encoders
 from darkroom.pipeline.pictures import to_bytes
 from darkroom.pipeline.timing import StageClock
 from darkroom.request import Request
@@ -77,7 +76,7 @@ class Model:
         silence()
         write_model(self.work.model, self.folder, [])
         fingerprints = Fingerprints(self.folder / "fingerprints.json")
-        object.__setattr__(self, "checkpoint", open_checkpoint(self.folder, fingerprints, (SD, SDXL)))
+        object.__setattr__(self, "checkpoint", open_checkpoint(self.folder, fingerprints))
 
     def network(self, part: str) -> Any:
         return random_network(self.work.model, part, self.work.device, DTYPES[self.work.precision])
@@ -108,10 +107,10 @@ class Diffusers:
         self._model = model
         self._scheduler = model.checkpoint.scheduler(None)
         tokenizers = {
-            TOKENIZERS[part]: CLIPTokenizer.from_pretrained(model.folder / TOKENIZERS[part])
+            model.checkpoint.tokenizer(part).name: CLIPTokenizer.from_pretrained(model.checkpoint.tokenizer(part))
             for part in model.checkpoint.texts
         }
-        xl = model.checkpoint.family == SDXL
+        xl = model.checkpoint.family.name == "sdxl"
         more: dict[str, Any] = (
             {"add_watermarker": False}
             if xl
@@ -187,17 +186,19 @@ class Darkroom:
             self.label, self.options = f"{self.label}, {options.quantization}", {"quantization": options.quantization}
         self._model = model
         runtime = find_runtime(engine, options)
-        self._traits = Traits.of(model.checkpoint)
+        self._traits = model.checkpoint.family.traits(model.checkpoint)
         guided = self._traits.guided(work.request(1, 1))
-        contracts = stages(model.checkpoint, guided, 0)
+        contracts = model.checkpoint.family.stages(model.checkpoint, guided, 0)
         profile = Profile(1, work.size, work.size, model.checkpoint.vae_factor)
         self._engines = {
-            name: runtime.engine(Job(stage, profile, work.precision), wrapped(stage, model.network(stage.network)))
+            name: runtime.engine(
+                Job(stage, profile, work.precision), wrapped(stage, model.network(stage.networks[0].part))
+            )
             for name, stage in contracts.items()
             if name != "vae_encoder"
         }
         self._tokenizers = [
-            ClipTokenizer(model.checkpoint.folder / TOKENIZERS[part], text["max_position_embeddings"])
+            ClipTokenizer(model.checkpoint.tokenizer(part), text["max_position_embeddings"])
             for part, text in model.checkpoint.texts.items()
         ]
         self._tables: dict[int, Any] = {}
@@ -209,7 +210,7 @@ class Darkroom:
         engines = self._engines
         pipeline = assemble(
             self._traits,
-            text_encoders(self._tokenizers, engines),
+            text_encoders(self._traits, self._tokenizers, engines),
             engines["unet"],
             engines["vae"],
             self._tables[steps],

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 import numpy as np  # noqa: E402
 
 from darkroom.checkpoint.catalog import EMBEDDED  # noqa: E402
-from darkroom.checkpoint.folder import SD, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.folder import open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime  # noqa: E402
 from darkroom.errors import Failed, InvalidRequest  # noqa: E402
@@ -119,7 +119,7 @@ def expected(folder: Path) -> np.ndarray:
 
     It is kept in the folder for the parts that come after.
     """
-    revision = open_checkpoint(EMBEDDED / "emoji", Store(folder / "engines").fingerprints, (SD,)).revision
+    revision = open_checkpoint(EMBEDDED / "emoji", Store(folder / "engines").fingerprints).revision
     made_by = [version(package) for package in ("torch", "diffusers", "transformers")]
     asked = [PROMPT, SEED, STEPS, GUIDANCE, SIZE, IMAGES]
     file = folder / f"expected-{hash_json([revision, made_by, asked])[:16]}.npy"
@@ -145,7 +145,7 @@ def _by_diffusers() -> np.ndarray:
 def likeness(way: Way, runtime: Runtime, folder: Path, reference: np.ndarray) -> float:
     """The least PSNR in dB of any image of any run."""
     graphs, engines = Store(folder / "onnx"), Store(folder / "engines")
-    checkpoint = open_checkpoint(EMBEDDED / "emoji", engines.fingerprints, (SD,))
+    checkpoint = open_checkpoint(EMBEDDED / "emoji", engines.fingerprints)
     request = request_for(way)
     pipeline = Preparer(checkpoint, runtime, graphs, engines, name="emoji").prepare(request).pipeline
     (batch,) = request.batches()

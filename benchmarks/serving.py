@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
 import numpy as np
 
-from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
 from darkroom.cli.prebuild import versions
 from darkroom.cli.settings import Folders, home, stores_of
@@ -74,7 +74,7 @@ class WindowBatcher:
         images = []
         for request, _ in window:
             table = self._service.table_of(request)
-            engine = next(iter(lane.unets.values()))
+            engine = next(iter(lane.denoisers.values()))
             pipeline = assemble(lane.traits, lane.encoders, engine, lane.vae, table, request, guided=lane.guided)
             conditions = pipeline.condition(request.prompts)
             noise = initial_latents([NoiseStream(request.seed)], pipeline.latent_shape)
@@ -91,7 +91,7 @@ class WindowBatcher:
                 calls = [min(call, len(table) - 1) for *_, table, _ in padded]
                 latents = np.concatenate([each[3].network_input(at) for each, at in zip(padded, calls, strict=True)])
                 times = np.array([each[2].timesteps[at] for each, at in zip(padded, calls, strict=True)], np.float32)
-                output = lane.unets[size](stacked | {"latents": latents, "timestep": times})["output"]
+                output = lane.denoisers[size](stacked | {"latents": latents, "timestep": times})["output"]
                 for row, (_, _, table, trajectory) in enumerate(part):
                     if call < len(table):
                         trajectory.advance(call, output[row : row + 1].copy(), None)
@@ -150,7 +150,7 @@ def main() -> None:
     graphs, engines = stores_of(Folders(onnx_dir=home() / "onnx", engine_dir=home() / "engines",
                                         framework_model_dir=None, hf_token=None), console)  # fmt: skip
     preparer = Preparer(
-        open_checkpoint(Path(version.source), engines.fingerprints, (SD, SDXL)),
+        open_checkpoint(Path(version.source), engines.fingerprints),
         find_runtime("openvino"),
         graphs,
         engines,

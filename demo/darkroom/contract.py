@@ -27,6 +27,9 @@ class Tensor:
 
 
 GUIDANCE_SCALE = Tensor("guidance_scale", ("B",))
+TEXT, DENOISER, DECODER, ENCODER = "text", "denoiser", "decoder", "encoder"
+"""What a stage does: reads prompts, makes a step, turns latents into pictures, pictures into latents."""
+
 NEGATIVE = "negative_"
 """What begins the names of a denoiser's inputs that guidance leads away from."""
 
@@ -56,18 +59,31 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One network as the pipeline meets it.
+class Network:
+    """A part of a model's folder, and its class as "library:Class"."""
 
-    `options` are choices that change its graph; `steady` names the inputs that stay the same for all steps of a
-    picture, which a runtime may use. `loras` are fused into the network's weights, and
+    part: str
+    cls: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph as the pipeline meets it: a network, or several that are computed together.
+
+    `module` names what makes the torch module of the stage and its networks, as "package.module:factory"; `role` is one
+    of TEXT, DENOISER, DECODER and ENCODER. `options` are choices that change its graph; `steady` names the inputs that
+    stay the same for all steps of a picture, which a runtime may use. `loras` are fused into the networks' weights, and
     `half_weights` tells whether those are kept in float16, at float32 precision too.
+
+    A denoiser takes latents (B, C, h, w) and timestep (B,) first, and gives output (B, C, h, w).
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    network: str
+    networks: tuple[Network, ...] = ()
+    module: str = ""
+    role: str = ""
     options: dict[str, int | float | bool] = field(default_factory=dict)
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
@@ -84,7 +100,18 @@ class Stage:
             for side in ("inputs", "outputs")
         }
         loras = tuple(Lora.from_json(lora) for lora in fields["loras"])
-        return cls(**fields | tensors | {"steady": tuple(fields["steady"]), "loras": loras})
+        networks = tuple(Network(**network) for network in fields["networks"])
+        return cls(**fields | tensors | {"networks": networks, "steady": tuple(fields["steady"]), "loras": loras})
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it is called at every step."""
+        return self.role == DENOISER
+
+    @property
+    def latents(self) -> Tensor:
+        """The denoiser's input that changes from step to step."""
+        return next(tensor for tensor in self.inputs if tensor.name == "latents")
 
     @property
     def spatial(self) -> bool:

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.checkpoint.folder import SDXL, TOKENIZERS, Checkpoint
-from darkroom.contract import FREE, Job, Lora, Profile, Stage, Tensor
+from darkroom.checkpoint.folder import Checkpoint
+from darkroom.contract import DECODER, DENOISER, ENCODER, FREE, Job, Lora, Profile, Stage, Tensor
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.families import stages
-from darkroom.pipeline.assembly import Traits, assemble, text_encoders
+from darkroom.pipeline.assembly import assemble, text_encoders
 from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
 from darkroom.processes.child import machine_memory, peak_memory, run_in_child
 from darkroom.processes.progress import Line
@@ -30,7 +29,7 @@ from darkroom.schedule.table import Table
 from darkroom.store.store import Key, Store
 from darkroom.text.clip import ClipTokenizer
 
-GRAPH_REVISION = 2
+GRAPH_REVISION = 3
 TABLE_REVISION = 2
 """Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
 
@@ -91,7 +90,8 @@ class Preparer:
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.traits = Traits.of(checkpoint)
+        self.family = checkpoint.family
+        self.traits = self.family.traits(checkpoint)
         self.runtime = runtime
         self.graphs = graphs
         self.engines = engines
@@ -121,7 +121,7 @@ class Preparer:
         jobs = self._jobs(request, stages)
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
         # What LoRAs change goes first: one that does not fit is refused before anything else is built.
-        order = sorted(jobs, key=lambda name: -len(jobs[name].stage.loras) if name == "unet" else 0)
+        order = sorted(jobs, key=lambda name: -len(jobs[name].stage.loras) if jobs[name].stage.denoises else 0)
         sources = {name: self._source(jobs[name], keys[name], request) for name in order}
         for store in (self.graphs, self.engines):
             store.fingerprints.remember()
@@ -155,14 +155,13 @@ class Preparer:
         wanted = self.stages_for(request, from_image=False) if stages is None else stages
         profile = self._profile(request)
         jobs = {
-            name: Job(stage, profile, self._precision(stage, request))
+            name: Job(stage, profile, self.family.precision(self.checkpoint, stage, request.precision))
             for name, stage in self._contracts(request).items()
             if name in wanted
         }
-        if "vae_encoder" in jobs:
-            # One picture for the whole batch, encoded alone as diffusers encodes it.
-            jobs["vae_encoder"] = replace(jobs["vae_encoder"], profile=replace(profile, batch=1))
-        return jobs
+        # One picture to start from for the whole batch, encoded alone as diffusers encodes it.
+        alone = replace(profile, batch=1)
+        return {name: replace(job, profile=alone) if job.stage.role == ENCODER else job for name, job in jobs.items()}
 
     def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
         """Compiles and loads: see `compile` and `load`."""
@@ -170,8 +169,8 @@ class Preparer:
 
     def stages_for(self, request: Request, from_image: bool, decodes: bool = True) -> set[str]:
         """The stages that make pictures: `decodes` is false for a model whose latents a refiner takes."""
-        left_out = {"vae_encoder": not from_image, "vae": not decodes}
-        return {name for name in self._contracts(request) if not left_out.get(name)}
+        left_out = {ENCODER: not from_image, DECODER: not decodes}
+        return {name for name, stage in self._contracts(request).items() if not left_out.get(stage.role)}
 
     def load(self, compiled: Compiled, request: Request, image: np.ndarray | None = None) -> Prepared:
         """The pipeline of what was compiled. `image`: the pixels (H, W, 3) uint8 to start from, if the request has one.
@@ -188,7 +187,7 @@ class Preparer:
         with ThreadPoolExecutor(max_workers=side_by_side) as pool:
             loading = {
                 name: pool.submit(self.runtime.load, jobs[name], sources[name], self.threads)
-                for name in sorted(jobs, key=lambda name: name != "unet")
+                for name in sorted(jobs, key=lambda name: not jobs[name].stage.denoises)
             }
             schedule = Table.load(compiled.table_folder / TABLE_FILE)
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
@@ -196,14 +195,16 @@ class Preparer:
             for source in sources.values():
                 self.engines.note_use(source)
         self.engines.note_use(compiled.table_folder)
+        # There is one stage of each role beside the text encoders.
+        of = {jobs[name].stage.role: engine for name, engine in loaded.items()}
         pipeline = assemble(
             self.traits,
-            text_encoders(compiled.tokenizers, loaded),
-            loaded["unet"],
-            loaded.get("vae"),
+            text_encoders(self.traits, compiled.tokenizers, loaded),
+            of[DENOISER],
+            of.get(DECODER),
             schedule,
             request,
-            start=None if image is None else self._start(image, loaded["vae_encoder"]),
+            start=None if image is None else _start(image, of[ENCODER]),
         )
         return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
@@ -214,16 +215,13 @@ class Preparer:
 
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
-        contracts = stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
+        contracts = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
         for name, stage in contracts.items():
-            half = self.checkpoint.is_large(stage.network)
-            contracts[name] = replace(stage, loras=self._loras_for(stage.network), half_weights=half)
+            parts = [network.part for network in stage.networks]
+            half = any(map(self.checkpoint.is_large, parts))
+            loras = tuple(lora for lora in self.loras if not lora.networks.isdisjoint(parts))
+            contracts[name] = replace(stage, loras=loras, half_weights=half)
         return contracts
-
-    def _precision(self, stage: Stage, request: Request) -> str:
-        """What a stage is computed in: SDXL's VAE overflows in float16, unless its configuration says otherwise."""
-        overflows = self.checkpoint.family == SDXL and self.checkpoint.vae.get("force_upcast", True)
-        return "fp32" if stage.network == "vae" and overflows and request.precision == "fp16" else request.precision
 
     def check(self, request: Request) -> tuple[str, Key, Path, list[ClipTokenizer]]:
         """What can be refused is refused here, before any network is touched; only a schedule may be compiled.
@@ -237,7 +235,7 @@ class Preparer:
 
     def _tokenizer(self, part: str, text: dict[str, Any]) -> ClipTokenizer:
         """Raises `InvalidRequest` for one whose ids its text encoder has no embeddings for."""
-        folder, encoder = self.checkpoint.folder / TOKENIZERS[part], self.checkpoint.folder / part
+        folder, encoder = self.checkpoint.tokenizer(part), self.checkpoint.folder / part
         tokenizer = ClipTokenizer(folder, self.checkpoint.context(part))
         if tokenizer.largest >= text["vocab_size"]:
             raise InvalidRequest(
@@ -249,12 +247,11 @@ class Preparer:
     def _check_fit(self, request: Request) -> None:
         """Raises `InvalidRequest` when model, runtime and request do not fit."""
         check_precision(self.runtime, request.precision)
-        if request.negative_prompt and self.checkpoint.embeds_guidance:
+        if request.negative_prompt and self.traits.embeds_guidance:
             raise InvalidRequest(
                 "--negative-prompt has no effect: this UNet is called once, and told the guidance scale."
             )
-        xl = self.checkpoint.family == SDXL  # which leaves out the last layer as it is
-        layers = min(text["num_hidden_layers"] for text in self.checkpoint.texts.values()) - xl
+        layers = self.family.layers_to_skip(self.checkpoint)
         if request.clip_skip > layers:
             raise InvalidRequest(
                 f"--clip-skip {request.clip_skip} is more than the {layers} layers that this model can leave out."
@@ -295,17 +292,10 @@ class Preparer:
             if fixed is None and not least <= value <= most:
                 raise InvalidRequest(f"{flag} {value} is outside of {least} to {most}, which {bounds} sets.")
 
-    def _loras_for(self, network: str) -> tuple[Lora, ...]:
-        """The LoRAs that change a network."""
-        return tuple(lora for lora in self.loras if network in lora.networks)
-
-    def _start(self, image: np.ndarray, encoder: Engine) -> InitialImage:
-        pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
-        return InitialImage(pixels, encoder, self.checkpoint.vae["scaling_factor"])
-
     def scheduler(self, request: Request) -> Chosen:
         """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""
-        return self.checkpoint.scheduler(request.scheduler)
+        choice = self.checkpoint.scheduler(request.scheduler)
+        return self.family.scheduler(self.checkpoint, choice, request.height, request.width)
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:
         """The scheduler's class, and its table's key. Raises `InvalidRequest` where a picture to start from leaves no
@@ -320,7 +310,7 @@ class Preparer:
             "revision": TABLE_REVISION,
         }
         if request.image_strength is not None:
-            if self.checkpoint.spreads_steps and class_name == SPREADABLE:
+            if self.family.spreads_steps(self.checkpoint) and class_name == SPREADABLE:
                 facts |= {"skipped": 0, "share": request.image_strength}
             else:
                 check_steps_left(request.denoising_steps, request.image_strength)
@@ -366,12 +356,17 @@ class Preparer:
             "options": stage.options,
             "shapes": {tensor.name: list(tensor.shape) for tensor in (*stage.inputs, *stage.outputs)},
             "opset": request.onnx_opset,
-            "weights": self.checkpoint.digests[stage.network],
+            "weights": self._weights(stage),
             "fixed": list(fixed) if fixed else None,
             "precision": self._graph_precision(job),
             "revision": GRAPH_REVISION,
         } | _facts_of_weights(stage)
         return Key(f"{stage.name}-{self.name}-{facts['precision']}", facts)
+
+    def _weights(self, stage: Stage) -> dict[str, str]:
+        """What identifies the weights of a stage's networks, and the code that computes them."""
+        digests = {network.part: self.checkpoint.digests[network.part] for network in stage.networks}
+        return digests | {"module": stage.module}
 
     def _graph_precision(self, job: Job) -> str:
         return job.precision if self.runtime.typed else "fp32"
@@ -383,7 +378,7 @@ class Preparer:
             "options": job.stage.options,
             "precision": job.precision,
             "modules": GRAPH_REVISION,
-            "weights": self.checkpoint.digests[job.stage.network],
+            "weights": self._weights(job.stage),
             "shapes": {tensor.name: self._shape(job.profile, tensor) for tensor in job.stage.inputs},
             "runtime": self.runtime.name,
             "version": self.runtime.version(),
@@ -445,6 +440,11 @@ class Preparer:
             self.made.append(folder)
         self.graphs.note_use(folder)
         return folder / GRAPH
+
+
+def _start(image: np.ndarray, encoder: Engine) -> InitialImage:
+    """image: the pixels (H, W, 3) uint8 to start from."""
+    return InitialImage(image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1, encoder)
 
 
 def check_precision(runtime: Runtime, precision: str) -> None:

@@ -37,7 +37,7 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return open_checkpoint(folder, Fingerprints(folder.parent / ".fingerprints.json"))
+    return open_checkpoint(folder, Fingerprints(folder.parent / ".fingerprints.json"), ("sd",))
 
 
 def refusal(folder: Path) -> str:

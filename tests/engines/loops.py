@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom.contract import Job, Profile, Stage, Tensor
+from darkroom.contract import DENOISER, Job, Profile, Stage, Tensor
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Denoiser, Options
 from darkroom.schedule import Chosen
@@ -16,7 +16,7 @@ from darkroom.schedule.table import Table
 from tests.support import SCHEDULER_CONFIG
 
 LATENTS = Tensor("latents", ("B", 4, "h", "w"))
-STAGE = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), "unet")
+STAGE = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), role=DENOISER)
 EULER = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler"}
 SIZE = 64
 

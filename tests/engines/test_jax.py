@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from darkroom.checkpoint.folder import SD, open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.artefacts import Runtimes, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.contract import Job, Profile
@@ -22,7 +22,6 @@ from darkroom.engines.jax.runtime import Jax
 from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Denoiser, Options
 from darkroom.errors import Failed
-from darkroom.families import stages
 from darkroom.store.fingerprints import Fingerprints
 from darkroom.store.store import Store
 from tests.support import ROOT, Diffusers, Studio, assert_refused, listing, one_line, psnr
@@ -126,8 +125,8 @@ def test_an_engine_that_disagrees_with_torch_is_not_kept(empty_studio: Studio, m
 def test_a_network_computes_in_the_precision_that_is_asked(
     name: str, precision: str, kept: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    checkpoint = open_checkpoint(tiny_model, Fingerprints(tmp_path / "none"), (SD,))
-    job = Job(stages(checkpoint, False, 0)[name], Profile(1, 64, 64), precision)
+    checkpoint = open_checkpoint(tiny_model, Fingerprints(tmp_path / "none"))
+    job = Job(checkpoint.family.stages(checkpoint, False, 0)[name], Profile(1, 64, 64), precision)
     runtime = Jax(Options())
     runtime.build(job, tiny_model, tmp_path, lambda *_: True)
     error = runtime.finish(job, tmp_path)["error_against_torch"]

@@ -24,7 +24,6 @@ STAGE = Stage(
     "made up",
     (Tensor("latents", ("B", 4, "h", "w")), Tensor("text", ("B", 4))),
     (Tensor("images", ("B", 3, "H", "W")), Tensor("sum", ("B", 4))),
-    "none",
     steady=("text",),
 )
 JOB = Job(STAGE, Profile(None, None, None, vae_factor=2), "fp32")
@@ -296,7 +295,7 @@ class TestProviders:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
         model.ir_version = 10
         onnx.save(model, tmp_path / "engine.onnx")
-        stage = Stage("vae", (Tensor("x", (1,)),), (Tensor("y", (1,)),), "vae")
+        stage = Stage("vae", (Tensor("x", (1,)),), (Tensor("y", (1,)),))
         with pytest.raises(Failed, match="--provider cuda could not be started"):
             find_runtime("onnxruntime", Options(provider="cuda")).load(Job(stage, JOB.profile, "fp32"), tmp_path, None)
 

@@ -29,7 +29,7 @@ def network() -> openvino.Model:
 INPUTS = {"x": 4, "text": 4, "scale": 1}
 
 
-STAGE = Stage("made up", (), (Tensor("y", (2, 4)),), "none", steady=STEADY)
+STAGE = Stage("made up", (), (Tensor("y", (2, 4)),), steady=STEADY)
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ if Path("/dev/nvidiactl").exists():
     pytest.skip("what is said here is said where there is no GPU", allow_module_level=True)
 
 PROMPT = "red apple"
-STAGE = Stage("vae", (Tensor("latents", ("B", 4, "h", "w")),), (Tensor("images", ("B", 4, "h", "w")),), "vae")
+STAGE = Stage("vae", (Tensor("latents", ("B", 4, "h", "w")),), (Tensor("images", ("B", 4, "h", "w")),))
 JOB = Job(STAGE, Profile(1, 64, 64), "fp32")
 
 

@@ -128,10 +128,10 @@ class TestPictures:
 @pytest.fixture
 def loop(tmp_path: Path) -> Callable[..., Any]:
     """A UNet that halves its input, with the schedule's step, in a session of its own."""
-    from darkroom.contract import Stage
+    from darkroom.contract import DENOISER, Stage
 
     def made(**options: Any) -> tuple[CudaStandIn, Any]:
-        stage = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), "unet")
+        stage = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), role=DENOISER)
         _write_halving(tmp_path / "engine.plan")
         write_step(LATENTS, tmp_path / "step.plan")
         cuda = CudaStandIn()

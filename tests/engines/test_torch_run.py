@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.contract import Job, Profile, Stage
+from darkroom.contract import DENOISER, Job, Profile, Stage
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Denoiser, Options
 from darkroom.engines.torch.cache import VARIABLE
@@ -337,7 +337,9 @@ def test_what_torch_refuses_is_a_line_and_what_a_compiler_says_keeps_its_trace()
     class BackendCompilerFailed(RuntimeError): ...
 
     def engine(error: RuntimeError) -> TorchEngine:
-        return TorchEngine(mock.Mock(side_effect=error), Stage("unet", (), (), "unet"), torch.device("cpu"), False)
+        return TorchEngine(
+            mock.Mock(side_effect=error), Stage("unet", (), (), role=DENOISER), torch.device("cpu"), False
+        )
 
     with pytest.raises(Failed, match=r"^torch cannot run the unet for this size and batch: sizes do not match\.$"):
         engine(RuntimeError("sizes do not match.\nand more"))({})
@@ -346,12 +348,11 @@ def test_what_torch_refuses_is_a_line_and_what_a_compiler_says_keeps_its_trace()
 
 
 def test_fused_projections_compute_the_same(tiny_model: Path, studio: Studio) -> None:
-    from darkroom.checkpoint.folder import SD, open_checkpoint
-    from darkroom.families import stages
+    from darkroom.checkpoint.folder import open_checkpoint
     from darkroom.store.store import Store
 
-    checkpoint = open_checkpoint(tiny_model, Store(studio.engines).fingerprints, (SD,))
-    every = stages(checkpoint, True, 0)
+    checkpoint = open_checkpoint(tiny_model, Store(studio.engines).fingerprints)
+    every = checkpoint.family.stages(checkpoint, True, 0)
     for name in ("unet", "vae", "clip"):
         inputs = example_inputs(every[name], Profile(2, SIZE, SIZE).sizes()).values()
         plain, fused = (load_module(every[name], tiny_model) for _ in range(2))
@@ -418,7 +419,7 @@ def test_smallest_products_have_the_rows_of_the_lowest_level(guided: bool, batch
 def test_product_of_too_few_rows_is_refused_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._on_gpu", True)
     monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._check_options", lambda self: None)
-    module = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=[1, 1, 1, 1])))
+    module = SimpleNamespace(levels=4)
     job = Job(STAGE, Profile(1, 256, 256), "fp32")
     with pytest.raises(InvalidRequest, match="17 rows or more on a GPU, and a part of this picture has 16"):
         find_runtime("torch-compile", Options(quantization="int8"))._check_rows(job, module)

@@ -60,13 +60,12 @@ def test_pictures_are_those_of_float32_and_files_half_as_large(
 
 
 def test_large_weights_are_half_and_what_is_computed_is_not(half_model: Path) -> None:
-    from darkroom.checkpoint.folder import SDXL, open_checkpoint
-    from darkroom.families import stages
+    from darkroom.checkpoint.folder import open_checkpoint
     from darkroom.networks.load import example_inputs, load_module
     from darkroom.store.fingerprints import Fingerprints
 
-    checkpoint = open_checkpoint(half_model, Fingerprints(half_model / "none"), (SDXL,))
-    stage = replace(stages(checkpoint, True, 0)["unet"], half_weights=True)
+    checkpoint = open_checkpoint(half_model, Fingerprints(half_model / "none"))
+    stage = replace(checkpoint.family.stages(checkpoint, True, 0)["unet"], half_weights=True)
     with mock.patch("darkroom.networks.load.WORTH_HALVING", 500):
         module = load_module(stage, half_model)
     kept = {weight.dtype: weight.numel() for weight in module.parameters()}

@@ -106,7 +106,7 @@ def test_for_a_single_batch_the_first_model_is_gone_before_the_refiner_is_loaded
         held.append([name for name, each in engines.items() if each() is not None])
         prepared = load(self, *arguments)
         pipeline = prepared.pipeline
-        engines.update({"unet": weakref.ref(pipeline.unet), "clip": weakref.ref(pipeline.encoders[0].engine)})
+        engines.update({"unet": weakref.ref(pipeline.denoiser), "clip": weakref.ref(pipeline.encoders[0].engine)})
         return prepared
 
     monkeypatch.setattr(Preparer, "load", watched)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darkroom.checkpoint.folder import SD, open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.engines import find_runtime
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.pipeline.assembly import Traits
+from darkroom.families.family import Traits
 from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.prepare import Preparer
 from darkroom.request import Request
@@ -214,7 +214,7 @@ def test_damaged_artefacts_are_not_loaded(service: Service, tmp_path: Path) -> N
         lambda folder: tmp_path / "engines" / folder.name if "engines" in folder.parts else folder
     )
     Service(replace(plan, lanes=plan.lanes[:1]))
-    blob = next(plan.lanes[0].unets[1].folder.glob("*.blob"))
+    blob = next(plan.lanes[0].denoisers[1].folder.glob("*.blob"))
     content = bytearray(blob.read_bytes())
     content[len(content) // 2] ^= 1
     blob.write_bytes(content)
@@ -224,7 +224,7 @@ def test_damaged_artefacts_are_not_loaded(service: Service, tmp_path: Path) -> N
 
 # What follows is about who is served when: engines that compute nothing show it.
 
-TRAITS = Traits(SD, 4, 8, False, False, False)
+TRAITS = Traits("sd", ("clip",), 4, 8)
 
 
 class Fake:
@@ -264,11 +264,11 @@ class Place:
     """A batcher over fake engines: each image's timesteps begin at its seed times 100."""
 
     def __init__(self, slots: int, queue: int = 100, batches: tuple[int, ...] = (1, 2, 4)) -> None:
-        self.unets = {size: Fake(lambda inputs: {"output": inputs["latents"]}) for size in batches}
+        self.denoisers = {size: Fake(lambda inputs: {"output": inputs["latents"]}) for size in batches}
         self.text = Fake(lambda inputs: {"text_embeddings": np.zeros((1, 77, 8), np.float32)})
         self.vae = Fake(lambda inputs: {"images": np.random.default_rng(0).normal(size=(1, 3, 16, 16))})
         encoder = TextEncoder(Tokens(), self.text, self.text)
-        self.lane = Lane(TRAITS, True, (encoder,), self.unets, self.vae)
+        self.lane = Lane(TRAITS, True, (encoder,), self.denoisers, self.vae)
         self.joined: list[tuple[int, int]] = []
         self.batcher = StepBatcher(
             lambda request: self.lane,
@@ -285,7 +285,7 @@ class Place:
     @property
     def turns(self) -> list[set[int]]:
         """The seeds that each call advanced, in order, over all engines."""
-        return [{int(time) // 100 for time in call} for unet in self.unets.values() for call in unet.calls]
+        return [{int(time) // 100 for time in call} for engine in self.denoisers.values() for call in engine.calls]
 
 
 @pytest.fixture
@@ -298,14 +298,14 @@ def place() -> Iterator[Callable[..., Place]]:
 
     yield make
     for each in made:
-        for engine in (*each.unets.values(), each.vae, each.text):
+        for engine in (*each.denoisers.values(), each.vae, each.text):
             engine.gate.set()
         each.batcher.close()
 
 
 def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(1, 2))
-    here.unets[1].gate.clear()
+    here.denoisers[1].gate.clear()
     (long,) = here.submit(1, steps=3000)
     until(lambda: here.batcher.counts().occupied == 1)
     (short,) = here.submit(2, steps=3)
@@ -313,20 +313,20 @@ def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callab
     order: list[Future[Made]] = []
     for future in (long, short):
         future.add_done_callback(order.append)
-    here.unets[1].gate.set()
-    here.unets[2].gate.set()
+    here.denoisers[1].gate.set()
+    here.denoisers[2].gate.set()
     long.result(WAIT)
     assert order == [short, long]
-    assert {1, 2} in here.turns and len(here.unets[2].calls) == 3
+    assert {1, 2} in here.turns and len(here.denoisers[2].calls) == 3
     assert here.batcher.counts().steps == 3003
 
 
 def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
-    here.unets[2].gate.clear()
+    here.denoisers[2].gate.clear()
     futures = [future for seed in range(1, 5) for future in here.submit(seed, steps=seed)]
     until(lambda: here.batcher.counts().occupied >= 1 and all(each.ready for each in here.batcher._waiting[:2]))
-    here.unets[2].gate.set()
+    here.denoisers[2].gate.set()
     for future in futures:
         future.result(WAIT)
     # Ten steps: the first alone, then two together until only the last is left, with three or four of its own.
@@ -335,16 +335,16 @@ def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
 
 def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(1, 2))
-    here.unets[2].gate.clear()
-    here.unets[1].gate.clear()
+    here.denoisers[2].gate.clear()
+    here.denoisers[1].gate.clear()
     many = here.submit(1, 2, 3, 4, 5, 6, steps=3)
     (single,) = here.submit(9, steps=3)
     order: list[str] = []
     for future in (single, *many):
         future.add_done_callback(lambda done: order.append("single" if done is single else "one of many"))
     until(lambda: here.batcher.counts().occupied >= 1)
-    here.unets[2].gate.set()
-    here.unets[1].gate.set()
+    here.denoisers[2].gate.set()
+    here.denoisers[1].gate.set()
     for future in (single, *many):
         future.result(WAIT)
     assert order.index("single") <= 3
@@ -352,21 +352,21 @@ def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Pl
 
 def test_a_full_queue_is_said_and_takes_all_of_a_request_or_nothing(place: Callable[..., Place]) -> None:
     here = place(slots=1, queue=3, batches=(1,))
-    here.unets[1].gate.clear()
+    here.denoisers[1].gate.clear()
     first = here.submit(1)
     until(lambda: here.batcher.counts().occupied == 1)
     waiting = here.submit(2, 3)
     with pytest.raises(Busy, match="2 of 3"):
         here.submit(4, 5)
     waiting += here.submit(6)
-    here.unets[1].gate.set()
+    here.denoisers[1].gate.set()
     for future in (*first, *waiting):
         future.result(WAIT)
 
 
 def test_who_is_late_is_told_whether_waiting_or_running(place: Callable[..., Place]) -> None:
     here = place(slots=1, batches=(1,))
-    here.unets[1].answer = lambda inputs: time.sleep(0.02) or {"output": inputs["latents"]}
+    here.denoisers[1].answer = lambda inputs: time.sleep(0.02) or {"output": inputs["latents"]}
     (running,) = here.submit(1, steps=1000, seconds=0.3)
     (waiting,) = here.submit(2, steps=1000, seconds=0.1)
     (patient,) = here.submit(3, steps=2)
@@ -381,12 +381,12 @@ def test_who_goes_away_leaves_the_slot(place: Callable[..., Place]) -> None:
     here = place(slots=1, batches=(1,))
     there = threading.Event()
     there.set()
-    here.unets[1].gate.clear()
+    here.denoisers[1].gate.clear()
     (gone,) = here.submit(1, steps=10**5, wanted=there.is_set)
     (other,) = here.submit(2)
     until(lambda: here.batcher.counts().occupied == 1)
     there.clear()
-    here.unets[1].gate.set()
+    here.denoisers[1].gate.set()
     with pytest.raises(Unwanted):
         gone.result(WAIT)
     other.result(WAIT)
@@ -450,7 +450,7 @@ def test_a_fault_in_a_call_is_that_of_its_images_alone(place: Callable[..., Plac
             raise RuntimeError("out of luck")
         return {"output": inputs["latents"]}
 
-    here.unets[1].answer = answer
+    here.denoisers[1].answer = answer
     futures = here.submit(1, 2, 3, 4)
     with pytest.raises(Failed, match="RuntimeError: out of luck"):
         futures[2].result(WAIT)
@@ -491,11 +491,11 @@ def test_what_is_left_at_the_end_fails_and_nothing_more_is_taken(place: Callable
 
 def test_whoever_joins_is_counted_with_the_others(place: Callable[..., Place]) -> None:
     here = place(slots=4)
-    for unet in here.unets.values():
+    for unet in here.denoisers.values():
         unet.gate.clear()
     futures = [*here.submit(1, 2), *here.submit(3)]
     until(lambda: here.batcher.counts().occupied >= 1 and all(each.ready for each in here.batcher._waiting))
-    for unet in here.unets.values():
+    for unet in here.denoisers.values():
         unet.gate.set()
     for future in futures:
         future.result(WAIT)

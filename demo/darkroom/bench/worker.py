@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 
 from darkroom.bench.cell import Cell, Place  # noqa: E402
 from darkroom.bench.machine import usable_cores  # noqa: E402
-from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint  # noqa: E402
+from darkroom.checkpoint.folder import open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.runtime import ON_NVIDIA  # noqa: E402
 from darkroom.errors import DarkroomError  # noqa: E402
@@ -34,7 +34,7 @@ NEIGHBOURS = 4
 def preparer_of(cell: Cell, place: Place, **shown: Any) -> Preparer:
     """What compiles a cell's model; `shown` is what shows the progress."""
     graphs, engines = (Store(folder) for folder in place.folders())
-    checkpoint = open_checkpoint(Path(cell.folder), engines.fingerprints, (SD, SDXL))
+    checkpoint = open_checkpoint(Path(cell.folder), engines.fingerprints)
     runtime = find_runtime(cell.engine, cell.options)
     threads = cell.threads
     if cell.streams > 1 and threads is None and runtime.threaded:

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint.folder import SD, SDXL
 from darkroom.errors import InvalidRequest, near_matches
+
+SD, SDXL = "sd", "sdxl"
+"""The names of the families that the scripts run."""
+
+LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
+"""What turns models of a family into few-step ones (https://arxiv.org/abs/2311.05556)."""
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 

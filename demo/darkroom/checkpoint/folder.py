@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,89 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InvalidRequest, near_on_disk
+from darkroom.families import every_family, family_of
+from darkroom.families.family import LEAST_CONTEXT, Family
 from darkroom.files import read_json
 from darkroom.schedule import Chosen, chosen
 from darkroom.store.fingerprints import Fingerprints
 from darkroom.text.vocabulary import check_vocabulary, tokenizer_files
 
-NETWORKS = {
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
-"""The networks that a model may have, and the stem of their weight files."""
-
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""Whose token ids each text encoder reads."""
-
-SD, SDXL = "Stable Diffusion 1.x or 2.x", "SDXL"
-FAMILIES = {
-    "StableDiffusionPipeline": SD,
-    "StableDiffusionImg2ImgPipeline": SD,
-    "LatentConsistencyModelPipeline": SD,
-    "LatentConsistencyModelImg2ImgPipeline": SD,
-    "StableDiffusionXLPipeline": SDXL,
-    "StableDiffusionXLImg2ImgPipeline": SDXL,
-}
-"""The pipeline classes that a model index names, and the family whose networks they hold."""
-
-CORRECTING = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-"""Those that put right what old configurations of a scheduler and of a UNet say (diffusers 0.42)."""
-
-UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
-"""Settings of other families' networks: without them pictures would come out wrong, and nobody be told."""
-
-SWITCHES = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
-"""What in a model index changes pictures."""
-
 TOKENIZER_CONFIG = "tokenizer_config.json"
-LEAST_CONTEXT = 3
-"""Tokens of a prompt's beginning, of one word, and of its end."""
 
 LARGE = 10**9
 """Weights from which on a network's are kept in float16, and computed with in float32: SDXL's UNet."""
-
-CLIP_DEFAULTS = {
-    "max_position_embeddings": 77,
-    "hidden_size": 512,
-    "num_hidden_layers": 12,
-    "projection_dim": 512,
-    "num_attention_heads": 8,
-    "vocab_size": 49408,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "text_encoder": CLIP_DEFAULTS,
-    "text_encoder_2": CLIP_DEFAULTS,
-    "unet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
-    "vae": {"block_out_channels": [64], "latent_channels": 4, "scaling_factor": 0.18215},
-}
-"""What the libraries take for a key that a configuration leaves out; they leave out their own defaults."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
 
-    `family` is SD or SDXL; `digests` maps each network to a hash of its configuration and weights.
+    `digests` maps each network to a hash of its configuration and weights.
     """
 
     folder: Path
-    family: str
+    family: Family
     digests: dict[str, str]
     revision: str
 
     def config(self, part: str) -> dict[str, Any]:
-        """The JSON configuration of a network or of the scheduler."""
-        return DEFAULTS.get(part, {}) | read_json(self.folder / part / _config_name(part))
+        """The JSON configuration of a network or of the scheduler, with what its library takes for what is missing."""
+        if part not in self._configs:
+            known = self.family.parts.get(part)
+            found = read_json(self.folder / part / _config_name(part))
+            self._configs[part] = (known.defaults if known else {}) | found
+        return self._configs[part]
 
     @cached_property
-    def unet(self) -> dict[str, Any]:
-        return self.config("unet")
-
-    @cached_property
-    def vae(self) -> dict[str, Any]:
-        return self.config("vae")
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -104,106 +56,100 @@ class Checkpoint:
     def scheduler(self, name: str | None) -> Chosen:
         """What `--scheduler name` means for this model; its own without a name, of the class that the index names."""
         said = {key: value for key, value in self.config("scheduler").items() if key != "_diffusers_version"}
-        return chosen(name, self.index["scheduler"][1], said, self.index["_class_name"] in CORRECTING)
+        return chosen(name, self.index["scheduler"][1], said, self.family.corrects(self))
 
     @cached_property
     def texts(self) -> dict[str, dict[str, Any]]:
-        """The configurations of the text encoders, in the order in which their embeddings stand."""
-        return {part: self.config(part) for part in TOKENIZERS if part in self.digests}
+        """The configurations of the text encoders, in the order in which prompts are read."""
+        return {part: self.config(part) for part in self.family.texts(self)}
+
+    def tokenizer(self, part: str) -> Path:
+        """The folder of the tokenizer whose ids a text encoder reads."""
+        return self.folder / str(self.family.parts[part].tokenizer)
 
     def context(self, part: str) -> int:
-        """How many tokens a text encoder reads of a prompt: what its tokenizer pads to, or less if it has less room."""
-        room, file = self.texts[part]["max_position_embeddings"], self.folder / TOKENIZERS[part] / TOKENIZER_CONFIG
+        """How many tokens a text encoder reads of a prompt."""
+        return self.family.context(self, part)
+
+    def padded(self, part: str) -> int | None:
+        """The length that a text encoder's tokenizer pads prompts to; None where its configuration does not say."""
+        file = self.tokenizer(part) / TOKENIZER_CONFIG
         padded = read_json(file).get("model_max_length") if file.is_file() else None
         if padded is None:
-            return room
+            return None
         if not isinstance(padded, int | float) or not padded >= LEAST_CONTEXT:
             raise InvalidRequest(f"{file}: model_max_length must be a count from {LEAST_CONTEXT} up, not {padded!r}.")
-        return int(min(room, padded))
+        return int(padded)
 
-    def is_large(self, network: str) -> bool:
+    def is_large(self, part: str) -> bool:
         """Whether the weights of a network hold more than `LARGE` numbers."""
-        files = weight_files(self.folder / network, NETWORKS[network])
+        files = weight_files(self.folder / part, self.family.parts[part].stem)
         if sum(path.stat().st_size for path in files) < 2 * LARGE:  # bytes: nothing is stored in less than two
             return False
-        return self.weights(network) > LARGE
+        return self.weights(part) > LARGE
 
-    def weights(self, network: str) -> int:
+    def weights(self, part: str) -> int:
         """How many numbers the weights of a network hold."""
-        files = weight_files(self.folder / network, NETWORKS[network])
+        files = weight_files(self.folder / part, self.family.parts[part].stem)
         return sum(math.prod(tensor["shape"]) for path in files for tensor in read_header(path).values())
 
     @property
-    def wants_aesthetic_score(self) -> bool:
-        """SDXL's refiner was trained on ratings of its pictures, and is told one."""
-        return bool(self.index.get("requires_aesthetics_score"))
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the UNet is told the guidance scale instead of being called twice, as distilled ones are."""
-        return self.unet.get("time_cond_proj_dim") is not None
-
-    @property
-    def spreads_steps(self) -> bool:
-        """Whether all steps are made from a picture too, over the timesteps that its strength leaves, as in diffusers'
-        pipelines for latent consistency models. The others leave steps out."""
-        return str(self.index.get("_class_name")).startswith("LatentConsistencyModel")
-
-    @property
     def vae_factor(self) -> int:
-        """Pixels per latent, along each side: 8 for every Stable Diffusion model."""
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+        """Pixels per latent, along each side."""
+        return self.family.vae_factor(self)
 
     @property
     def free_multiple(self) -> int:
-        """A graph with free sizes takes multiples of this many pixels: latents must halve at every UNet level."""
-        return self.vae_factor * 2 ** (len(self.unet["block_out_channels"]) - 1)
-
-    @property
-    def default_size(self) -> int:
-        """The height in pixels that the UNet was trained for; the width too, but for those that say another."""
-        return self.default_sizes[0]
+        """A graph with free sizes takes multiples of this many pixels."""
+        return self.family.free_multiple(self)
 
     @property
     def default_sizes(self) -> tuple[int, int]:
-        """Height and width in pixels that the UNet was trained for.
+        """Height and width in pixels that the denoiser was trained for."""
+        return self.family.default_sizes(self)
 
-        Before its version 0.9 diffusers wrote less than it was; its pipeline puts that right.
-        """
-        size = self.unet["sample_size"] or 64
-        if isinstance(size, int) and self.index["_class_name"] in CORRECTING and _before_0_9(self.unet):
-            size = max(size, 64)
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * self.vae_factor, width * self.vae_factor
+    @property
+    def default_size(self) -> int:
+        """That height; the width too, but for those that say another."""
+        return self.default_sizes[0]
+
+    @property
+    def latent_space(self) -> list[Any]:
+        """What must be the same for two models that hand latents to each other."""
+        vae = self.config(self.family.vae)
+        return [self.vae_factor, *(vae.get(name) for name in ("latent_channels", "scaling_factor", "shift_factor"))]
 
 
-def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[str, ...] = (SD,)) -> Checkpoint:
-    """Checks that `folder` holds a complete model of one of the families, and identifies its weights.
+def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[str, ...] | None = None) -> Checkpoint:
+    """Checks that `folder` holds a complete model of one of the families, by their names, None for all; and identifies
+    its weights.
 
     Raises `InvalidRequest` naming the first file that is missing, truncated, unreadable or of a refused kind.
     """
     if not os.path.isdir(folder):
         raise InvalidRequest(f"the model folder {folder} does not exist.{near_on_disk(folder)}")
     index = read_json(folder / "model_index.json")
-    kind = str(index.get("_class_name"))
-    family = FAMILIES.get(kind)
-    if family not in families:
-        raise InvalidRequest(f"{folder} holds a {kind}; this script runs {' and '.join(families)} models.")
+    family = family_of(index)
+    if family is None or (families is not None and family.name not in families):
+        runs = [each.title for each in every_family() if families is None or each.name in families]
+        raise InvalidRequest(
+            f"{folder} holds a {index.get('_class_name')}; this script runs {' and '.join(runs)} models."
+        )
+    parts = family.parts_of(index)
     digests: dict[str, str] = {}
-    for part in networks(index):
-        stem = NETWORKS[part]
-        config = folder / part / "config.json"
+    for name, part in parts.items():
+        config = folder / name / "config.json"
         described = read_json(config)
-        _check_config(config, {name: described.get(name, usual) for name, usual in DEFAULTS[part].items()})
-        if part in TOKENIZERS:
-            _check_heads(config, DEFAULTS[part] | described)
+        _check_config(config, {key: described.get(key, usual) for key, usual in part.defaults.items()})
+        if "num_attention_heads" in part.defaults:
+            _check_heads(config, part.defaults | described)
         contents = [json.dumps(described, sort_keys=True)]
-        for weights in weight_files(folder / part, stem):
+        for weights in weight_files(folder / name, part.stem):
             try:
                 contents.append(fingerprints.sha256(weights, check=check_safetensors))
             except OSError as error:
                 raise InvalidRequest(f"{weights} cannot be read: {error.strerror}.") from None
-        digests[part] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
+        digests[name] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     scheduler = read_json(config := folder / "scheduler" / "scheduler_config.json")
     _check_config(config, {"num_train_timesteps": scheduler.get("num_train_timesteps", 1000)})
     rest = [json.dumps(scheduler, sort_keys=True)]
@@ -212,27 +158,16 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             rest += [f"scheduler={own}"] if own != scheduler.get("_class_name") else []
         case other:
             raise InvalidRequest(f"{folder / 'model_index.json'} names no scheduler of diffusers, but {other!r}.")
-    rest += [f"{switch}={index[switch]}" for switch in SWITCHES if switch in index]
-    for part, tokenizer in TOKENIZERS.items():
-        if part in digests:
-            rest += _tokenizer_digests(folder / tokenizer, fingerprints)
+    rest += [f"{switch}={index[switch]}" for switch in family.switches if switch in index]
+    for part in parts.values():
+        if part.tokenizer:
+            rest += _tokenizer_digests(folder / part.tokenizer, fingerprints)
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
     checkpoint = Checkpoint(folder, family, digests, revision)
-    if len(contexts := {checkpoint.context(part) for part in checkpoint.texts}) > 1:
-        raise InvalidRequest(f"the text encoders of {folder} read {' and '.join(map(str, sorted(contexts)))} tokens.")
-    if (channels := checkpoint.unet["in_channels"]) != checkpoint.vae["latent_channels"]:
-        raise InvalidRequest(f"the UNet of {folder} takes {channels} channels (inpainting?), not the VAE's latents.")
-    added = checkpoint.unet.get("addition_embed_type")
-    if added != ("text_time" if family == SDXL else None):
-        raise InvalidRequest(f"the UNet of {folder} wants the added conditions {added!r}, which {family} has not.")
-    if family == SD and checkpoint.texts["text_encoder"].get("use_attention_mask"):  # SDXL's pipelines do not look
-        raise InvalidRequest(f"the text_encoder of {folder} has use_attention_mask, which Darkroom does not support.")
-    for part, names in UNSUPPORTED.items():
-        for name in names:
-            if checkpoint.config(part).get(name) is not None:
-                raise InvalidRequest(
-                    f"the {part} of {folder} has {name} in its configuration, which Darkroom does not support."
-                )
+    try:
+        family.check(checkpoint)
+    except ValueError as error:
+        raise InvalidRequest(f"the model in {folder} cannot be run: {error}.") from None
     return checkpoint
 
 
@@ -259,12 +194,6 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
             raise InvalidRequest(f"{file}: {name} must be {kind}, not {value!r}.")
 
 
-def _before_0_9(config: dict[str, Any]) -> bool:
-    """Whether diffusers wrote a configuration before its version 0.9."""
-    numbers = re.match(r"(\d+)(?:\.(\d+))?", str(config.get("_diffusers_version", "")))
-    return numbers is not None and (int(numbers[1]), int(numbers[2] or 0)) < (0, 9)
-
-
 def _check_heads(file: Path, text: dict[str, Any]) -> None:
     width, heads = text["hidden_size"], text["num_attention_heads"]
     if width % heads:
@@ -277,16 +206,6 @@ def _is_count(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_count, value))
-
-
-def networks(index: dict[str, Any]) -> list[str]:
-    """The networks of the model that an index describes, in the order of NETWORKS.
-
-    SDXL's refiner has the second text encoder alone, and says so.
-    """
-    if FAMILIES.get(str(index.get("_class_name"))) != SDXL:
-        return [part for part in NETWORKS if part != "text_encoder_2"]
-    return [part for part in NETWORKS if part != "text_encoder" or (index.get(part) or [None])[0]]
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

@@ -8,23 +8,17 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from darkroom.checkpoint.folder import LARGE, NETWORKS, TOKENIZERS, networks, weight_files
+from darkroom.checkpoint.folder import LARGE, weight_files
 from darkroom.checkpoint.lora import DEFAULT_NAME
+from darkroom.checkpoint.other_vae import STEM
 from darkroom.errors import DarkroomError, Failed, InvalidRequest, near_on_disk
+from darkroom.families import every_family, family_of
 from darkroom.files import read_json
 from darkroom.text.vocabulary import tokenizer_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-WANTED = (
-    "model_index.json",
-    "scheduler/*.json",
-    "tokenizer/*",
-    "tokenizer_2/*",
-    *(f"{part}/config.json" for part in NETWORKS),
-)
-WEIGHTS = tuple(f"{part}/{stem}" for part, stem in NETWORKS.items())
 SECONDS_TO_CONNECT = "5"
 
 
@@ -42,7 +36,7 @@ def fetch(
     import huggingface_hub
 
     target = _target(repository, folder)
-    wanted = WEIGHTS if weights else ()
+    wanted = _stems() if weights else []
     patterns = _patterns(wanted)
     instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
     with _explained(repository, instead, may_be_path):
@@ -67,7 +61,7 @@ def on_disk(repository: str, folder: Path | None, weights: bool = True) -> Path 
     if folder:
         found = _target(repository, folder)["local_dir"]
         return found if _whole(found, weights) else None
-    patterns = _patterns(WEIGHTS if weights else ())
+    patterns = _patterns(_stems() if weights else [])
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
     except Exception:  # whatever the reason, it is not there
@@ -79,8 +73,18 @@ def _target(repository: str, folder: Path | None) -> dict[str, Path]:
     return {"local_dir": folder / repository.replace("/", "--")} if folder else {}
 
 
-def _patterns(wanted: tuple[str, ...]) -> list[str]:
-    return [*WANTED, *(f"{stem}.safetensors" for stem in wanted)]
+def _stems() -> list[str]:
+    """How the weight files of networks begin, of every family."""
+    stems = [f"{name}/{part.stem}" for family in every_family() for name, part in family.parts.items()]
+    return list(dict.fromkeys(stems))
+
+
+def _patterns(wanted: list[str]) -> list[str]:
+    parts = {name: part for family in every_family() for name, part in family.parts.items()}
+    tokenizers = [f"{part.tokenizer}/*" for part in parts.values() if part.tokenizer]
+    configs = [f"{name}/config.json" for name in parts]
+    weights = [f"{stem}.safetensors" for stem in wanted]
+    return ["model_index.json", "scheduler/*.json", *tokenizers, *configs, *weights]
 
 
 def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
@@ -111,7 +115,7 @@ def fetch_vae(repository: str, token: str | None, folder: Path | None) -> Path:
     _settings()
     import huggingface_hub
 
-    files = ["config.json", f"{NETWORKS['vae']}.safetensors"]
+    files = ["config.json", f"{STEM}.safetensors"]
     target = _target(repository, folder)
     with _explained(repository, "a folder that holds the VAE with --vae"):
         found = target.get("local_dir")
@@ -180,13 +184,16 @@ def _not_here(repository: str) -> str:
 def _whole(folder: Path, weights: bool) -> bool:
     """Whether all of a model is in `folder`: the hub's client renames each file when it is whole."""
     try:
-        parts = networks(read_json(folder / "model_index.json"))
-        for part in parts:
-            read_json(folder / part / "config.json")
-            if part in TOKENIZERS:
-                tokenizer_files(folder / TOKENIZERS[part])
+        index = read_json(folder / "model_index.json")
+        if (family := family_of(index)) is None:
+            return False
+        parts = family.parts_of(index)
+        for name in parts:
+            read_json(folder / name / "config.json")
+        for tokenizer in family.tokenizers_of(index):
+            tokenizer_files(folder / tokenizer)
         read_json(folder / "scheduler" / "scheduler_config.json")
-        return not weights or all(weight_files(folder / part, NETWORKS[part]) for part in parts)
+        return not weights or all(weight_files(folder / name, part.stem) for name, part in parts.items())
     except DarkroomError:
         return False
 

@@ -2,27 +2,17 @@
 
 from pathlib import Path
 
-from darkroom.checkpoint.folder import SD, SDXL, read_header
+from darkroom.checkpoint.folder import read_header
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
+from darkroom.families import every_family
 from darkroom.store.fingerprints import Fingerprints
 
 DEFAULT_NAME = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file in a folder or repository."""
 
-PREFIXES = {
-    "unet": ("unet.", "lora_unet_"),
-    "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
-    "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
-}
-"""How the tensors for each network begin, in the layout of diffusers, which ends their names as PEFT does, and in
-kohya's."""
-
 OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr"}
 """Words in tensors' names that tell of relatives that are not fused as LoRA is."""
-
-LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
-"""What turns models of a family into few-step ones (https://arxiv.org/abs/2311.05556)."""
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
@@ -53,11 +43,12 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
     if path.suffix != ".safetensors":
         raise InvalidRequest(f"the LoRA {path} is not a safetensors file: no other kind is loaded.")
     found = set()
+    prefixes_of = {name: part.lora for family in every_family() for name, part in family.parts.items() if part.lora}
     for name in read_header(path):
         kind = next((kind for word, kind in OTHER_KINDS.items() if word in name), None)
         if kind:
             raise InvalidRequest(f"{path} is a {kind} file, not a LoRA: it cannot be fused here.")
-        network = next((part for part, prefixes in PREFIXES.items() if name.startswith(prefixes)), None)
+        network = next((part for part, prefixes in prefixes_of.items() if name.startswith(prefixes)), None)
         if network is None or "lora" not in name:
             raise InvalidRequest(f"{path} holds {name!r}: no LoRA layout known here (diffusers', kohya's) has it.")
         found.add(network)

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import NETWORKS, networks, weight_files
+from darkroom.checkpoint.folder import weight_files
 from darkroom.errors import InvalidRequest
 from darkroom.files import read_json
 from darkroom.store.store import Key, Store
 
-PART = "vae"
+PART, STEM = "vae", "diffusion_pytorch_model"
 
 
 def check_vae(folder: Path) -> Path:
@@ -23,17 +23,15 @@ def check_vae(folder: Path) -> Path:
     kind = str(read_json(vae / "config.json").get("_class_name"))
     if kind != "AutoencoderKL":
         raise InvalidRequest(f"--vae {folder} holds a {kind}, not an AutoencoderKL.")
-    weight_files(vae, NETWORKS[PART])
+    weight_files(vae, STEM)
     return vae
 
 
 def with_vae(model: Path, vae: Path, store: Store) -> Path:
     """A folder of links to a model's files, with another VAE among them; made once and kept in `store`."""
-    index = read_json(model / "model_index.json")
-    parts = [part for part in (*networks(index), "tokenizer", "tokenizer_2", "scheduler") if part != PART]
-    sources = {part: model / part for part in parts if (model / part).is_dir()} | {PART: vae}
+    sources = {part.name: part for part in model.iterdir() if part.is_dir()} | {PART: vae}
     files = {"model_index.json": (model / "model_index.json").resolve()}
-    for part, source in sources.items():
+    for part, source in sorted(sources.items()):
         files |= {f"{part}/{path.name}": path.resolve() for path in sorted(source.iterdir()) if path.is_file()}
     # What the links lead to, and whether it is still the same.
     facts = {name: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()}

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import TOKENIZERS, networks, read_header
+from darkroom.checkpoint.folder import read_header
 from darkroom.errors import InvalidRequest, gist
+from darkroom.families import family_of
+from darkroom.families.family import Part
 from darkroom.files import read_json
 from darkroom.processes.child import run_in_child
 from darkroom.store.store import Key, Store
@@ -77,13 +79,18 @@ def _digest(config: Path) -> str:
     """A hash of the configurations and tokenizers in a diffusers folder, whose weights do not matter."""
     index = read_json(config / "model_index.json")
     files = [config / "model_index.json", config / "scheduler" / "scheduler_config.json"]
-    for part in networks(index):
-        files.append(config / part / "config.json")
-        if part in TOKENIZERS:
-            folder = config / TOKENIZERS[part]
-            files += [folder / name for name in tokenizer_files(folder)]
+    for name, part in _parts(index, config).items():
+        files.append(config / name / "config.json")
+        if part.tokenizer:
+            files += [config / part.tokenizer / file for file in tokenizer_files(config / part.tokenizer)]
     contents = [[file.relative_to(config).as_posix(), hashlib.sha256(_read(file)).hexdigest()] for file in files]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def _parts(index: dict[str, Any], config: Path) -> dict[str, Part]:
+    if family := family_of(index):
+        return family.parts_of(index)
+    raise InvalidRequest(f"{config} describes a {index.get('_class_name')}, which Darkroom does not support.")
 
 
 def _read(path: Path) -> bytes:
@@ -112,7 +119,7 @@ def unpack(path: Path, config: Path, folder: Path) -> None:
         )
     except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
         raise InvalidRequest(f"{path} does not fit the configuration in {config}: {gist(error)}.") from None
-    for part in networks(index):
+    for part in _parts(index, config):
         stray = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
         if stray:
             raise InvalidRequest(f"{path} has no weights for {stray[0]} of the {part} that {config} describes.")

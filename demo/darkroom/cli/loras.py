@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from darkroom.checkpoint.catalog import LCM_LORAS
 from darkroom.checkpoint.hub import fetch_lora, repository_of
-from darkroom.checkpoint.lora import LCM_LORAS, check_lora, open_lora
+from darkroom.checkpoint.lora import check_lora, open_lora
 from darkroom.cli.console import Console
 from darkroom.cli.settings import Settings
 from darkroom.contract import Lora

@@ -78,7 +78,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)
-    base.loras, choices = loras_of(flags, recipe, settings, base.checkpoint.family, base.engines.fingerprints, console)
+    base.loras, choices = loras_of(flags, recipe, settings, base.family.name, base.engines.fingerprints, console)
     if recipe is None:
         request = request_of(flags, version, image, second, base.checkpoint, runtime.name, choices)
     else:
@@ -148,11 +148,7 @@ def _check_weights(flags: argparse.Namespace, recipe: dict[str, Any], base: Prep
 
 def _check_same_latents(base: Preparer, refiner: Preparer) -> None:
     """Raises `InvalidRequest` where a refiner would read the latents of another VAE than its own."""
-    kinds = [
-        [each.checkpoint.vae_factor, *(each.checkpoint.vae.get(name) for name in ("latent_channels", "scaling_factor"))]
-        for each in (base, refiner)
-    ]
-    if kinds[0] != kinds[1]:
+    if base.checkpoint.latent_space != refiner.checkpoint.latent_space:
         raise InvalidRequest(
             f"--enable-refiner: {refiner.name or refiner.checkpoint.folder} reads the latents of another VAE than "
             f"that of {base.name or base.checkpoint.folder}."

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.artefacts import Row, Runtimes, readable_age, readable_size, rows_of, show, table, total
 from darkroom.cli.console import Console
 from darkroom.cli.settings import artefact_folders, stores_of
@@ -118,11 +118,12 @@ def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
 def _model(made: dict[str, Any], key: dict[str, Any], store: Store) -> Path | None:
     """The folder that an engine's weights came from, if they and its LoRAs are still there."""
     try:
-        checkpoint = open_checkpoint(Path(made["model_folder"]), store.fingerprints, (SD, SDXL))
-        own = checkpoint.digests[made["job"]["stage"]["network"]] == key["weights"]
+        checkpoint = open_checkpoint(Path(made["model_folder"]), store.fingerprints)
+        parts = [network["part"] for network in made["job"]["stage"]["networks"]]
+        own = all(checkpoint.digests[part] == key["weights"][part] for part in parts)
         loras = (lora for lora in made["job"]["stage"]["loras"])
         there = all(store.fingerprints.sha256(Path(lora["path"])) == lora["sha256"] for lora in loras)
-    except (DarkroomError, OSError, KeyError):
+    except (DarkroomError, OSError, KeyError, TypeError):
         return None
     return checkpoint.folder if own and there else None
 

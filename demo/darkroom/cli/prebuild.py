@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version, find_version
-from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.checkpoint.hub import on_disk, repository_of
 from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show, table
 from darkroom.cli.console import Console
@@ -264,7 +264,7 @@ def _preparer(
 ) -> Preparer:
     folder = open_model(cell.version, None, folders, graphs, console)
     return Preparer(
-        open_checkpoint(folder, engines.fingerprints, (SD, SDXL)),
+        open_checkpoint(folder, engines.fingerprints),
         cell.runtime,
         graphs,
         engines,

@@ -61,7 +61,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
 
     models = Models(script, settings, runtime, vae, console)
     preparer = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
-    family, fingerprints = preparer.checkpoint.family, preparer.engines.fingerprints
+    family, fingerprints = preparer.family.name, preparer.engines.fingerprints
     preparer.loras, choices = loras_of(flags, None, settings, family, fingerprints, console)
     default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
     say_what_ships(version, flags, script, console)

@@ -11,8 +11,8 @@ from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
 from darkroom.bench.report import best_lines, text
 from darkroom.bench.results import Row
 from darkroom.bench.sections import meant
-from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, TXT2IMG_XL, Version, find_version
-from darkroom.checkpoint.folder import SD, SDXL, open_checkpoint
+from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, Version, find_version
+from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
 from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
 from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
@@ -112,7 +112,7 @@ class Sweep:
         cells = []
         for version in self.asked or [versions()["emoji"]]:
             folder = open_model(version, None, self.folders, graphs, self.console)
-            checkpoint = open_checkpoint(folder, engines.fingerprints, (SD, SDXL))
+            checkpoint = open_checkpoint(folder, engines.fingerprints)
             size = version.size or checkpoint.default_size
             named = replace(version, name=version.name or folder.name)
             weights = checkpoint.revision[:12]
@@ -240,7 +240,7 @@ def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
 def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
     """The script that makes the cell's picture, with all that it is asked; the folder for the picture is to follow."""
     few = [script for script in SCRIPTS.values() if script.few_steps and cell.version in script.versions]
-    program = (few or [TXT2IMG_XL if family == SDXL else TXT2IMG])[0].program
+    program = (few or [script for script in SCRIPTS.values() if family.name in script.families])[0].program
     command = [sys.executable, str(EMBEDDED.parents[1] / program), cell.prompt, f"--model={cell.folder}"]
     runtime = find_runtime(cell.engine, cell.options)
     flags = {

@@ -1,15 +1,33 @@
-"""The contract of each network: what goes in, what comes out, in which shapes."""
+"""The families of models, each in a file of its own, by the classes that a model index names."""
 
-from darkroom.checkpoint.folder import SDXL, Checkpoint
-from darkroom.contract import Stage
-from darkroom.families import stable_diffusion, stable_diffusion_xl
+from typing import Any
+
+from darkroom.families.family import Family
+from darkroom.families.stable_diffusion import StableDiffusion
+from darkroom.families.stable_diffusion_xl import StableDiffusionXl
+
+_FAMILIES: dict[str, Family] = {}
 
 
-def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, Stage]:
-    """The contracts of a model's family. `clip_skip` counts text encoder layers left out at the end, as in diffusers.
+def register(family: Family) -> None:
+    """Makes a family known; one of the same name gives way to it."""
+    _FAMILIES[family.name] = family
 
-    Text encoders are called clip and clip_2. With guidance and a clip_skip there are also clip_negative and
-    clip_2_negative, because diffusers leaves out layers for the prompt alone. vae_encoder starts from a picture.
-    """
-    family = stable_diffusion_xl if checkpoint.family == SDXL else stable_diffusion
-    return family.stages(checkpoint, guided, clip_skip)
+
+def every_family() -> list[Family]:
+    return list(_FAMILIES.values())
+
+
+def find_family(name: str) -> Family:
+    """The family that scripts, plans and recipes call `name`. Raises KeyError where it is not registered."""
+    return _FAMILIES[name]
+
+
+def family_of(index: dict[str, Any]) -> Family | None:
+    """The family of the model that an index describes; None where no family answers to its class."""
+    kind = index.get("_class_name")
+    return next((family for family in _FAMILIES.values() if kind in family.pipelines), None)
+
+
+for each in (StableDiffusion(), StableDiffusionXl()):
+    register(each)

@@ -1,57 +1,173 @@
-"""The stages of Stable Diffusion 1.x and 2.x.
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022), and what was distilled from them.
 
-All of them speak of the user's batch: classifier-free guidance happens inside the UNet's graph, with a timestep
-and a guidance scale for each image, so the doubled batch is nobody's business but the graph's.
+All stages speak of the user's batch: classifier-free guidance happens inside the UNet's graph, with a timestep and a
+guidance scale for each image, so the doubled batch is nobody's business but the graph's.
 """
 
-from darkroom.checkpoint.folder import Checkpoint
-from darkroom.contract import GUIDANCE_SCALE, NEGATIVE, Stage, Tensor
+import re
+from typing import Any, ClassVar
+
+from darkroom.contract import DECODER, DENOISER, ENCODER, TEXT, Stage, Tensor
+from darkroom.families.family import Family, Model, Part, Traits, denoiser_inputs
+
+CLIP_DEFAULTS = {
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "projection_dim": 512,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+}
+UNET = Part(
+    "diffusers:UNet2DConditionModel",
+    {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
+    lora=("unet.", "lora_unet_"),
+)
+VAE = Part(
+    "diffusers:AutoencoderKL",
+    {"block_out_channels": [64], "latent_channels": 4, "scaling_factor": 0.18215},
+)
+
+UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
+"""Settings of other families' networks: without them pictures would come out wrong, and nobody would know."""
 
 
-def stages(checkpoint: Checkpoint, guided: bool, clip_skip: int) -> dict[str, Stage]:
-    """
-    clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
-    unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
-                  guided, also negative_text_embeddings (B, 77, D) and guidance_scale (B,);
-                  where guidance is embedded, guidance_scale (B,) alone
-    vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
-    vae_encoder:  images (B, 3, H, W) in [-1, 1] -> moments (B, 8, h, w), unscaled
-    """
-    text = checkpoint.texts["text_encoder"]
-    context = checkpoint.context("text_encoder")
-    ids = Tensor("input_ids", ("B", context), "int32")
-    embeddings = Tensor("text_embeddings", ("B", context, text["hidden_size"]))
-    every = {"clip": Stage("clip", (ids,), (embeddings,), "text_encoder", {"clip_skip": clip_skip})}
-    if guided and clip_skip:
-        every["clip_negative"] = Stage("clip", (ids,), (embeddings,), "text_encoder", {"clip_skip": 0})
-    return every | {"unet": unet(checkpoint, guided, (embeddings,))} | vae(checkpoint)
+class UnetFamily(Family):
+    """What Stable Diffusion and SDXL share: a UNet on four-channel latents, and a VAE."""
+
+    denoiser = "unet"
+    text_stages: ClassVar[dict[str, str]]
+    """The stages of the text encoders."""
+    added_conditions: str | None = None
+    """The kind of conditions that the UNet takes beside text: its `addition_embed_type`."""
+
+    def check(self, model: Model) -> None:
+        unet, vae = model.config("unet"), model.config("vae")
+        if len(contexts := {self.context(model, part) for part in self.texts(model)}) > 1:
+            raise ValueError(f"its text encoders read {' and '.join(map(str, sorted(contexts)))} tokens")
+        if (channels := unet["in_channels"]) != vae["latent_channels"]:
+            raise ValueError(f"its UNet takes {channels} channels (inpainting?), not the VAE's latents")
+        if (added := unet.get("addition_embed_type")) != self.added_conditions:
+            raise ValueError(f"its UNet takes the added conditions {added!r}, which {self.title} does not support")
+        for part, names in UNSUPPORTED.items():
+            for name in names:
+                if model.config(part).get(name) is not None:
+                    raise ValueError(f"its {part} has {name} in its configuration, which Darkroom does not support")
+
+    def free_multiple(self, model: Model) -> int:
+        """Latents must halve at every level of the UNet."""
+        return self.vae_factor(model) * 2 ** (len(model.config("unet")["block_out_channels"]) - 1)
+
+    def default_sizes(self, model: Model) -> tuple[int, int]:
+        """Before its version 0.9 diffusers wrote less than the UNet was trained for; its pipeline puts that right."""
+        unet = model.config("unet")
+        size = unet["sample_size"] or 64
+        if isinstance(size, int) and self.corrects(model) and _before_0_9(unet):
+            size = max(size, 64)
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = self.vae_factor(model)
+        return height * factor, width * factor
+
+    def layers_to_skip(self, model: Model) -> int:
+        return min(model.config(part)["num_hidden_layers"] for part in self.texts(model))
+
+    def traits(self, model: Model) -> Traits:
+        return Traits(
+            family=self.name,
+            texts=tuple(self.text_stages[part] for part in self.texts(model)),
+            latent_channels=model.config("vae")["latent_channels"],
+            vae_factor=self.vae_factor(model),
+            embeds_guidance=model.config("unet").get("time_cond_proj_dim") is not None,
+        )
+
+    def text_stage(
+        self, model: Model, part: str, outputs: tuple[Tensor, ...], options: dict[str, Any], guided: bool
+    ) -> dict[str, Stage]:
+        """The contract of a text encoder; and with guidance of one that leaves out no layers, where layers are left
+        out, because diffusers does that for the prompt alone."""
+        ids = Tensor("input_ids", ("B", self.context(model, part)), "int32")
+        name = self.text_stages[part]
+
+        def stage(options: dict[str, Any]) -> Stage:
+            module = "darkroom.networks.clip:encoder"
+            return Stage(name, (ids,), outputs, (self.network(part),), module, TEXT, options)
+
+        made = {name: stage(options)}
+        if guided and options["clip_skip"]:
+            made[f"{name}_negative"] = stage(options | {"clip_skip": 0})
+        return made
+
+    def unet_stage(self, model: Model, guided: bool, conditions: tuple[Tensor, ...]) -> dict[str, Stage]:
+        """The UNet's contract, with what the text encoders and the family condition it on."""
+        latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
+        inputs, steady = denoiser_inputs(latents, conditions, guided, self.traits(model).embeds_guidance)
+        output, options = Tensor("output", latents.shape), {"guided": guided}
+        networks, module = (self.network("unet"),), "darkroom.networks.unet:denoiser"
+        return {"unet": Stage("unet", inputs, (output,), networks, module, DENOISER, options, steady)}
+
+    def vae_stages(self, model: Model) -> dict[str, Stage]:
+        """The contracts of the autoencoder's two halves."""
+        latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
+        images = Tensor("images", ("B", 3, "H", "W"))
+        moments = tuple(Tensor(name, latents.shape) for name in ("mean", "deviation"))
+        networks, module = (self.network("vae"),), "darkroom.networks.vae:{}"
+        return {
+            "vae": Stage("vae", (latents,), (images,), networks, module.format("decoder"), DECODER),
+            "vae_encoder": Stage("vae_encoder", (images,), moments, networks, module.format("encoder"), ENCODER),
+        }
 
 
-def unet(checkpoint: Checkpoint, guided: bool, conditions: tuple[Tensor, ...]) -> Stage:
-    """The UNet's contract, with what the text encoders and the family condition it on."""
-    latents = Tensor("latents", ("B", checkpoint.vae["latent_channels"], "h", "w"))
-    steady = conditions
-    if checkpoint.embeds_guidance:
-        steady += (GUIDANCE_SCALE,)
-    elif guided:
-        steady += (*(Tensor(NEGATIVE + each.name, each.shape) for each in conditions), GUIDANCE_SCALE)
-    return Stage(
-        "unet",
-        (latents, Tensor("timestep", ("B",)), *steady),
-        (Tensor("output", latents.shape),),
-        "unet",
-        {"guided": guided},
-        tuple(tensor.name for tensor in steady),
+class StableDiffusion(UnetFamily):
+    name = "sd"
+    title = "Stable Diffusion 1.x or 2.x"
+    pipelines = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
     )
-
-
-def vae(checkpoint: Checkpoint) -> dict[str, Stage]:
-    """The contracts of the autoencoder's two halves."""
-    channels = checkpoint.vae["latent_channels"]
-    latents = Tensor("latents", ("B", channels, "h", "w"))
-    images = Tensor("images", ("B", 3, "H", "W"))
-    moments = Tensor("moments", ("B", 2 * channels, "h", "w"))
-    return {
-        "vae": Stage("vae", (latents,), (images,), "vae"),
-        "vae_encoder": Stage("vae_encoder", (images,), (moments,), "vae"),
+    parts: ClassVar = {
+        "text_encoder": Part(
+            "transformers:CLIPTextModel",
+            CLIP_DEFAULTS,
+            "model",
+            "tokenizer",
+            ("text_encoder.", "lora_te_", "lora_te1_"),
+        ),
+        "unet": UNET,
+        "vae": VAE,
     }
+    text_stages: ClassVar = {"text_encoder": "clip"}
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.config("text_encoder").get("use_attention_mask"):
+            raise ValueError("its text_encoder has use_attention_mask, which Darkroom does not support")
+
+    def corrects(self, model: Model) -> bool:
+        """As diffusers 0.42 does in these two pipelines alone."""
+        return model.index["_class_name"] in self.pipelines[:2]
+
+    def spreads_steps(self, model: Model) -> bool:
+        """As in diffusers' pipelines for latent consistency models."""
+        return str(model.index.get("_class_name")).startswith("LatentConsistencyModel")
+
+    def stages(self, model: Model, guided: bool, clip_skip: int) -> dict[str, Stage]:
+        """
+        clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
+        unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
+                      guided, also negative_text_embeddings (B, 77, D) and guidance_scale (B,);
+                      where guidance is embedded, guidance_scale (B,) alone
+        vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
+        vae_encoder:  images (B, 3, H, W) in [-1, 1] -> mean, deviation (B, 4, h, w), scaled as the UNet has them
+        """
+        width = model.config("text_encoder")["hidden_size"]
+        embeddings = (Tensor("text_embeddings", ("B", self.context(model, "text_encoder"), width)),)
+        text = self.text_stage(model, "text_encoder", embeddings, {"clip_skip": clip_skip}, guided)
+        return text | self.unet_stage(model, guided, embeddings) | self.vae_stages(model)
+
+
+def _before_0_9(config: dict[str, Any]) -> bool:
+    """Whether diffusers wrote a configuration before its version 0.9."""
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", str(config.get("_diffusers_version", "")))
+    return numbers is not None and (int(numbers[1]), int(numbers[2] or 0)) < (0, 9)

@@ -81,7 +81,8 @@ def export_stage(
             )
     except Exception as error:
         pixels = f"{height * vae_factor}x{width * vae_factor}"
-        raise _refusal(module, inputs, f"{model_folder / stage.network}", pixels) or Failed(
+        folders = " and ".join(str(model_folder / network.part) for network in stage.networks)
+        raise _refusal(module, inputs, folders, pixels) or Failed(
             f"the {stage.name} cannot be exported: {gist(error)}. Try another --onnx-opset, or --engine torch."
         ) from error
     _gather_external_data(path)

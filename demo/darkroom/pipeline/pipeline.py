@@ -1,4 +1,4 @@
-"""The walk of a prompt: text -> CLIP -> noise -> (schedule, UNet) x steps -> VAE -> pictures.
+"""The walk of a prompt: text -> encoders -> noise -> (schedule, denoiser) x steps -> VAE -> pictures.
 
 Knows contracts, tables and loaded engines; which runtime an engine belongs to is none of its business.
 """
@@ -68,20 +68,16 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class InitialImage:
-    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], and the engine that encodes it.
-
-    `latent_scale` is the VAE's scaling factor.
-    """
+    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], and the engine that encodes it."""
 
     pixels: np.ndarray
     encoder: Engine
-    latent_scale: float
 
     def latents(self, streams: list[NoiseStream]) -> np.ndarray:
-        """A sample of the picture's latents for each image, drawn from its stream: (B, 4, h, w)."""
-        mean, log_variance = np.split(self.encoder({"images": self.pixels})["moments"][0], 2)
-        deviation = np.exp(0.5 * np.clip(log_variance, -30, 20))
-        return np.float32(self.latent_scale) * (mean + deviation * initial_latents(streams, mean.shape))
+        """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w)."""
+        made = self.encoder({"images": self.pixels})
+        mean, deviation = made["mean"][0], made["deviation"][0]
+        return mean + deviation * initial_latents(streams, mean.shape)
 
 
 @dataclass(frozen=True)
@@ -99,15 +95,16 @@ class DeferredRefiner:
 class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
 
-    `latent_shape` is (4, h, w), of one image. `guidance_scale` is None where the UNet's engine has no guidance;
+    `latent_shape` is (C, h, w), of one image. `guidance_scale` is None where the denoiser's engine has no guidance;
     `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
     each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
-    picture to start from, if any; `vae` is None where a `refiner` goes on from this model's latents. One that comes
-    `DeferredRefiner` takes this model's place: a single batch can be made.
+    picture to start from, if any. `rows` name text encoders and denoiser in the timing table. `vae` is None where a
+    `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner` takes this model's place: a
+    single batch can be made.
     """
 
     encoders: tuple[TextEncoder, ...]
-    unet: Engine
+    denoiser: Engine
     vae: Engine | None
     table: Table
     latent_shape: tuple[int, int, int]
@@ -117,6 +114,7 @@ class Pipeline:
     added: dict[str, np.ndarray] = field(default_factory=dict)
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
     start: InitialImage | None = None
+    rows: tuple[str, str] = ("CLIP", "UNet")
     refiner: "Pipeline | DeferredRefiner | None" = None
 
     @property
@@ -132,7 +130,7 @@ class Pipeline:
         """Makes the pictures of batch after batch, as `run` does each, while the text of the next is encoded and the
         latents of the one before are decoded. Stages take longer by their clocks than they do alone.
 
-        With a refiner nothing overlaps: its UNet would wait for the first one's.
+        With a refiner nothing overlaps: its denoiser would wait for the first one's.
         """
         if self.refiner:
             for batch, clock in zip(batches, clocks, strict=True):
@@ -172,7 +170,7 @@ class Pipeline:
         clock: StageClock,
         on_call: Callable[[], None],
     ) -> np.ndarray:
-        """`image`: latents to start from, (B, 4, h, w), where another model has made them."""
+        """`image`: latents to start from, (B, C, h, w), where another model has made them."""
         began = time.perf_counter()
         conditions, image = self._begin(batch, streams, image, clock)
         latents = self._denoised(streams, conditions, image, clock, on_call)
@@ -189,16 +187,16 @@ class Pipeline:
         """The refiner. One that comes later is loaded now, when nothing of this model is left."""
         if isinstance(self.refiner, DeferredRefiner):
             self.encoders, self.start = (), None
-            del self.unet
+            del self.denoiser
             self.refiner = self.refiner.load()
         return self.refiner
 
     def _begin(
         self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """What the UNet is told, and the latents to start from, if any."""
+        """What the denoiser is given, and the latents to start from, if any."""
         readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}
-        with clock.time("CLIP", *readers.values()):
+        with clock.time(self.rows[0], *readers.values()):
             conditions = self.condition(batch.prompts)
         if self.start:
             with clock.time("VAE-Enc", self.start.encoder):
@@ -213,7 +211,8 @@ class Pipeline:
         clock: StageClock,
         on_call: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        with clock.time("UNet", self.unet):
+        clock.denoiser = self.rows[1]
+        with clock.time(clock.denoiser, self.denoiser):
             for step in self.denoise(streams, conditions, image):
                 latents = step
                 clock.unet_calls += 1
@@ -228,12 +227,12 @@ class Pipeline:
         """Drops the prompts encoded so far, so that the next run is timed with all of its work."""
         for encoder in self.encoders:
             encoder.forget()
-        self.unet.forget()
+        self.denoiser.forget()
         if isinstance(self.refiner, Pipeline):
             self.refiner.forget()
 
     def condition(self, prompts: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Prompts, one an image -> all that the UNet is told beside latents and timestep, by the contract's names."""
+        """Prompts, one an image -> all that the denoiser is given beside latents and timestep, by its names."""
         images = len(prompts)
         guided = self.guidance_scale is not None
         text, *negative = self.encode(prompts, self.negative_prompt if guided and not self.zero_negative else None)
@@ -249,38 +248,35 @@ class Pipeline:
         )
 
     def encode(self, prompts: tuple[str, ...], negative: str | None = None) -> list[dict[str, np.ndarray]]:
-        """Prompts, one an image -> what the text encoders make of them, side by side; and of the negative prompt."""
+        """Prompts, one an image -> all that the text encoders make of them; and of the negative prompt."""
         made = zip(*(encoder(prompts, negative) for encoder in self.encoders), strict=True)
-        return [
-            each[-1] | {"text_embeddings": np.concatenate([one["text_embeddings"] for one in each], axis=-1)}
-            for each in made
-        ]
+        return [{name: value for one in each for name, value in one.items()} for each in made]
 
     def denoise(
         self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
     ) -> Iterator[np.ndarray | None]:
-        """Yields the latents (B, 4, h, w) after every network call; `image` are the latents to start from, if any.
+        """Yields the latents (B, C, h, w) after every network call; `image` are the latents to start from, if any.
 
         An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order. Where
         the latents stay on a device, None stands for all but the last.
         """
         trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape), image)
-        if isinstance(self.unet, Denoiser):
+        if isinstance(self.denoiser, Denoiser):
             noises = [initial_latents(streams, self.latent_shape) for drawn in self.table.noise_drawn if drawn]
-            yield from self.unet.denoise(self.table, trajectory.sample, noises, conditions)
+            yield from self.denoiser.denoise(self.table, trajectory.sample, noises, conditions)
             return
         for call, timestep in enumerate(self.table.timesteps):
             changing = {
                 "latents": trajectory.network_input(call),
                 "timestep": np.full(len(streams), timestep, np.float32),
             }
-            output = self.unet(changing | conditions)["output"]
+            output = self.denoiser(changing | conditions)["output"]
             noise = initial_latents(streams, self.latent_shape) if self.table.noise_drawn[call] else None
             trajectory.advance(call, output, noise)
             yield trajectory.sample
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, 4, h, w) -> pictures (B, H, W, 3) float32 in [0, 1]; NaN stays NaN."""
+        """Latents (B, C, h, w) -> pictures (B, H, W, 3) float32 in [0, 1]; NaN stays NaN."""
         assert self.vae is not None, "a model with a refiner hands over latents"
         images = self.vae({"latents": latents})["images"]
         return np.clip(images / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)

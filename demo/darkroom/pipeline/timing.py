@@ -8,6 +8,9 @@ from statistics import median
 from typing import Protocol
 
 ROWS = ("CLIP", "VAE-Enc", "UNet", "VAE-Dec")
+QUEUE = "Queue"
+"""What a served picture waited, which is no stage."""
+
 RULE = f"|{'-' * 17}|{'-' * 14}|"
 
 
@@ -19,13 +22,14 @@ class Timed(Protocol):
 
 @dataclass
 class StageClock:
-    """Milliseconds that each stage of one batch took, and how often the UNet was called.
+    """Milliseconds that each stage of one batch took, and how often the denoiser, the stage of that row, was called.
 
     `refiner` is the clock of the second model, where there is one.
     """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
     unet_calls: int = 0
+    denoiser: str = "UNet"
     pipeline: float = 0.0
     refiner: "StageClock | None" = None
 
@@ -56,7 +60,7 @@ def medians(clocks: list[StageClock]) -> dict[str, float]:
 
 def _rows(clocks: list[StageClock]) -> list[str]:
     """The stages that were timed, in their order."""
-    return [stage for stage in ROWS if stage in clocks[0].milliseconds]
+    return [stage for stage in clocks[0].milliseconds if stage != QUEUE]
 
 
 def throughput(clocks: list[StageClock], batch_size: int) -> float:
@@ -77,7 +81,8 @@ def _table(clocks: list[StageClock]) -> list[str]:
     values = medians(clocks)
     lines = [RULE, f"|{'Module':^17}|{'Latency':^14}|", RULE]
     for stage in _rows(clocks):
-        lines.append(_row(f"UNet x {clocks[0].unet_calls}" if stage == "UNet" else stage, values[stage]))
+        calls = f" x {clocks[0].unet_calls}" if stage == clocks[0].denoiser else ""
+        lines.append(_row(stage + calls, values[stage]))
     return [*lines, RULE, _row("Pipeline", values["Pipeline"]), RULE]
 
 

@@ -33,7 +33,7 @@ def step_stage(latents: Tensor) -> Stage:
     given = (Tensor("output", latents.shape), Tensor("noises", (DRAWS, *latents.shape)))
     made = (*state, latents, Tensor("timestep", (batch,)))
     outputs = tuple(Tensor(NEXT + each.name, each.shape, each.dtype) for each in made)
-    return Stage("step", (*state, *table, *given), outputs, "")
+    return Stage("step", (*state, *table, *given), outputs)
 
 
 def start_of(table: Table, sample: np.ndarray, noises: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,10 +18,11 @@ import numpy as np
 
 from darkroom.engines.runtime import Engine
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
+from darkroom.families.family import Traits
 from darkroom.noise import NoiseStream, initial_latents
-from darkroom.pipeline.assembly import Traits, assemble
+from darkroom.pipeline.assembly import assemble
 from darkroom.pipeline.pipeline import Pipeline, TextEncoder
-from darkroom.pipeline.timing import StageClock
+from darkroom.pipeline.timing import QUEUE, StageClock
 from darkroom.request import Request
 from darkroom.schedule.table import Table, Trajectory
 
@@ -52,14 +53,14 @@ class Unwanted(Failed):
 class Lane:
     """Engines for images that may share a UNet call: those of one size, all with guidance or all without.
 
-    `unets` by the batch that each is for; None for one that takes any. The other engines take one image. `costs` are
-    the least milliseconds that a call of each batch has taken, where that is measured.
+    `denoisers` by the batch that each is for; None for one that takes any. The other engines take one image. `costs`
+    are the least milliseconds that a call of each batch has taken, where that is measured.
     """
 
     traits: Traits
     guided: bool
     encoders: tuple[TextEncoder, ...]
-    unets: dict[int | None, Engine]
+    denoisers: dict[int | None, Engine]
     vae: Engine
     costs: dict[int, float] = field(default_factory=dict)
 
@@ -68,9 +69,9 @@ class Lane:
 
         No engine is called twice if that can be helped: what it keeps of a batch would be lost.
         """
-        if None in self.unets:
+        if None in self.denoisers:
             return [images]
-        sizes = sorted(size for size in self.unets if size is not None)
+        sizes = sorted(size for size in self.denoisers if size is not None)
         most = sizes[-1]
         if images > sum(sizes):
             return [most, *self.parts(images - most)]
@@ -312,8 +313,8 @@ class StepBatcher:
     def _begin(self, image: _Image) -> None:
         request, lane = image.request, image.lane
         try:
-            with image.clock.time("CLIP", *(engine.engine for engine in lane.encoders)):
-                engine = next(iter(lane.unets.values()))
+            with image.clock.time(lane.traits.rows[0], *(engine.engine for engine in lane.encoders)):
+                engine = next(iter(lane.denoisers.values()))
                 image.pipeline = assemble(
                     lane.traits, lane.encoders, engine, lane.vae, image.table, request, guided=lane.guided
                 )
@@ -360,7 +361,8 @@ class StepBatcher:
             if image.future.done():  # its text could not be encoded
                 continue
             waited = 1000 * (time.perf_counter() - image.arrived)
-            image.clock.milliseconds["Queue"] = max(0.0, waited - image.clock.milliseconds["CLIP"])
+            encoding = image.clock.milliseconds[image.lane.traits.rows[0]]
+            image.clock.milliseconds[QUEUE] = max(0.0, waited - encoding)
             self._running.append(image)
             joined = True
         return joined
@@ -419,7 +421,7 @@ class StepBatcher:
         shown = [image.trajectory.network_input(image.call) for image in (*images, *padding)]
         times = [image.table.timesteps[image.call] for image in (*images, *padding)]
         changing = {"latents": np.concatenate(shown), "timestep": np.array(times, np.float32)}
-        engine = lane.unets[None if None in lane.unets else size]
+        engine = lane.denoisers[None if None in lane.denoisers else size]
         given = changing | self._conditions(lane, place, [*images, *padding])
         called = time.perf_counter()
         output = engine(given)["output"]
@@ -433,7 +435,8 @@ class StepBatcher:
             image.clock.unet_calls += 1
         took = 1000 * (time.perf_counter() - start)
         for image in images:
-            image.clock.milliseconds["UNet"] = image.clock.milliseconds.get("UNet", 0.0) + took
+            row = image.lane.traits.rows[1]
+            image.clock.milliseconds[row] = image.clock.milliseconds.get(row, 0.0) + took
         self._calls += 1
         self._steps += len(images)
 

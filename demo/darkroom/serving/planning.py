@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import TOKENIZERS
 from darkroom.errors import InvalidRequest
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.processes.child import run_in_child
@@ -42,25 +41,24 @@ def planned(
     for height, width in sizes:
         preparer.check(replace(request, height=height, width=width, batch_size=most))
     free = request.build == "dynamic-shape"
-    lanes = []
+    denoiser, lanes = preparer.checkpoint.family.denoiser, []
     for height, width in sizes[:1] if free else sizes:
         for with_guidance in guided:
             scale = max(request.guidance_scale, 2.0) if with_guidance else 1.0
             one = replace(request, height=height, width=width, guidance_scale=scale, **ONE_IMAGE)
             if free:
                 one = replace(one, build=request.build)
-            unets = {}
+            denoisers = {}
             for batch in [None] if free else batches:
                 more = {"build": "dynamic-batch"} if batch is None else {"batch_size": batch}
                 asked = one if free else replace(one, **more)
-                unets[batch] = _part(preparer.compile(asked, {"unet"}), "unet")
-            compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {"unet"})
+                denoisers[batch] = _part(preparer.compile(asked, {denoiser}), denoiser)
+            compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {denoiser})
             parts = {name: _part(compiled, name) for name in compiled.jobs}
-            lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, unets))
+            lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, denoisers))
     folder = compiled_schedules(preparer, request, schedules)
     tokenizers = (
-        (preparer.checkpoint.folder / TOKENIZERS[part], preparer.checkpoint.context(part))
-        for part in preparer.checkpoint.texts
+        (preparer.checkpoint.tokenizer(part), preparer.checkpoint.context(part)) for part in preparer.checkpoint.texts
     )
     return Plan(
         request=request,
@@ -97,7 +95,7 @@ def batches_for(preparer: Preparer, slots: int) -> list[int | None]:
     """
     if not preparer.runtime.compiles:
         return [None]
-    if preparer.checkpoint.weights("unet") > LARGE_TO_SERVE:
+    if preparer.checkpoint.weights(preparer.checkpoint.family.denoiser) > LARGE_TO_SERVE:
         return [None] if slots > 1 and preparer.runtime.free_sizes else [slots]
     return sorted({*(2**power for power in range(slots.bit_length()) if 2**power <= slots), slots})
 

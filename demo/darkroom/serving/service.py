@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from darkroom import __version__
-from darkroom.contract import Job
+from darkroom.contract import DECODER, Job
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Engine, Options, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.pipeline.assembly import Traits, text_encoders
+from darkroom.families.family import Traits
+from darkroom.pipeline.assembly import text_encoders
 from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.request import Request, draw_seed
 from darkroom.schedule import SCHEDULERS
@@ -33,7 +34,7 @@ from darkroom.text.clip import ClipTokenizer
 
 PLAN = "serving.json"
 MODEL_INDEX = "model_index.json"
-FORMAT = 1
+FORMAT = 2
 
 FIELDS = {
     "prompt": str,
@@ -63,13 +64,13 @@ class Part:
 class LanePlan:
     """The engines for one size (height and width in pixels; None for any) with guidance or without.
 
-    `unets` by batch; None for one that takes any.
+    `denoisers` by batch; None for one that takes any.
     """
 
     guided: bool
     size: tuple[int, int] | None
     parts: dict[str, Part]
-    unets: dict[int | None, Part]
+    denoisers: dict[int | None, Part]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Plan:
 
     def folders(self) -> list[Path]:
         """Where all its artefacts are."""
-        parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.unets.values())]
+        parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.denoisers.values())]
         return list(dict.fromkeys([*(part.folder for part in parts), self.schedules]))
 
     def lane_for(self, request: Request) -> LanePlan:
@@ -137,7 +138,8 @@ class Plan:
         lane = self.lane_for(request)
         keys = {name: part.key for name, part in lane.parts.items()}
         # Any of them may have made a step: the one that would make it alone stands for all.
-        keys |= {"unet": min(lane.unets.items(), key=lambda each: each[0] or math.inf)[1].key}
+        alone = min(lane.denoisers.items(), key=lambda each: each[0] or math.inf)[1]
+        keys |= {alone.job.stage.name: alone.key}
         keys |= {"schedule": self.schedule_keys[_schedule_of(request).among(self.schedule_keys)]}
         return {
             "darkroom": __version__,
@@ -159,7 +161,7 @@ class Plan:
         def parts(old: dict) -> dict:
             return {name: replace(part, folder=place(part.folder)) for name, part in old.items()}
 
-        lanes = (replace(lane, parts=parts(lane.parts), unets=parts(lane.unets)) for lane in self.lanes)
+        lanes = (replace(lane, parts=parts(lane.parts), denoisers=parts(lane.denoisers)) for lane in self.lanes)
         tokenizers = tuple((place(folder), context) for folder, context in self.tokenizers)
         return replace(self, tokenizers=tokenizers, schedules=place(self.schedules), lanes=tuple(lanes))
 
@@ -175,7 +177,9 @@ class Plan:
                 "guided": lane.guided,
                 "size": lane.size,
                 "parts": {name: part(each) for name, each in lane.parts.items()},
-                "unets": {"any" if batch is None else str(batch): part(each) for batch, each in lane.unets.items()},
+                "denoisers": {
+                    "any" if batch is None else str(batch): part(each) for batch, each in lane.denoisers.items()
+                },
             }
             for lane in plan.lanes
         ]
@@ -195,9 +199,11 @@ class Plan:
             return Part(Job.from_json(fields["job"]), root / fields["folder"], fields["key"])
 
         def lane(fields: dict[str, Any]) -> LanePlan:
-            unets = {None if batch == "any" else int(batch): part(each) for batch, each in fields["unets"].items()}
+            denoisers = {
+                None if batch == "any" else int(batch): part(each) for batch, each in fields["denoisers"].items()
+            }
             parts = {name: part(each) for name, each in fields["parts"].items()}
-            return LanePlan(fields["guided"], fields["size"] and tuple(fields["size"]), parts, unets)
+            return LanePlan(fields["guided"], fields["size"] and tuple(fields["size"]), parts, denoisers)
 
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
@@ -210,7 +216,7 @@ class Plan:
                 **fields
                 | {
                     "options": Options(**options),
-                    "traits": Traits(**fields["traits"]),
+                    "traits": Traits.from_json(fields["traits"]),
                     "request": Request.from_json(fields["request"]),
                     "limits": Limits(**fields["limits"]),
                     "tokenizers": tuple((root / folder, context) for folder, context in fields["tokenizers"]),
@@ -304,10 +310,13 @@ class Service:
 
     def _lane(self, lane: LanePlan, engines: dict[str, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
         parts = {name: engines[part.key] for name, part in lane.parts.items()}
-        unets = {batch: engines[part.key] for batch, part in lane.unets.items()}
-        encoders = self._shared_encoders(text_encoders(tokenizers, parts))
-        costs = milliseconds_of({batch: (unets[batch], part.job) for batch, part in lane.unets.items() if batch})
-        return Lane(self.plan.traits, lane.guided, encoders, unets, parts["vae"], costs)
+        denoisers = {batch: engines[part.key] for batch, part in lane.denoisers.items()}
+        encoders = self._shared_encoders(text_encoders(self.plan.traits, tokenizers, parts))
+        costs = milliseconds_of(
+            {batch: (denoisers[batch], part.job) for batch, part in lane.denoisers.items() if batch}
+        )
+        decoder = next(name for name, part in lane.parts.items() if part.job.stage.role == DECODER)
+        return Lane(self.plan.traits, lane.guided, encoders, denoisers, parts[decoder], costs)
 
     def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
         """The same objects for lanes with the same engines, which then know what the others have encoded."""
@@ -361,27 +370,27 @@ def check_whole(plan: Plan) -> None:
 
 def _load_all(plan: Plan, runtime: Runtime, threads: int | None) -> dict[str, Engine]:
     """The engines by their keys: those that run a model as it is are all of one folder."""
-    parts = {part.key: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.unets.values())}
+    parts = {part.key: part for lane in plan.lanes for part in (*lane.parts.values(), *lane.denoisers.values())}
     with ThreadPoolExecutor(len(parts) if runtime.compiles else 1) as pool:
         loading = {key: pool.submit(runtime.load, part.job, part.folder, threads) for key, part in parts.items()}
         return {key: future.result() for key, future in loading.items()}
 
 
-def milliseconds_of(unets: Mapping[int, tuple[Engine, Job]]) -> dict[int, float]:
+def milliseconds_of(denoisers: Mapping[int, tuple[Engine, Job]]) -> dict[int, float]:
     """What a call of each of several UNets takes: the least of a few, after one that warms it up; {} for one UNet.
 
     They take turns, so that a machine busy with something else hurts all alike.
     """
-    if len(unets) < 2:
+    if len(denoisers) < 2:
         return {}
-    took: dict[int, list[float]] = {batch: [] for batch in unets}
+    took: dict[int, list[float]] = {batch: [] for batch in denoisers}
     for _ in range(1 + MEASURED_CALLS):
-        for batch, (engine, job) in unets.items():
+        for batch, (engine, job) in denoisers.items():
             inputs = {tensor.name: np.zeros(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs}
             start = perf_counter()
             engine(inputs)
             took[batch].append(1000 * (perf_counter() - start))
-    for engine, _ in unets.values():
+    for engine, _ in denoisers.values():
         engine.forget()
     return {batch: min(calls[1:]) for batch, calls in took.items()}
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.checkpoint.folder import NETWORKS, TOKENIZERS
 from darkroom.errors import Failed
+from darkroom.families import find_family
+from darkroom.files import read_json
 from darkroom.serving.service import PLAN, Plan, check_whole
 from darkroom.store.store import TEMPORARY, clear
 from darkroom.triton.config import AFTER, BEFORE, CONFIG
@@ -53,7 +54,8 @@ def write_version(folder: Path, contents: Contents) -> Path:
                 _place(source, engines / source.name, contents.copy)
         for source in contents.graphs:
             _place(source, graphs / source.name, contents.copy)
-        for part in ("scheduler", *NETWORKS, *TOKENIZERS.values()):
+        index, family = read_json(contents.model / "model_index.json"), find_family(contents.plan.traits.family)
+        for part in ("scheduler", *family.parts_of(index), *family.tokenizers_of(index)):
             if (contents.model / part).is_dir():
                 _place(contents.model / part, model / part, contents.copy)
         _place(contents.model / "model_index.json", model / "model_index.json", contents.copy)

@@ -113,7 +113,7 @@ def _compiled(job: Job, folder: Path) -> tuple[jax.stages.Compiled, int]:
         tensor.name: np.empty(job.profile.shape(tensor), tensor.dtype) for tensor in job.stage.inputs
     }
     run, takes, donated = network.call, (given,), ()
-    if job.stage.name == "unet":
+    if job.stage.denoises:
         latents = given.pop("latents")
         rows = rows_of_the_network(given.pop("timestep"))
         run, takes, donated = step_of(network.call), (state_of(latents), rows, latents, given), (1,)
@@ -148,7 +148,7 @@ def load_engine(job: Job, folder: Path) -> "JaxEngine":
     with safetensors.safe_open(folder / WEIGHTS, "numpy") as file:
         # One by one: a large network is never there twice.
         weights = {name: jax.device_put(file.get_tensor(name), on_each) for name in file.keys()}
-    kind = JaxUnet if job.stage.name == "unet" else JaxEngine
+    kind = JaxUnet if job.stage.denoises else JaxEngine
     return kind(job.stage, compiled, weights, NamedSharding(mesh, DIVIDED))
 
 

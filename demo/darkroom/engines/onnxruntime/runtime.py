@@ -116,10 +116,10 @@ class OnnxRuntime(Runtime):
         if self._provider == TENSORRT and (reason := _unusable(TENSORRT, self._cuda_api)):
             raise Failed(f"--provider tensorrt builds on the GPU that its engines are for, and {reason}.")
         tidy(read_graph(graph, job.stage), graph.parent, job.stage, folder / GRAPH)
-        if self._cuda_api is not None and job.stage.name == "unet":
+        if self._cuda_api is not None and job.stage.denoises:
             from darkroom.schedule.step_onnx import write_step
 
-            write_step(next(tensor for tensor in job.stage.inputs if tensor.name == "latents"), folder / STEP)
+            write_step(job.stage.latents, folder / STEP)
         if self._provider == TENSORRT:
             (folder / CACHE).mkdir()
             self._session(job, folder, None)  # which builds what is not in its folder
@@ -129,7 +129,7 @@ class OnnxRuntime(Runtime):
         session = self._session(job, source, threads)
         if self._cuda_api is None:
             return HostEngine(session, job)
-        if job.stage.name != "unet":
+        if not job.stage.denoises:
             return DeviceEngine(session, job, MEMORY)
         providers = stack(CUDA, "fp32", source)  # never captured: its buffers change places at every step
         return DeviceUnet(session, job, MEMORY, self._open(source / STEP, _options(job, None), providers))
@@ -147,7 +147,7 @@ class OnnxRuntime(Runtime):
         if self._provider == CPU:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Captured is what is called at every step: a text encoder may have nodes that only the CPU computes.
-        captured = self.options.use_cuda_graph and job.stage.name == "unet"
+        captured = self.options.use_cuda_graph and job.stage.denoises
         providers = stack(self._provider, job.precision, source, captured, threads)
         return self._open(source / GRAPH, options, providers, job.stage.half_weights)
 

@@ -50,9 +50,9 @@ class Session:
     def load(self, job: Job, plan: Path, step_plan: Path) -> Engine:
         """The engine in `plan`; a UNet's goes with that of the schedule's step."""
         network = self.network(job.stage, job.profile, plan)
-        if job.stage.name != "unet":
+        if not job.stage.denoises:
             return TensorRtEngine(self, network)
-        latents = next(tensor for tensor in job.stage.inputs if tensor.name == "latents")
+        latents = job.stage.latents
         return TensorRtUnet(self, network, self.network(step_stage(latents), job.profile, step_plan))
 
     def network(self, stage: Stage, profile: Profile, plan: Path) -> "_Network":

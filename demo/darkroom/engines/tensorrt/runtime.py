@@ -111,8 +111,8 @@ class TensorRt(Runtime):
             return build_engine(self._trt, self.options, job, graph, folder / name, capabilities, progress)
 
         made = {PLAN: build(job, graph, PLAN)}
-        if job.stage.name == "unet":
-            latents = next(tensor for tensor in job.stage.inputs if tensor.name == "latents")
+        if job.stage.denoises:
+            latents = job.stage.latents
             step = folder / "step.onnx"
             write_step(latents, step)
             made[STEP_PLAN] = build(replace(job, stage=step_stage(latents)), step, STEP_PLAN)

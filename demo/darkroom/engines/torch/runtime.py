@@ -91,7 +91,7 @@ class Torch(Runtime):
 
     def engine(self, job: Job, module: nn.Module) -> TorchEngine:
         """The engine of a module of `export.modules`, which it changes. Raises `Failed` where it has no room."""
-        stage, quantized = job.stage, self.options.quantization if job.stage.name == "unet" else None
+        stage, quantized = job.stage, self.options.quantization if job.stage.denoises else None
         try:
             if self._compiled or quantized:
                 fuse_projections(module)
@@ -102,7 +102,7 @@ class Torch(Runtime):
         except torch.OutOfMemoryError:
             raise out_of_memory(stage, self._device) from None
         run = self._made(module, dynamic=None if job.profile.batch is None or job.profile.height is None else False)
-        if stage.name != "unet":
+        if not stage.denoises:
             return TorchEngine(run, stage, self._device, self._graphs)
         step = self._made(LoopStep(module), dynamic=False)
         return TorchUnet(run, step, stage, self._device, self._graphs)
@@ -136,7 +136,7 @@ class Torch(Runtime):
         """Raises `InvalidRequest` where inductor would have to choose a kernel that CUDA has for more rows alone."""
         if not (self._on_gpu and self._compiled and self.options.quantization == "int8"):
             return
-        rows = least_rows(job, len(module.unet.config.block_out_channels))
+        rows = least_rows(job, module.levels)
         if rows is not None and rows < ROWS_OF_INT8:
             raise InvalidRequest(
                 f"--quantization int8 with --engine torch-compile multiplies {ROWS_OF_INT8} rows or more on a GPU, and "

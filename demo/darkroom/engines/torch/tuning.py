@@ -28,8 +28,8 @@ ROWS_OF_INT8 = 17
 
 
 def least_rows(job: Job, levels: int) -> int | None:
-    """Rows of the smallest products in a UNet's transformer blocks, at its lowest of so many levels; None where sizes
-    are free."""
+    """Rows of the smallest products in a denoiser's transformer blocks, at its lowest of so many levels; None where
+    sizes are free."""
     profile = job.profile
     if profile.height is None or profile.width is None:
         return None
@@ -73,7 +73,7 @@ def check_quantization(kind: str, device: torch.device) -> None:
         raise InvalidRequest(f"--quantization fp8 needs compute capability 8.9 or later, and this GPU has {own}; int8.")
 
 
-def quantize(unet: nn.Module, kind: str) -> None:
+def quantize(denoiser: nn.Module, kind: str) -> None:
     """Quantizes the linear layers of the transformer blocks, each row with a scale of its own.
 
     Others have the rows of a batch alone, for which products in 8 bits have no kernels, and embed the time, which all
@@ -93,7 +93,7 @@ def quantize(unet: nn.Module, kind: str) -> None:
             and layer.in_features % ALIGNED == layer.out_features % ALIGNED == 0
         )
 
-    for name, layer in unet.named_modules():
+    for name, layer in denoiser.named_modules():
         if is_meant(layer, name) and nn.utils.parametrize.is_parametrized(layer, "weight"):
             wide = layer.weight.detach()  # once, and then in 8 bits
             nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
@@ -103,4 +103,4 @@ def quantize(unet: nn.Module, kind: str) -> None:
         config: Any = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     else:
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
-    quantize_(unet, config, filter_fn=is_meant)
+    quantize_(denoiser, config, filter_fn=is_meant)

@@ -7,7 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from diffusers import UNet2DConditionModel  # noqa: E402
 
-from darkroom.networks.load import GuidedUnet  # noqa: E402
+from darkroom.networks.guidance import Guided  # noqa: E402
+from darkroom.networks.unet import Unet, share_until_text  # noqa: E402
 
 CROSS_DOWN, DOWN, CROSS_UP, UP = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
 SHAPES = {
@@ -37,7 +38,8 @@ def unet(down: tuple[str, ...], up: tuple[str, ...], layers: int) -> UNet2DCondi
 @pytest.mark.parametrize("name", SHAPES)
 def test_shared_guidance_equals_doubled_batch(name: str) -> None:
     plain = unet(*SHAPES[name])
-    guided = GuidedUnet(copy.deepcopy(plain))
+    copied = copy.deepcopy(plain)
+    guided = Guided(Unet(copied, ("text_embeddings",)), share_until_text(copied))
     assert guided.shares == (name not in NOT_SHARED)
     latents, timestep = torch.randn(3, 4, 8, 16), torch.tensor([3.0, 500.0, 999.0])
     text, negative = torch.randn(2, 3, 77, 32)
