@@ -208,13 +208,11 @@ def test_several_clients_together_make_every_image_once(
     assert (made["requests"], made["answered"], made["failed"]) == (12, 12, 0)
     assert sorted(image["seed"] for image in made["images"]) == list(range(100, 124))
     assert made["images_per_second"] == pytest.approx(24 / made["seconds"])
-    for name, share in {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}.items():
+    for name, share in {"p50": 50, "p95": 95, "p99": 99}.items():
         assert made["latency"][name] == pytest.approx(np.percentile(made["latencies"], share))
     assert made["latency"]["mean"] == pytest.approx(np.mean(made["latencies"]))
-    assert made["milliseconds"]["CLIP"] == 1.0
-    assert list(made["milliseconds"]) == ["Queue", "CLIP", "UNet", "VAE-Dec", "Pipeline"]
-    for stage, value in made["milliseconds"].items():
-        assert value == pytest.approx(np.median([image["milliseconds"][stage] for image in made["images"]]))
+    for image in made["images"]:
+        assert list(image["milliseconds"]) == ["Queue", "CLIP", "UNet", "VAE-Dec", "Pipeline"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -282,7 +280,7 @@ def test_only_what_the_model_has_is_asked_of_it(protocol: str, toy_server: Toy, 
     flags = toy_server.flags(protocol, "toy_bare")
     made = ask_json(*flags, "--save-image", f"--output-dir={tmp_path}")
     assert made["images"][0]["path"] == str(tmp_path / "toy_bare-1.png")
-    assert (made["images"][0]["seed"], made["milliseconds"]) == (None, {})
+    assert (made["images"][0]["seed"], made["images"][0]["milliseconds"]) == (None, {})
     assert pixels(tmp_path / "toy_bare-1.png").shape == (SIZE, SIZE, 3)
     for flag in ("--seed=1", "--steps=3", "--negative-prompt=x"):
         ended = ask(*flags, flag)
@@ -408,7 +406,7 @@ def test_what_is_printed_is_what_was_asked_for(toy_server: Toy, tmp_path: Path) 
     for quiet, json_too in ((False, False), (True, False), (False, True), (True, True)):
         ended = ask(*flags, *["--quiet"] * quiet, *["--json"] * json_too)
         assert ended.code == 0
-        assert ("Latency p99" in ended.out, "Latency p99" in ended.err) == (
+        assert (", p99 " in ended.out, ", p99 " in ended.err) == (
             not quiet and not json_too,
             json_too and not quiet,
         )
@@ -465,15 +463,15 @@ def test_file_with_a_bad_line_is_refused_before_anything_is_sent(tmp_path: Path)
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "steps": 0}\n')
     ended = ask(f"--prompts-file={file}")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"client.py: {file}:2: steps must be from 1 to {2**31 - 1}, not 0.\n"
+    assert ended.err == f"client.py: {file}:2: steps must be 1 or more, not 0.\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--prompt", ""], "--prompt is empty"),
-        (["--prompt", "  "], "--prompt is empty"),
-        (["--prompt", "a\udce9"], "--prompt is not valid UTF-8"),
+        (["--prompt", ""], "prompt is empty"),
+        (["--prompt", "  "], "prompt is empty"),
+        (["--prompt", "a\udce9"], "prompt is not valid UTF-8"),
         (["--prompt", "a", "b", "c"], "--requests 3"),
         (["--prompt", "a", "b", "c", "--clients=2"], "--requests 2"),
         (["--prompt", "a", "--prompts-file=b"], "--prompts-file"),
@@ -501,7 +499,7 @@ def test_file_with_a_bad_line_is_refused_before_anything_is_sent(tmp_path: Path)
         (["--seed=-1"], "--seed"),
         ([f"--seed={2**64}"], "--seed"),
         ([f"--seed={2**64 - 3}", "--requests=2", "--num-images=2"], "--seed"),
-        (["--steps=0"], "--steps"),
+        (["--steps=0"], "--denoising-steps"),
         (["--denoising-steps=many"], "--denoising-steps"),
         ([f"--steps={2**31}"], "--steps"),
         (["--guidance-scale=nan"], "--guidance-scale"),
@@ -510,6 +508,7 @@ def test_file_with_a_bad_line_is_refused_before_anything_is_sent(tmp_path: Path)
         (["--scheduler=euler"], "'Euler'"),
         (["--height=65"], "--height"),
         (["--width=0"], "--width"),
+        ([f"--width={2**34}"], "--width"),
         (["--num-images=0"], "--num-images"),
         (["--output-dir=somewhere"], "--save-image"),
         (["--quiet", "--verbose"], "--verbose"),

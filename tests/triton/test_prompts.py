@@ -60,6 +60,6 @@ def test_lines_of_a_file_go_before_the_flags(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "steps": 5}\r\n\r\n{"prompt": "b\xe2\x80\xa8", "steps": null}\r\n')
     assert read_prompts(file, {"steps": 9, "height": 64, "seed": None}) == (
-        Prompt("a", steps=5, height=64),
-        Prompt("b\u2028", steps=9, height=64),
+        Prompt({"prompt": "a", "steps": 5, "height": 64}, f"{file}:1"),
+        Prompt({"prompt": "b\u2028", "steps": 9, "height": 64}, f"{file}:3"),
     )

@@ -3,8 +3,12 @@
 import argparse
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
@@ -14,9 +18,8 @@ from darkroom.errors import Failed, InvalidRequest
 from darkroom.schedule import SCHEDULERS
 from darkroom.triton.album import Album
 from darkroom.triton.client import HOST, PORTS, Address, Model, address_of, connected
-from darkroom.triton.load import Load
+from darkroom.triton.load import Load, Tally, send
 from darkroom.triton.prompts import flag_of, make_prompt, read_prompts
-from darkroom.triton.traffic import Tally, send
 
 PROGRAM = "client.py"
 MODEL = "stable_diffusion_xl"
@@ -28,7 +31,7 @@ LONGEST_TIMEOUT = 10**9
 """Seconds: microseconds of it are sent in 64 bits."""
 
 REASONS_SHOWN = 3
-RULE = f"|{'-' * 17}|{'-' * 14}|"
+PERCENTILES = (50, 95, 99)
 
 
 def parser() -> Parser:
@@ -125,9 +128,10 @@ def load_of(flags: argparse.Namespace) -> Load:
         if getattr(flags, name) is not None and getattr(flags, name) < 1:
             raise InvalidRequest(f"{flag_of(name)} must be 1 or more, not {getattr(flags, name)}.")
     common = {name: getattr(flags, name) for name in FIELDS}
-    prompts = tuple(make_prompt(common | {"prompt": text}, flag_of) for text in flags.prompt or [PROMPT])
     if flags.prompts_file is not None:
         prompts = read_prompts(Path(flags.prompts_file), common)
+    else:
+        prompts = tuple(make_prompt(common | {"prompt": text}) for text in flags.prompt or [PROMPT])
     requests = 1 if flags.requests is None and flags.prompts_file is None else flags.requests
     load = Load(prompts, flags.clients, requests, flags.static_batch_size, flags.seed)
     if flags.requests is None and load.rows < len(prompts):
@@ -162,42 +166,42 @@ async def _send(address: Address, load: Load, flags: argparse.Namespace, console
 def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for what the model does not take."""
     asked = {flag_of(name): name for name in ("seed", *FIELDS) if getattr(flags, name) is not None}
-    asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.asked()}
+    asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.fields}
     for what, name in asked.items():
         if name not in model.inputs:
             raise InvalidRequest(f"{what} has no effect: the model {model.name} has no such input.")
 
 
 def _report(tally: Tally, load: Load, address: Address, flags: argparse.Namespace, console: Console) -> None:
-    console.say(table(tally, load))
+    console.say(summary(tally, load))
     failing = bool(tally.unkept or tally.failures)
     if flags.json:
         console.result(json.dumps(as_json(tally, load) | {"url": str(address), "model": flags.model}), failing)
         return
     for image in tally.images:
-        if image.path is not None:
-            console.result(str(image.path), failing)
+        if image["path"] is not None:
+            console.result(image["path"], failing)
 
 
-def table(tally: Tally, load: Load) -> str:
-    """What people read: counts, latencies seen from here, and the stages' times on the server."""
-    counts = {
-        "Requests": f"{tally.ended} of {load.total}" if tally.ended < load.total else str(load.total),
-        "Images": str(len(tally.images)),
-        "Failed": str(len(tally.failures)),
-        "Seconds": f"{tally.seconds:.2f}",
-    }
-    sections = [counts, _milliseconds({f"Latency {name}": value for name, value in tally.latency().items()})]
-    sections.append(_milliseconds(tally.stages()))
-    lines = [RULE]
-    for section in sections:
-        if section:
-            lines += [*(f"|{name:^17}|{value:>13} |" for name, value in section.items()), RULE]
-    return "\n".join([*lines, f"Throughput: {tally.images_per_second:.2f} image/s"])
+def summary(tally: Tally, load: Load) -> str:
+    """What people read: counts, how fast pictures came, and how long their requests took, seen from here."""
+    made, seconds = len(tally.images), tally.seconds
+    lines = [
+        f"{tally.ended} of {load.total} requests ended, {len(tally.failures)} of them failed.",
+        f"{made} images in {seconds:.2f} s: {made / seconds if seconds else 0:.2f} image/s",
+    ]
+    if latency := latency_of(tally):
+        lines.append("Latency: " + ", ".join(f"{name} {value:.0f} ms" for name, value in latency.items()))
+    return "\n".join(lines)
 
 
-def _milliseconds(values: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.2f} ms" for name, value in values.items()}
+def latency_of(tally: Tally) -> dict[str, float]:
+    """The mean of the requests' milliseconds, and percentiles; empty without answers."""
+    if not tally.latencies:
+        return {}
+    values = list(tally.latencies.values())
+    percentiles = np.percentile(values, PERCENTILES).tolist()
+    return {"mean": fmean(values)} | {f"p{each}": value for each, value in zip(PERCENTILES, percentiles, strict=True)}
 
 
 def as_json(tally: Tally, load: Load) -> dict[str, Any]:
@@ -209,31 +213,21 @@ def as_json(tally: Tally, load: Load) -> dict[str, Any]:
         "answered": len(tally.latencies),
         "failed": len(tally.failures),
         "seconds": tally.seconds,
-        "images_per_second": tally.images_per_second,
-        "latency": tally.latency(),
+        "images_per_second": len(tally.images) / tally.seconds if tally.seconds else 0.0,
+        "latency": latency_of(tally),
         "latencies": [tally.latencies[index] for index in sorted(tally.latencies)],
-        "milliseconds": tally.stages(),
         "failures": [{"request": index + 1, "message": tally.failures[index]} for index in sorted(tally.failures)],
-        "images": [
-            {
-                "path": None if image.path is None else str(image.path),
-                "request": image.request + 1,
-                "seed": image.seed,
-                "prompt": image.prompt,
-                "milliseconds": image.milliseconds,
-            }
-            for image in tally.images
-        ],
+        "images": tally.images,
     }
 
 
 def _failure(tally: Tally, load: Load) -> str:
     """How many requests failed and why: in one line where all failed alike, else in one for each of the first few."""
-    reasons = tally.reasons()
+    reasons = Counter(reason.rstrip(".") for reason in tally.failures.values()).most_common()
     counted = f"{len(tally.failures)} of {load.total} requests failed"
     if len(reasons) == 1:
-        return f"{counted}: {reasons[0][0].rstrip('.')}."
-    lines = [f"  {count} x {reason.rstrip('.')}" for reason, count in reasons[:REASONS_SHOWN]]
+        return f"{counted}: {reasons[0][0]}."
+    lines = [f"  {count} x {reason}" for reason, count in reasons[:REASONS_SHOWN]]
     if len(reasons) > REASONS_SHOWN:
         lines.append(f"  and {sum(count for _, count in reasons[REASONS_SHOWN:])} for other reasons")
     return "\n".join([f"{counted}:", *lines])

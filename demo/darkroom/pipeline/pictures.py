@@ -150,11 +150,11 @@ def upscaled(pixels: np.ndarray, factor: int) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.LANCZOS))
 
 
-def encoded(pixels: np.ndarray, kind: str, recipe: dict[str, Any]) -> bytes:
-    """A whole file: "png", which carries the recipe, or "jpeg", whose comment is the prompt."""
+def encoded(pixels: np.ndarray, kind: str, recipe: dict[str, Any] | None) -> bytes:
+    """A whole file: "png", which carries the recipe if there is one, or "jpeg", whose comment is the prompt."""
     file = io.BytesIO()
     if kind == "png":
-        Image.fromarray(pixels).save(file, format="PNG", pnginfo=_text_chunks(recipe))
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=recipe and _text_chunks(recipe))
     else:
         Image.fromarray(pixels).save(file, format="JPEG", quality=JPEG_QUALITY, comment=recipe["prompt"].encode())
     return file.getvalue()

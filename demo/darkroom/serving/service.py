@@ -336,6 +336,14 @@ def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
 
     Raises `InvalidRequest`, naming the field, for what no picture could be made of.
     """
+    try:
+        return asked_by_flags(fields, default)
+    except InvalidRequest as error:
+        raise InvalidRequest(in_fields(str(error))) from None
+
+
+def asked_by_flags(fields: Mapping[str, Any], default: Request) -> Request:
+    """As `asked_for`, with complaints about flags."""
     fields = {name: value for name, value in fields.items() if value is not None}
     for name, value in fields.items():
         _check_kind(name, value)
@@ -344,13 +352,10 @@ def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
         fields["denoising_steps"] = fields.pop("steps")
     if "guidance_scale" in fields:
         fields["guidance_scale"] = _as_float(fields["guidance_scale"])
-    try:
-        asked = replace(default, batch_size=1, batch_count=1, **fields)
-    except InvalidRequest as error:
-        raise InvalidRequest(in_fields(str(error))) from None
+    asked = replace(default, batch_size=1, batch_count=1, **fields)
     if not asked.guided and fields.get("negative_prompt"):
         raise InvalidRequest(
-            f"negative_prompt acts through guidance, which guidance_scale {asked.guidance_scale} turns off."
+            f"--negative-prompt acts through guidance, which --guidance-scale {asked.guidance_scale} turns off."
         )
     return asked if asked.guided else replace(asked, negative_prompt=None)
 

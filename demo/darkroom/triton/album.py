@@ -1,12 +1,12 @@
 """The folder that answered pictures are kept in."""
 
-import io
-import os
+import contextlib
+from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from darkroom.errors import Failed
+from darkroom.files import write_whole
+from darkroom.pipeline.pictures import encoded, file_name, save
 from darkroom.triton.answers import ENCODED, Image, NoAnswer
 
 SUFFIXES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
@@ -19,7 +19,7 @@ class Album:
     def __init__(self, folder: Path, model: str) -> None:
         self._folder = folder
         self._model = model
-        self._number = 1
+        self._numbers = count(1)
 
     def keep(self, image: Image) -> Path:
         """Writes a picture and returns its path.
@@ -30,15 +30,16 @@ class Album:
         """
         if image.pixels is not None and image.recipe is not None:
             return self._save(image)
-        data = _png(image.pixels) if image.encoded is None else image.encoded
+        data = encoded(image.pixels, "png", None) if image.encoded is None else image.encoded
         suffix = next((suffix for begin, suffix in SUFFIXES.items() if data.startswith(begin)), None)
         if suffix is None:
             raise NoAnswer(f"the server answered an {ENCODED} that is no PNG or JPEG: it begins with {data[:8]!r}")
-        return self._write(data, suffix)
+        try:
+            return self._write(data, suffix)
+        except OSError as error:
+            raise Failed(f"{self._folder} cannot be written: {error.strerror or error}.") from None
 
     def _save(self, image: Image) -> Path:
-        from darkroom.pipeline.pictures import file_name, save
-
         try:
             name = file_name(self._model, image.recipe)
             if Path(name).name != name:  # a server does not decide where its pictures go
@@ -49,38 +50,18 @@ class Album:
         raise NoAnswer(f"the server answered a recipe that cannot be kept ({why})")
 
     def _write(self, data: bytes, suffix: str) -> Path:
-        temporary = self._folder / f".{self._model}.{os.getpid()}.tmp"
+        path = self._taken(suffix)
         try:
-            temporary.write_bytes(data)
-            path = self._taken(suffix)
-            try:
-                temporary.replace(path)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise Failed(f"{self._folder} cannot be written: {error.strerror or error}.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+            return write_whole(path, data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
     def _taken(self, suffix: str) -> Path:
         """The path under the next number that is free: an empty file, so that nobody else who keeps takes it."""
         while True:
-            path = self._folder / f"{self._model}-{self._number}{suffix}"
+            path = self._folder / f"{self._model}-{next(self._numbers)}{suffix}"
             if not any(path.with_suffix(each).exists() for each in SUFFIXES.values()):
-                try:
+                with contextlib.suppress(FileExistsError):
                     path.touch(exist_ok=False)
                     return path
-                except FileExistsError:  # since
-                    pass
-            self._number += 1
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 -> a PNG file."""
-    from PIL import Image as Pillow
-
-    file = io.BytesIO()
-    Pillow.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()

@@ -39,19 +39,19 @@ def read_images(prompts: list[Prompt], outputs: dict[str, np.ndarray | None]) ->
     if pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3):
         raise NoAnswer(f"the server answered {pixels.dtype} {pixels.shape} for images, not uint8 (N, H, W, 3)")
     count = len(pictures)
-    columns = {ENCODED: encoded, SEED: seeds, RECIPE: recipes, TIMES: times}
-    for name, column in columns.items():
-        if column is not None and column.dtype.kind not in ("iu" if name == SEED else "O"):
-            raise NoAnswer(
-                f"the server answered {column.dtype} for {name}, not {'integers' if name == SEED else 'bytes'}"
-            )
-        if column is not None and column.size != count:
+    for name, column in {ENCODED: encoded, SEED: seeds, RECIPE: recipes, TIMES: times}.items():
+        if column is None:
+            continue
+        kinds, words = ("iu", "integers") if name == SEED else ("O", "bytes")
+        if column.dtype.kind not in kinds:
+            raise NoAnswer(f"the server answered {column.dtype} for {name}, not {words}")
+        if column.size != count:
             raise NoAnswer(f"the server answered {count} images with {column.size} of {name}")
     if not count or count % len(prompts):
         raise NoAnswer(f"the server answered {count} images for {len(prompts)} prompts")
     return [
         Image(
-            prompt=prompts[index * len(prompts) // count].prompt,
+            prompt=prompts[index * len(prompts) // count].fields["prompt"],
             pixels=None if pixels is None else pixels[index],
             encoded=encoded.flat[index] if pixels is None else None,
             seed=None if seeds is None else int(seeds.flat[index]),

@@ -135,7 +135,7 @@ class Server:
     async def infer(self, model: Model, prompts: list[Prompt], timeout: float | None) -> list[Image]:
         """The images of one request. `timeout` is its deadline in seconds; raises `NoAnswer` past it and for any
         other reason that there are none."""
-        inputs = [self._input(name, prompts) for name in prompts[0].asked()]
+        inputs = [self._input(name, prompts) for name in prompts[0].fields]
         outputs = [self._library.InferRequestedOutput(name) for name in model.outputs]
         try:
             async with asyncio.timeout(None if timeout is None else timeout + GRACE):
@@ -154,7 +154,7 @@ class Server:
 
     def _input(self, name: str, prompts: list[Prompt]) -> Any:
         """A tensor of shape (B, 1)."""
-        values = [getattr(prompt, name) for prompt in prompts]
+        values = [prompt.fields[name] for prompt in prompts]
         datatype = DATATYPES[name]
         if datatype == "BYTES":
             values = [value.encode() for value in values]
