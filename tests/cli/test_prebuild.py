@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from darkroom.cli.artefacts import Runtimes, readable_size, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
+from darkroom.store.archive import pack
 from darkroom.store.fingerprints import hash_json
 from darkroom.store.manifest import MANIFEST, read_manifest, write_manifest
 from darkroom.store.store import Key, Store
@@ -323,6 +326,10 @@ class TestUpkeep:
         assert freed >= total / 2 > freed - doomed[-1]["bytes"] or len(doomed) < 9
 
 
+COMPILED = {"kind": "compiled", "runtime": "torch-compile", "version": "1", "device": "CPU"}
+ENGINE = COMPILED | {"kind": "engine", "precision": "fp32"}
+
+
 class TestCarry:
     def test_what_was_exported_serves_elsewhere(self, empty_studio: Studio, tmp_path: Path) -> None:
         first = empty_studio.draw(PROMPT, engine="onnxruntime")
@@ -384,6 +391,79 @@ class TestCarry:
             tar.addfile(link)
         ended = prebuild(empty_studio, "import", str(archive))
         assert_refused(ended)
+
+    @pytest.mark.parametrize("key", [COMPILED, ENGINE | {"runtime": "jax"}])
+    def test_what_runs_as_code_is_taken_from_who_is_trusted_alone(
+        self, key: dict[str, str], empty_studio: Studio, tmp_path: Path
+    ) -> None:
+        archive, other = archive_of(tmp_path, key), Studio(tmp_path, empty_studio.model)
+        ended = prebuild(other, "import", str(archive))
+        assert_refused(ended, "--trust")
+        assert not other.engines.exists()
+        assert prebuild(other, "import", str(archive), "--trust").code == 0
+        assert len(Store(other.engines).folders()) == 1
+
+    def test_code_among_what_is_none_keeps_all_of_it_out(self, empty_studio: Studio, tmp_path: Path) -> None:
+        archive = archive_of(tmp_path, {"kind": "schedule"}, COMPILED)
+        other = Studio(tmp_path, empty_studio.model)
+        assert_refused(prebuild(other, "import", str(archive)), "--trust")
+        assert not other.engines.exists()
+
+    def test_a_kind_that_nobody_knows_is_refused(self, empty_studio: Studio, tmp_path: Path) -> None:
+        archive, other = archive_of(tmp_path, {"kind": "plugin"}), Studio(tmp_path, empty_studio.model)
+        assert_refused(prebuild(other, "import", str(archive), "--trust"), "no kind of artefact")
+
+    @pytest.mark.parametrize("name", ["more.so", ".hidden", ".hidden/code.py"])
+    def test_files_that_no_manifest_names_are_refused(self, name: str, empty_studio: Studio, tmp_path: Path) -> None:
+        def add(folder: Path) -> None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("import os")
+
+        archive, other = archive_of(tmp_path, {"kind": "schedule"}, change=add), Studio(tmp_path, empty_studio.model)
+        assert_refused(prebuild(other, "import", str(archive)), name, "nothing was added")
+        assert not other.engines.exists()
+
+    def test_a_file_of_more_bytes_than_its_manifest_says_is_refused(self, empty_studio: Studio, tmp_path: Path) -> None:
+        def grow(folder: Path) -> None:
+            (folder / "data").write_bytes(b"0" * 1000)
+
+        archive, other = archive_of(tmp_path, {"kind": "schedule"}, change=grow), Studio(tmp_path, empty_studio.model)
+        assert_refused(prebuild(other, "import", str(archive)), "says 4 bytes", "1000")
+        assert not other.engines.exists()
+
+    def test_a_sparse_file_is_refused(self, empty_studio: Studio, tmp_path: Path) -> None:
+        """A few bytes of an archive can stand for terabytes."""
+        archive, other = archive_of(tmp_path, {"kind": "schedule"}), Studio(tmp_path, empty_studio.model)
+        with tarfile.open(archive) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar.getmembers()]
+        with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+            for member, content in members:
+                if member.name.endswith("/data"):
+                    member.pax_headers = {"GNU.sparse.size": str(2**50), "GNU.sparse.map": f"0,{len(content)}"}
+                tar.addfile(member, io.BytesIO(content))
+        assert_refused(prebuild(other, "import", str(archive)), "nothing was added")
+        assert not other.engines.exists()
+
+    def test_what_the_disk_has_no_room_for_is_not_begun(
+        self, empty_studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        archive, other = archive_of(tmp_path, {"kind": "schedule"}), Studio(tmp_path, empty_studio.model)
+        monkeypatch.setattr("darkroom.store.archive.shutil.disk_usage", lambda _: SimpleNamespace(free=3))
+        ended = prebuild(other, "import", str(archive))
+        assert ended.code == 1 and one_line(ended.err) and "3 are free" in ended.err
+        assert not other.engines.exists()
+
+
+def archive_of(root: Path, *keys: dict[str, str], change: Callable[[Path], None] = lambda folder: None) -> Path:
+    """An archive of made-up artefacts with these keys, a file of four bytes in each, `change`d when they were made."""
+    made = Store(root / "made")
+    folders = {}
+    for key in keys:
+        folder = made.make(Key("made up", key), lambda folder: {"at": (folder / "data").write_bytes(b"data")})
+        change(folder)
+        folders[f"engines/{folder.name}"] = folder
+    pack(root / "made.tar", folders, lambda: None)
+    return root / "made.tar"
 
 
 class TestStrangeStores:

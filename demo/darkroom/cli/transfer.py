@@ -7,6 +7,7 @@ from typing import Any
 from darkroom.cli.artefacts import Runtimes, readable_size, row_of, rows_of, show, total
 from darkroom.cli.console import Console
 from darkroom.cli.settings import artefact_folders, stores_of
+from darkroom.engines import runs_code
 from darkroom.errors import InvalidRequest
 from darkroom.store.archive import pack, unpack
 
@@ -23,6 +24,11 @@ def add_transfer_commands(commands: Any) -> list[argparse.ArgumentParser]:
     export.add_argument("name", nargs="*", metavar="NAME", help="only what has this in its name; * stands for any")
     entry = commands.add_parser("import", help="take artefacts out of such a file", allow_abbrev=False)
     entry.add_argument("archive", metavar="FILE", help="what export made")
+    entry.add_argument(
+        "--trust",
+        action="store_true",
+        help="also take JAX's executables and what inductor compiled: code that runs here",
+    )
     export.set_defaults(work=_export)
     entry.set_defaults(work=_import)
     return [export, entry]
@@ -51,8 +57,19 @@ def _export(flags: argparse.Namespace) -> None:
 def _import(flags: argparse.Namespace) -> None:
     console = Console(machine=flags.json)
     graphs, engines = stores_of(artefact_folders(flags), console)
-    with console.job(f"reading {Path(flags.archive).name}") as line:
-        added, there = unpack(Path(flags.archive), {ENGINES: engines, GRAPHS: graphs}, line.phase)
+    archive = Path(flags.archive)
+
+    def check(name: str, key: dict[str, Any]) -> None:
+        if key.get("kind") not in PLACES:
+            raise InvalidRequest(f"{archive} holds {name}, which is no kind of artefact: nothing was added.")
+        if runs_code(key) and not flags.trust:
+            raise InvalidRequest(
+                f"{archive} holds {name}, which is code that runs when it is loaded: nothing was added. With --trust "
+                f"it is taken; who made the file can then do here what you can."
+            )
+
+    with console.job(f"reading {archive.name}") as line:
+        added, there = unpack(archive, {ENGINES: engines, GRAPHS: graphs}, line.phase, check)
     for store in (graphs, engines):
         store.fingerprints.remember()
     runtimes = Runtimes()

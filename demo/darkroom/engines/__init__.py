@@ -5,6 +5,7 @@ import importlib.util
 import os
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 from darkroom.contract import PLACES
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
@@ -15,13 +16,15 @@ from darkroom.errors import Failed, InvalidRequest, near_matches
 class Listed:
     """Where a runtime's file is, the packages of which it needs one, and how to get that.
 
-    `options` are those of `Options` that it has a use for.
+    `options` are those of `Options` that it has a use for; `runs_code` tells whether loading one of its engines runs
+    code that stands in it.
     """
 
     module: str
     packages: tuple[str, ...]
     install: str
     options: frozenset[str] = frozenset()
+    runs_code: bool = False
     tools: dict[str, str] = field(default_factory=dict)
     """What is needed beside packages, by the word that a complaint has for it, and how to get that."""
 
@@ -59,7 +62,13 @@ RUNTIMES = {
         TORCH,
         tools={"compiler": "apt-get install g++", "package triton": "pip install triton"},
     ),
-    "jax": Listed("jax", ("jax",), "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers safetensors", JAX),
+    "jax": Listed(
+        "jax",
+        ("jax",),
+        "pip install jax==0.10.2 torchax==0.0.14.dev20261026 flatbuffers safetensors",
+        JAX,
+        runs_code=True,
+    ),
 }
 """In the order of preference of `--engine auto`, which takes TensorRT where there is an NVIDIA GPU."""
 
@@ -88,6 +97,13 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
             flag = f"--{option.replace('_', '-')}"
             raise InvalidRequest(f"{flag} has no effect with --engine {name}: it is for {able}.")
     return importlib.import_module(f"darkroom.engines.{listed.module}.runtime").runtime(name, options)
+
+
+def runs_code(key: dict[str, Any]) -> bool:
+    """Whether loading the artefact of this key runs code that stands in it: XLA's executables are unpickled, and what
+    inductor compiled is machine code and Python."""
+    listed = RUNTIMES.get(str(key.get("runtime")))
+    return key.get("kind") == "compiled" or (listed is not None and listed.runs_code)
 
 
 def has_cuda_graphs(name: str, options: Options) -> bool:

@@ -36,13 +36,20 @@ def write_manifest(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the manifest says: label, key, files, made. Raises `Damaged` when a byte of it has changed."""
     try:
-        text = (folder / MANIFEST).read_bytes()
+        return parse_manifest((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise Damaged(f"{MANIFEST} is missing") from None
+    except OSError:
+        raise Damaged(f"{MANIFEST} cannot be read") from None
+
+
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """The same of a manifest's bytes."""
+    try:
         manifest = json.loads(text.decode("utf-8"))
         own = manifest.pop("sha256")
         whole = _is_shaped(manifest)
-    except FileNotFoundError:
-        raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(f"{MANIFEST} cannot be read") from None
     # As text, too: a changed blank is a change.
     if not whole or own != hash_json(manifest) or text != _text(manifest | {"sha256": own}):
