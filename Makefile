@@ -23,9 +23,10 @@ test: ## runs the tests; more flags for pytest in ARGS="-m slow"
 	@$(READY) all -r requirements.txt -e '.[test,lint]'
 	@$(VENV)/bin/python -m pytest $(value ARGS)
 
-lint: ## checks the code's style
+lint: ## checks the code's style and the order of its imports
 	@$(READY) all -r requirements.txt -e '.[test,lint]'
 	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/lint-imports setup.cfg --no-cache
 
 fix: ## repairs what the style check can repair
 	@$(READY) all -r requirements.txt -e '.[test,lint]'

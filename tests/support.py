@@ -274,7 +274,7 @@ def write_tiny_model(folder: Path) -> Path:
     silence_libraries()
     vocabulary = write_tokenizer(folder / "tokenizer")
     torch.manual_seed(1234)
-    text = CLIPTextModel(_tiny_text(vocabulary, 32, 2, projection_dim=32))
+    text = CLIPTextModel(tiny_text(vocabulary, 32, 2, projection_dim=32))
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -288,9 +288,9 @@ def write_tiny_model(folder: Path) -> Path:
         norm_num_groups=8,
     )
     # Freshly made networks answer faintly: louder words and colours make every difference visible.
-    _louder(text, 40, "embedding")
-    _louder(unet, 4, "attn2.to_out", "attn2.to_v")
-    _louder(unet, 3, "conv_out.weight")
+    louder(text, 40, "embedding")
+    louder(unet, 4, "attn2.to_out", "attn2.to_v")
+    louder(unet, 3, "conv_out.weight")
     text.save_pretrained(folder / "text_encoder")
     unet.save_pretrained(folder / "unet")
     parts = {
@@ -315,11 +315,11 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
     silence_libraries()
     vocabulary = write_tokenizer(folder / "tokenizer_2", pad="!")
     torch.manual_seed(4321 + refiner)
-    second = CLIPTextModelWithProjection(_tiny_text(vocabulary, 32, 4, projection_dim=40, hidden_act="gelu"))
+    second = CLIPTextModelWithProjection(tiny_text(vocabulary, 32, 4, projection_dim=40, hidden_act="gelu"))
     texts = {"text_encoder_2": second}
     if not refiner:
         write_tokenizer(folder / "tokenizer")
-        texts["text_encoder"] = CLIPTextModel(_tiny_text(vocabulary, 24, 3, projection_dim=40))
+        texts["text_encoder"] = CLIPTextModel(tiny_text(vocabulary, 24, 3, projection_dim=40))
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -337,9 +337,9 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         projection_class_embeddings_input_dim=(5 if refiner else 6) * 8 + 40,
         norm_num_groups=8,
     )
-    _louder(unet, 3, "attn2.to_out", "attn2.to_v", "add_embedding", "conv_out.weight")
+    louder(unet, 3, "attn2.to_out", "attn2.to_v", "add_embedding", "conv_out.weight")
     for part, text in texts.items():
-        _louder(text, 40, "embedding", "text_projection")
+        louder(text, 40, "embedding", "text_projection")
         text.save_pretrained(folder / part)
     unet.save_pretrained(folder / "unet")
     parts = {
@@ -356,7 +356,7 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
     return folder
 
 
-def _tiny_text(vocabulary: dict[str, int], width: int, layers: int, **more: Any) -> Any:
+def tiny_text(vocabulary: dict[str, int], width: int, layers: int, **more: Any) -> Any:
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
@@ -373,7 +373,7 @@ def _tiny_text(vocabulary: dict[str, int], width: int, layers: int, **more: Any)
     )
 
 
-def _louder(network: Any, factor: float, *names: str) -> None:
+def louder(network: Any, factor: float, *names: str) -> None:
     """Multiplies the weights whose names hold one of `names`."""
     import torch
 

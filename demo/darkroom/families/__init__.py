@@ -14,6 +14,11 @@ def register(family: Family) -> None:
     _FAMILIES[family.name] = family
 
 
+def forget(name: str) -> None:
+    """Undoes `register`."""
+    _FAMILIES.pop(name, None)
+
+
 def every_family() -> list[Family]:
     return list(_FAMILIES.values())
 

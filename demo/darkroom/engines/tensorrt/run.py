@@ -274,7 +274,7 @@ class TensorRtUnet(TensorRtEngine):
         """See `Denoiser`. With CUDA graphs, a loop that came twice is captured whole, and from then on one launch."""
         cuda, calls, lock = self._session.cuda, len(table), self._session.lock
         kind = calls, len(noises)
-        with self._session.range("unet"):
+        with self._session.range(self._network.stage.name):
             with lock:
                 self._session.settle()
                 cuda.record(self._start)
