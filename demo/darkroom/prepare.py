@@ -26,6 +26,7 @@ from darkroom.processes.progress import Line
 from darkroom.request import Request, check_steps_left
 from darkroom.schedule import SPREADABLE, Chosen
 from darkroom.schedule.table import Table
+from darkroom.store.producers import made_with
 from darkroom.store.store import Key, Store
 from darkroom.text.clip import ClipTokenizer
 
@@ -128,7 +129,8 @@ class Preparer:
             store.sweep()
         for part, source in {"schedule": table_folder, **sources}.items():
             self.detail(f"{part}: {source}")
-        artefacts = {"schedule": table_key.digest, **{name: key.digest for name, key in keys.items()}}
+        artefacts = {"schedule": self.engines.digest_of(table_key, table_folder)}
+        artefacts |= {name: self.engines.digest_of(key, sources[name]) for name, key in keys.items()}
         return Compiled(jobs, sources, table_folder, tokenizers, scheduler, artefacts)
 
     def export(self, request: Request, stages: Collection[str] | None = None) -> list[Path]:
@@ -308,7 +310,7 @@ class Preparer:
             "steps": request.denoising_steps,
             "skipped": request.skipped_steps,
             "revision": TABLE_REVISION,
-        }
+        } | made_with("diffusers")
         if request.image_strength is not None:
             if self.family.spreads_steps(self.checkpoint) and class_name == SPREADABLE:
                 facts |= {"skipped": 0, "share": request.image_strength}
@@ -361,6 +363,7 @@ class Preparer:
             "precision": self._graph_precision(job),
             "revision": GRAPH_REVISION,
         } | _facts_of_weights(stage)
+        facts |= made_with(*_makers(stage), "onnx")
         return Key(f"{stage.name}-{self.name}-{facts['precision']}", facts)
 
     def _weights(self, stage: Stage) -> dict[str, str]:
@@ -388,6 +391,8 @@ class Preparer:
         facts |= _facts_of_weights(job.stage) | self.runtime.facts()
         if self.runtime.from_graph:
             facts["graph"] = self._graph_key(job, request).facts
+        else:
+            facts |= made_with(*_makers(job.stage))
         sizes = job.profile.label(job.stage.spatial)
         by = "-".join([self.runtime.name, *self.runtime.options.place().values()])
         return Key(f"{job.stage.name}-{self.name}-{sizes}-{by}-{job.precision}", facts)
@@ -463,6 +468,11 @@ def _facts_of_weights(stage: Stage) -> dict[str, Any]:
     if stage.loras:
         facts["loras"] = [[lora.sha256, lora.weight, lora.scale] for lora in stage.loras]
     return facts
+
+
+def _makers(stage: Stage) -> list[str]:
+    """The packages that make a stage's network of what is in the model's folder."""
+    return ["torch", "diffusers", "transformers", *(["peft"] if stage.loras else [])]
 
 
 def compile_table(choice: Chosen, steps: int, skipped: int | None, share: float) -> tuple[Table, str]:

@@ -12,6 +12,7 @@ from darkroom.request import Request
 from darkroom.schedule import Chosen, schedulers_for
 from darkroom.schedule.bundle import Schedule
 from darkroom.serving.service import LanePlan, Limits, Part, Plan
+from darkroom.store.producers import made_with
 from darkroom.store.store import Key
 
 LARGE_TO_SERVE = 2 * 10**8
@@ -133,7 +134,10 @@ def compiled_schedules(preparer: Preparer, request: Request, wanted: Collection[
         entry["steps"].append(schedule.steps)
     for entry in of.values():
         entry["steps"].sort()
-    key = Key(f"schedules-{preparer.name}", {"kind": "schedules", "of": of, "revision": TABLE_REVISION})
+    key = Key(
+        f"schedules-{preparer.name}",
+        {"kind": "schedules", "of": of, "revision": TABLE_REVISION} | made_with("diffusers"),
+    )
     if folder := preparer.engines.find(key):
         preparer.engines.note_use(folder)
         return folder

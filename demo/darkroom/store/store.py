@@ -22,6 +22,7 @@ from typing import Any
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.store.fingerprints import Fingerprints, hash_json
 from darkroom.store.manifest import MANIFEST, USED, Damaged, check_files, read_manifest, write_manifest
+from darkroom.store.producers import missing, without
 
 DIGITS = 12
 TEMPORARY, ASIDE, OWN = ".tmp", ".aside", ".own"
@@ -55,19 +56,30 @@ class Store:
         self.fingerprints = Fingerprints(root / ".fingerprints.json")
 
     def find(self, key: Key) -> Path | None:
-        """The folder of a whole artefact under this key, or None."""
+        """The folder of a whole artefact under this key, or None. Of packages that make it and are not installed here,
+        any version will do: another machine made it."""
         folder = self.root / key.folder_name
+        if not folder.exists() and missing(key.facts):
+            return self.find_for(key, lambda device: device == str(key.facts.get("device")))
         return folder if folder.exists() and self.damage(folder, key.facts) is None else None
 
     def find_for(self, key: Key, runs: Callable[[str], bool]) -> Path | None:
         """A whole artefact that differs from the key only in its "device", one that `runs` says will do; or None."""
-        facts = json.loads(json.dumps(key.facts))
+        facts, packages = json.loads(json.dumps(key.facts)), missing(key.facts)
         for folder, manifest in self.manifests():
-            device = str(manifest["key"].get("device"))
-            alike = manifest["key"] == facts | {"device": device}
+            known = without(packages, manifest["key"])
+            device = str(known.get("device"))
+            alike = known == facts | ({"device": device} if "device" in facts else {})
             if alike and runs(device) and self.damage(folder) is None:
                 return folder
         return None
+
+    def digest_of(self, key: Key, folder: Path) -> str:
+        """The digest of the artefact that was found in `folder` for this key: its own may be another. The key's, where
+        there is no artefact."""
+        if folder.parent != self.root or folder.name == key.folder_name:
+            return key.digest
+        return hash_json(read_manifest(folder)["key"])
 
     def damage(self, folder: Path, facts: dict[str, Any] | None = None, anew: bool = False) -> str | None:
         """Why the artefact in `folder` must not be used, in half a sentence; None where it is whole.

@@ -35,6 +35,7 @@ from darkroom.engines.onnxruntime.run import DeviceEngine, DeviceUnet, HostEngin
 from darkroom.engines.runtime import ON_NVIDIA, Engine, Options, Place, Progress, Runtime
 from darkroom.errors import Failed, InvalidRequest, gist
 from darkroom.networks.graph import WIDENING
+from darkroom.store.producers import made_with
 
 GRAPH = "engine.onnx"
 GRAPH_DATA = "engine.onnx.data"
@@ -76,6 +77,9 @@ class OnnxRuntime(Runtime):
         if self._provider != TENSORRT or missing(self._cuda_api):
             return f"{self._provider}: an NVIDIA GPU"  # a tidied graph is for any
         return f"{self._provider}: {device_name(self._cuda_api)} ({capability(self._cuda_api)})"
+
+    def facts(self) -> dict[str, Any]:
+        return {} if self._provider == CPU else made_with("onnx-graphsurgeon")
 
     def precisions(self) -> tuple[str, ...]:
         # The CPU's kernels have no half-precision convolutions.

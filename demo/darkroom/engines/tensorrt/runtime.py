@@ -16,6 +16,7 @@ from darkroom.engines.cuda import capability, device_name, missing, runtime_api
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime
 from darkroom.errors import Failed, InvalidRequest, near_matches
 from darkroom.schedule.step import step_stage
+from darkroom.store.producers import made_with
 
 PLAN = "engine.plan"
 STEP_PLAN = "step.plan"
@@ -66,7 +67,7 @@ class TensorRt(Runtime):
             "weight_streaming": options.ws,
         }
         asked = {name: value for name, value in built_with.items() if value is not None and value is not False}
-        return {"built_with": asked}
+        return {"built_with": asked} | made_with("onnx-graphsurgeon")
 
     def precisions(self) -> tuple[str, ...]:
         return ("fp32", "fp16", "bf16")
