@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import subprocess
-import tarfile
 from pathlib import Path
 
 import numpy as np
 
 from training import concepts
+from training.packages import read
 from training.workspace import add_work_argument
 
 STYLES = {"noto": "noto", "fluent": "fluent-emoji-flat", "twemoji": "twemoji"}
@@ -26,23 +24,8 @@ MARGIN = 8
 """Pixels kept free on each side, so that the border shows the background and nothing else."""
 
 
-def fetch(style: str, folder: Path) -> Path:
-    """Download and unpack one package with `npm pack` unless it is there; returns its folder."""
-    package = STYLES[style]
-    target = folder / package
-    if not (target / "icons.json").exists():
-        target.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", f"@iconify-json/{package}", "--silent", "--pack-destination", str(folder)]
-        archive = folder / subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-        with tarfile.open(archive) as tar:
-            for member in tar.getmembers():
-                if member.isfile():
-                    (target / Path(member.name).name).write_bytes(tar.extractfile(member).read())
-    return target
-
-
-def svg(icons: dict, name: str) -> str:
-    """The SVG of one icon of an Iconify collection, with `MARGIN` around it."""
+def svg(icons: dict, name: str, size: int = SIZE) -> str:
+    """The SVG of one icon of an Iconify collection, with a `MARGIN` in `SIZE` around it."""
     while name not in icons["icons"]:
         name = icons["aliases"][name]["parent"]
     icon = icons["icons"][name]
@@ -52,15 +35,15 @@ def svg(icons: dict, name: str) -> str:
     side = max(width, height) * SIZE / (SIZE - 2 * MARGIN)
     box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'{head} width="{SIZE}" height="{SIZE}" viewBox="{box}">{icon["body"]}</svg>'
+    return f'{head} width="{size}" height="{size}" viewBox="{box}">{icon["body"]}</svg>'
 
 
-def render(text: str) -> np.ndarray:
-    """SVG text -> (SIZE, SIZE, 4) uint8, straight alpha."""
+def render(text: str, size: int = SIZE) -> np.ndarray:
+    """SVG text -> (size, size, 4) uint8, straight alpha."""
     import resvg_py
     from PIL import Image
 
-    png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=SIZE, height=SIZE))
+    png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
@@ -84,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     pictures = []
     for style in STYLES:
-        icons = json.loads((fetch(style, args.npm or args.work / "npm") / "icons.json").read_text("utf-8"))
+        icons = read(f"@iconify-json/{STYLES[style]}", "icons.json", args.npm or args.work / "npm")
         pictures += [render(svg(icons, concept.icon)) for concept in concepts.load()]
         print(f"{style}: {len(pictures)} pictures so far", flush=True)
     np.savez_compressed(args.work / "artwork.npz", rgba=np.stack(pictures))

@@ -1,10 +1,14 @@
-"""Measure an exported model on 200 fixed prompts.
+"""Measure an exported model on fixed prompts.
 
     python -m training.evaluate [--work FOLDER] [--model FOLDER] [--guidance 4] [--steps 20] [--json FILE]
 
-Prints top-1 and top-5 retrieval among all artwork of the same style on the same background (`measure.py`
-says in which feature space), background accuracy, and the VAE's reconstruction PSNR; and, as the ceiling, the
-same retrieval for the VAE's reconstructions of the right pictures.
+A model of 256 pixels is asked what `questions.py` wrote down, each prompt with a seed of its own; `answers.py` says
+what is right. `--kinds` takes some kinds of questions alone, `--prompts` the first so many of each. The VAE's PSNR and
+gradient ratio are those of the right pictures of the first kind.
+
+For one of 128 pixels, 200 prompts are drawn from `concepts.txt`. Prints top-1 and top-5 retrieval among all artwork of
+the same style on the same background (`measure.py` says in which feature space), background accuracy, and the VAE's
+reconstruction PSNR; and, as the ceiling, the same retrieval for the VAE's reconstructions of the right pictures.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
-from training import artwork, captions, concepts, measure
+from training import answers, artwork, captions, concepts, drawings, measure, questions, vocabulary
 from training.colours import NAMES, TABLE
+from training.drawings import Drawings
 from training.export import OUTPUT
 from training.workspace import add_work_argument
 
@@ -103,6 +109,33 @@ def evaluate(pipe: DiffusionPipeline, rgba: np.ndarray, guidance: float, steps: 
     }
 
 
+def evaluate_256(
+    pipe: DiffusionPipeline, work: Path, guidance: float, steps: int, number: int, kinds: list[str], folder: Path | None
+) -> dict:
+    """The measures of `answers.py` for the model, and for right pictures (`ceiling`); strangers' go to the folder."""
+    things, artworks = vocabulary.load(work), Drawings.load(work)
+    asked = [(i, question) for i, question in enumerate(questions.load(things)) if question.kind in kinds]
+    asked = [pair for kind in kinds for pair in [each for each in asked if each[1].kind == kind][:number]]
+    these = [question for _, question in asked]
+    made = generate(pipe, [q.prompt for q in these], [FIRST_SEED + i for i, _ in asked], guidance, steps)
+    right = np.stack([answers.shown(question, artworks) for question in these])
+    again = reconstruct(pipe, first := right[[question.kind == kinds[0] for question in these]])
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for (index, _), picture in zip(asked, made, strict=True):
+            Image.fromarray(picture).save(folder / f"{index:04d}.png")
+    return {
+        "prompts": len(these),
+        "guidance": guidance,
+        "steps": steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        **answers.measured(made, these, things, artworks),
+        "ceiling": answers.measured(right, these, things, artworks),
+        "vae_psnr": float(measure.psnr(again, first).mean()),
+        "vae_gradient_ratio": measure.gradient_ratio(again, first),
+    }
+
+
 def main() -> None:
     """Evaluate and print."""
     parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
@@ -112,9 +145,17 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--kinds", nargs="+", choices=questions.KINDS, default=questions.KINDS, help="at 256 pixels")
+    parser.add_argument("--pictures", type=Path, help="folder to keep the pictures in, at 256 pixels")
     args = parser.parse_args()
     pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(args.device)
     pipe.set_progress_bar_config(disable=True)
+    if pipe.vae.config.sample_size == drawings.SIZE:
+        result = evaluate_256(pipe, args.work, args.guidance, args.steps, args.prompts, list(args.kinds), args.pictures)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        print(json.dumps(result, indent=2))
+        return
     result = evaluate(pipe, artwork.load(args.work), args.guidance, args.steps, args.prompts)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

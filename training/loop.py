@@ -17,6 +17,10 @@ Loss = Callable[[int, float, torch.Generator], Tensor]
 """(step, progress in 0..1, generator) -> scalar loss. All randomness comes from the generator."""
 
 
+LONGEST = 30.0
+"""Seconds that one step counts at most: a process that was stopped for a while did not train meanwhile."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and how fast. Progress is counted in steps where `steps` is given, else in seconds trained."""
@@ -90,7 +94,7 @@ class Trainer:
 
     def run(self, loss_of: Loss, until: int | None = None, report_every: float = 20.0) -> None:
         """Train to the end of the plan, or until the step `until`; saves now and then, and at the end."""
-        started, saved, reported, sums = time.monotonic() - self.seconds, self.seconds, self.seconds, []
+        clock, saved, reported, sums = time.monotonic(), self.seconds, self.seconds, []
         while (progress := self.plan.progress(self.step, self.seconds)) < 1 and self.step != until:
             # A stream per step, so that a resumed run draws what an uninterrupted one would have drawn.
             generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step)
@@ -105,7 +109,8 @@ class Trainer:
             self.step += 1
             self._average()
             sums.append(loss.detach())
-            self.seconds = time.monotonic() - started
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + min(now - clock, LONGEST), now
             if self.seconds - reported > report_every:
                 mean = torch.stack(sums).mean().item()
                 pace = (self.seconds - reported) / len(sums)

@@ -8,6 +8,8 @@ standard deviation over the gallery, and both weigh the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from training.colours import border_colour, nearest
@@ -37,23 +39,44 @@ def shape_features(pictures: np.ndarray) -> np.ndarray:
     return flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)
 
 
+def features(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts of the feature space. (N, H, W, 3) uint8, sides divisible by 16."""
+    return colour_features(pictures), shape_features(pictures)
+
+
+def ranks_of(made: Sequence[np.ndarray], gallery: Sequence[np.ndarray], right: np.ndarray) -> np.ndarray:
+    """`ranks` of pictures whose `features` are there already."""
+    distance = np.zeros((len(made[0]), len(gallery[0])), np.float32)
+    for ours, theirs in zip(made, gallery, strict=True):
+        spread = np.sqrt(theirs.var(0).mean()) + 1e-6
+        for row, one in enumerate(ours):
+            distance[row] += (((one - theirs) / spread) ** 2).mean(-1)
+    return (distance < distance[np.arange(len(distance)), right][:, None]).sum(1)
+
+
 def ranks(made: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
     """How many gallery pictures are nearer to each picture than the right one: 0 is a top-1 hit.
 
     made: (M, H, W, 3), gallery: (N, H, W, 3), both uint8; right: (M,) indices into it; returns (M,) int.
     """
-    distance = np.zeros((len(made), len(gallery)), np.float32)
-    for features in (colour_features, shape_features):
-        ours, theirs = features(made), features(gallery)
-        spread = np.sqrt(theirs.var(0).mean()) + 1e-6
-        difference = ((ours[:, None] - theirs[None]) / spread) ** 2
-        distance += difference.mean(-1)
-    return (distance < distance[np.arange(len(made)), right][:, None]).sum(1)
+    return ranks_of(features(made), features(gallery), right)
 
 
 def backgrounds_right(made: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Whether the mean border colour is nearest the named one. colours: (M,) indices into `NAMES`."""
     return nearest(border_colour(made)) == colours
+
+
+def gradient_ratio(made: np.ndarray, right: np.ndarray) -> float:
+    """Mean gradient magnitude in parts of the right pictures': below 1 detail is lost, above it there are ripples.
+
+    Both (N, H, W, 3) uint8.
+    """
+
+    def mean(pictures: np.ndarray) -> float:
+        return float(np.hypot(*np.gradient(pictures.mean(-1, dtype=np.float32), axis=(1, 2))).mean())
+
+    return mean(made) / mean(right)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:

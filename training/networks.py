@@ -33,6 +33,25 @@ def vae() -> AutoencoderKL:
     )
 
 
+def vae_256() -> AutoencoderKL:
+    """Pictures (B, 3, 256, 256) in -1..1 <-> latents (B, 16, 16, 16).
+
+    Its first four levels are those of `vae`, so that it can be grown from a trained one.
+    """
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        sample_size=256,
+        block_out_channels=(16, 32, 64, 128, 256),
+        down_block_types=("DownEncoderBlock2D",) * 5,
+        up_block_types=("UpDecoderBlock2D",) * 5,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
 def text_encoder(vocabulary: int, begin: int, end: int, layers: int = 3) -> CLIPTextModel:
     """Token ids (B, 77) -> hidden states (B, 77, WIDTH)."""
     shape = {"hidden_size": WIDTH, "intermediate_size": TEXT_INNER, "num_attention_heads": 6, "projection_dim": WIDTH}

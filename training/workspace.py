@@ -22,6 +22,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, minutes: float, batc
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--rate", type=float, default=rate, help="peak learning rate")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (bfloat16 autocast there)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.loop import Loss, Plan, Trainer, averaged  # noqa: E402
+from training.loop import LONGEST, Loss, Plan, Trainer, averaged  # noqa: E402
 
 
 def trainer(path: Path, steps: int = 12, seed: int = 4) -> Trainer:
@@ -53,3 +53,11 @@ def test_rate_warms_up_and_ends_near_zero() -> None:
     rates = [plan.rate_at(step, plan.progress(step, 0.0)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(rates[9], abs=0.02)
     assert rates[100] == pytest.approx(0.01)
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(tmp_path / "a.pt", steps=6)
+    times = iter([0.0, 1.0, 2.0, 5000.0, 5001.0, 5002.0, 5003.0])
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: next(times))
+    one.run(loss_of(one))
+    assert one.seconds == 5 + LONGEST

@@ -47,3 +47,10 @@ def test_composite_blends_by_alpha() -> None:
     rgba[0, 0, :, :3], rgba[0, 0, :, 3] = 200, (0, 255, 51)
     row = artwork.composite(rgba, np.array([[100, 100, 100]], np.uint8))[0, 0, :, 0]
     assert row.tolist() == [100, 200, 120]
+
+
+def test_gradient_ratio_is_below_one_where_detail_is_lost_and_above_for_ripples(gallery: np.ndarray) -> None:
+    noisy = np.clip(gallery + np.random.default_rng(0).normal(0, 8, gallery.shape), 0, 255).astype(np.uint8)
+    assert measure.gradient_ratio(gallery, gallery) == pytest.approx(1)
+    assert measure.gradient_ratio(noisy, gallery) > 1.1
+    assert measure.gradient_ratio(gallery, noisy) < 0.9
