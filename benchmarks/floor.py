@@ -10,6 +10,7 @@ that the engine computes. The profile is OpenVINO's own: the share of a call tha
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -18,7 +19,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,46 +32,22 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-from darkroom.checkpoint.folder import Checkpoint, open_checkpoint  # noqa: E402
-from darkroom.contract import Profile  # noqa: E402
+from darkroom.checkpoint.folder import open_checkpoint  # noqa: E402
 from darkroom.engines import find_runtime  # noqa: E402
 from darkroom.engines.openvino.devices import CPU  # noqa: E402
 from darkroom.engines.openvino.runtime import BEFOREHAND, BLOB  # noqa: E402
-from darkroom.engines.runtime import Job  # noqa: E402
-from darkroom.networks.graph import export_stage  # noqa: E402
 from darkroom.networks.load import example_inputs, load_module  # noqa: E402
-from darkroom.store.fingerprints import Fingerprints  # noqa: E402
+from darkroom.prepare import Preparer  # noqa: E402
+from darkroom.request import Request  # noqa: E402
+from darkroom.store.store import Store  # noqa: E402
 
 EMOJI = ROOT / "demo" / "darkroom" / "models" / "emoji"
-OPSET = 17
 MATRICES = (1024, 2048, 4096)
 ONCE_A_PICTURE = ("attn2.to_k", "attn2.to_v")
 UPSAMPLER = re.compile(r"upsamplers\.\d+\.conv$")
 NEEDED = Fraction(4, 9)
 """Of an upsampler's convolution: see `darkroom.engines.openvino.upsampling`."""
 GIGA = 1e9
-
-
-@dataclass(frozen=True)
-class Floor:
-    """A stage at one batch size. `calls` are milliseconds, `operations` floating-point operations of a call."""
-
-    stage: str
-    batch_size: int
-    operations: int
-    calls: list[float]
-    torch_calls: list[float]
-    profile: dict[str, float]
-
-    def line(self, peak: float) -> str:
-        """A row of the report; `peak` in operations a second."""
-        ours, theirs = statistics.median(self.calls), statistics.median(self.torch_calls)
-        least = 1000 * self.operations / peak
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in list(self.profile.items())[:5])
-        return (
-            f"| {self.stage} | {self.batch_size} | {self.operations / GIGA:.2f} | {least:.1f} ms | {ours:.1f} ms "
-            f"| {least / ours:.0%} | {theirs:.1f} ms | {theirs / least:.1f} | {shares} |"
-        )
 
 
 HEADER = """\
@@ -140,27 +116,36 @@ def profile(folder: Path, inputs: dict[str, np.ndarray], repeat: int) -> dict[st
     return {kind: seconds / total for kind, seconds in spent.most_common() if seconds}
 
 
-def measure(checkpoint: Checkpoint, name: str, size: int, batch: int, repeat: int, work: Path) -> Floor:
-    """One stage at one batch size: exported, built and called, beside torch's module. `work` is its folder."""
-    stage = checkpoint.family.stages(checkpoint, True, 0)[name]
-    job = Job(stage, Profile(batch, size, size, checkpoint.vae_factor), "fp32")
-    work.mkdir(parents=True)
-    if not (graph := work.parent / f"{name}-onnx" / "model.onnx").exists():
-        graph.parent.mkdir()
-        export_stage(checkpoint.folder, stage, "fp32", OPSET, None, checkpoint.vae_factor, graph.parent)
-    runtime = find_runtime("openvino")
-    runtime.build(job, graph, work, lambda *_: True)
-    tensors = example_inputs(stage, job.profile.sizes(), 7)
+def measure(preparer: Preparer, name: str, size: int, batch: int, repeat: int) -> dict[str, Any]:
+    """One stage at one batch size: exported, built and called, beside torch's module. Calls are in milliseconds, the
+    least of them `operations` over the fastest product."""
+    request = Request(
+        model=preparer.name, prompts=("an apple",), negative_prompt=None, batch_size=batch, batch_count=1, height=size,
+        width=size, denoising_steps=1, guidance_scale=7.5, clip_skip=0, scheduler=None, seed=0, engine="openvino",
+        precision="fp32", build="static-batch", onnx_opset=17,
+    )  # fmt: skip
+    compiled = preparer.compile(request, {name})
+    job, source = compiled.jobs[name], compiled.sources[name]
+    tensors = example_inputs(job.stage, job.profile.sizes(), 7)
     inputs = {key: value.numpy() for key, value in tensors.items()}
-    engine = runtime.load(job, work, None)
-    calls = times(repeat, engine, inputs)
-    del engine
-    shares = profile(work, inputs, 5)
-    module = load_module(stage, checkpoint.folder).to(memory_format=torch.channels_last)
-    count = operations(module, list(tensors.values()))
+    calls = times(repeat, preparer.runtime.load(job, source, None), inputs)
+    shares = profile(source, inputs, 5)
+    module = load_module(job.stage, preparer.checkpoint.folder).to(memory_format=torch.channels_last)
+    found = {"stage": name, "batch_size": batch, "operations": operations(module, list(tensors.values()))}
     with torch.inference_mode():
         theirs = times(repeat, module, *tensors.values())
-    return Floor(name, batch, count, calls, theirs, shares)
+    return found | {"calls": calls, "torch_calls": theirs, "profile": shares}
+
+
+def line(found: dict[str, Any], peak: float) -> str:
+    """A row of the report; `peak` in operations a second."""
+    ours, theirs = statistics.median(found["calls"]), statistics.median(found["torch_calls"])
+    least = 1000 * found["operations"] / peak
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in list(found["profile"].items())[:5])
+    return (
+        f"| {found['stage']} | {found['batch_size']} | {found['operations'] / GIGA:.2f} | {least:.1f} ms "
+        f"| {ours:.1f} ms | {least / ours:.0%} | {theirs:.1f} ms | {theirs / least:.1f} | {shares} |"
+    )
 
 
 def main() -> None:
@@ -176,14 +161,14 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {highest / GIGA:.0f} GFLOP/s\n\n{HEADER}", flush=True)
     found = []
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = open_checkpoint(flags.model, Fingerprints(Path(temporary, "fingerprints.json")))
-        for name in flags.stages:
-            for batch in flags.batch_size:
-                work = Path(temporary, f"{name}-{batch}")
-                found.append(measure(checkpoint, name, flags.size, batch, max(5, flags.repeat), work))
-                print(found[-1].line(highest), flush=True)
+        graphs, engines = Store(Path(temporary, "onnx")), Store(Path(temporary, "engines"))
+        checkpoint = open_checkpoint(flags.model, engines.fingerprints)
+        preparer = Preparer(checkpoint, find_runtime("openvino"), graphs, engines)
+        for name, batch in itertools.product(flags.stages, flags.batch_size):
+            found.append(measure(preparer, name, flags.size, batch, max(5, flags.repeat)))
+            print(line(found[-1], highest), flush=True)
     if flags.output:
-        lines = {"peak": highest, "floors": [asdict(each) for each in found]}
+        lines = {"peak": highest, "floors": found}
         flags.output.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 

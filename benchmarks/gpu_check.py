@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Everything that takes an NVIDIA GPU, in under nine minutes and without a network: tests, parity, and the table.
 
-tools/gpu_check.sh [--wheels] [--dry-run] [--output DIR] [--parts NAME ...] [--seconds N] [--mode MODE]
+tools/gpu_check.sh [--wheels] [--dry-run] [--tiny] [--output DIR] [--parts NAME ...] [--seconds N] [--mode MODE]
 
 Parts run one after the other, each in processes of its own and within its own time; one that fails or runs out of time
-ends alone. Results are kept as they come, in DIR/results.jsonl, which `demo/benchmark.py report` reads; what this
-machine has in there, with the same versions, is not measured again, so a second run, which also finds what the first
-compiled, goes on where that ended.
+ends alone. Parity and table are comparisons of `demo/benchmark.py`, whose results are kept as they come in
+DIR/parity.jsonl and DIR/results.jsonl, which its `report` reads; what this machine has in there, with the same
+versions, is not measured again, so a second run, which also finds what the first compiled, goes on where that ended.
 
 Exit codes: 0, or 1 where a part failed or one that --parts asks for could not run, or 2 where none can run here.
 """
@@ -15,36 +15,28 @@ import argparse
 import configparser
 import ctypes
 import importlib.util
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+from darkroom.bench.machine import machine, nvidia  # noqa: E402
+from darkroom.bench.results import Row, read  # noqa: E402
+
 SECONDS = 525.0
 """For all parts: nine minutes, less what starting and ending takes."""
 
 NEEDED = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "tokenizers",
-    "pillow",
-    "rich",
-    "huggingface_hub",
-    "filelock",
-    "pytest",
-    "matplotlib",
+    "torch diffusers transformers safetensors numpy tokenizers pillow rich huggingface_hub filelock pytest matplotlib"
 )
 EXTRA = {
     "torchao": "--quantization",
@@ -78,72 +70,76 @@ TENSORRT = (*GRAPHS, "onnx-graphsurgeon", "polygraphy", "cuda-python")
 PROVIDERS = ("onnx", "onnx-graphsurgeon", "cuda-python", "onnxruntime-gpu")
 """What they need: engines that run graphs, TensorRT, and ONNX Runtime's providers on a GPU."""
 
-PARITY = (
-    ("torch", (), 40),
-    ("onnxruntime-cuda", PROVIDERS, 60),
-    ("tensorrt", (*TENSORRT, "tensorrt or tensorrt-cu13 or tensorrt-cu12"), 90),
-    ("torch-compile", (), 90),
-    ("jax", ("jax-cuda13-plugin or jax-cuda12-plugin", "torchax", "flatbuffers"), 90),
-    ("onnxruntime-tensorrt", (*PROVIDERS, LIBRARY), 90),
-    ("tensorrt-rtx", (*TENSORRT, "tensorrt-rtx"), 60),
-    ("torch-quantized", ("torchao",), 60),
-    ("onnxruntime", GRAPHS, 40),
-    ("openvino", (*GRAPHS, "openvino"), 40),
-)
-"""The parts of `gpu_parity`, the most important first: name, what they need, most seconds."""
+RTX, NOT_FOR_RTX = "tensorrt-rtx", ("8.0", "9.0")
+"""A part, and the compute capabilities of data centres' GPUs, which that library says it is not for."""
+
+GRAPH = "--use-cuda-graph"
+TENSORRT_WAYS = f"tensorrt --precision fp32 fp16 {GRAPH}"
+PARITY = {
+    "torch": (40, (), f"torch --precision fp32; torch --precision fp32 bf16 fp16 {GRAPH}"),
+    "onnxruntime-cuda": (
+        60,
+        PROVIDERS,
+        f"onnxruntime --precision fp32 --provider cuda; onnxruntime --precision fp32 fp16 --provider cuda {GRAPH}",
+    ),
+    "tensorrt": (90, (*TENSORRT, "tensorrt or tensorrt-cu13 or tensorrt-cu12"), TENSORRT_WAYS),
+    "torch-compile": (90, (), f"torch-compile --precision fp32 bf16 {GRAPH}"),
+    "jax": (90, ("jax-cuda13-plugin or jax-cuda12-plugin", "torchax", "flatbuffers"), "jax --precision fp32 bf16"),
+    "onnxruntime-tensorrt": (
+        90,
+        (*PROVIDERS, LIBRARY),
+        f"onnxruntime --precision fp32 fp16 --provider tensorrt {GRAPH}",
+    ),
+    RTX: (60, (*TENSORRT, RTX), TENSORRT_WAYS),
+    "torch-quantized": (
+        60,
+        ("torchao",),
+        "torch --precision bf16 --quantization int8; torch --precision bf16 --quantization fp8",
+    ),
+    "onnxruntime": (40, GRAPHS, "onnxruntime --precision fp32"),
+    "openvino": (40, (*GRAPHS, "openvino"), "openvino --precision fp32"),
+}
+"""Engines whose pictures are held against diffusers in float32, the most important first: most seconds, what they
+need, and each way in which they are tried."""
+
+ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
+"""Least PSNR in dB of these, by precision; what is quantized may differ as bf16 does."""
 
 FIRST = 3
 """So many of these come before the table; and so many parts of that, before the rest of these."""
 
 SLOW = 400
-"""Seconds for the parity of an engine on a CPU that is busy."""
+"""Seconds for a part on a CPU that is busy."""
 
 LEAST = 45.0
 """Seconds without which a part of the table is not begun: imports and networks alone take half of them."""
 
 MODES = ("default", "reduce-overhead", "max-autotune")
-
-ALL = ("eager", "ours", "compiled")
-XL, XL_TURBO, SD, SD_TURBO = (
-    ("xl-1.0", 1024, 5.0),
-    ("sdxl-turbo", 512, 0.0),
-    ("sd-1.5", 512, 7.5),
-    ("sd-turbo", 512, 0.0),
-)
-"""Models, with pixels along each side and guidance."""
-
-FEW_STEPS = tuple((batch, steps) for batch in (1, 4, 8) for steps in (4, 1))
-MANY_STEPS = tuple((batch, steps) for batch in (1, 4, 8) for steps in (20, 30))
-"""What models are seldom asked for, and the table holds for completeness."""
-
-TABLE = (
-    ("sdxl", XL, ((1, 30), (1, 20)), ALL, 230),
-    ("sdxl-turbo", XL_TURBO, ((1, 4), (1, 1)), ALL, 170),
-    ("sdxl-throughput", XL, ((8, 20),), ALL, 170),
-    ("sd-1.5", SD, ((1, 30), (1, 20), (1, 4), (1, 1)), ALL, 120),
-    ("sd-turbo", SD_TURBO, ((1, 4), (1, 1)), ALL, 110),
-    ("sdxl-trace", XL, ((1, 30), (1, 4), (1, 1)), ("eager", "ours", "ours-eager"), 120),
-    ("sdxl-quantized", XL, ((1, 30),), ("eager", "ours-int8", "ours-fp8"), 180),
-    ("sdxl-batches", XL, ((4, 20), (4, 30), (8, 30)), ALL, 240),
-    ("sdxl-turbo-batches", XL_TURBO, ((4, 4), (4, 1), (8, 4), (8, 1)), ALL, 200),
-    ("sd-1.5-batches", SD, ((4, 20), (4, 30), (8, 20), (8, 30)), ALL, 240),
-    ("sd-turbo-batches", SD_TURBO, ((4, 4), (4, 1), (8, 4), (8, 1)), ALL, 160),
-    ("sdxl-few-steps", XL, FEW_STEPS, ALL, 200),
-    ("sd-1.5-few-steps", SD, FEW_STEPS, ALL, 160),
-    ("sdxl-turbo-many-steps", XL_TURBO, MANY_STEPS, ALL, 240),
-    ("sd-turbo-many-steps", SD_TURBO, MANY_STEPS, ALL, 200),
-)
-"""The parts of the table, the most important first: name, model, cells (batch, steps), contenders, most seconds."""
-
-TABLE_NEEDS = {"sdxl-quantized": ("torchao",)}
-"""What they need beside torch."""
-
-TINY = (("tiny-trace", ("tiny", 64, 7.5), ((1, 4), (2, 2)), ("eager", "ours-eager"), 400),)
+TABLE = {
+    "sdxl": (230, "xl-1.0 --batch-size 1 --denoising-steps 30 20"),
+    "sdxl-turbo": (170, "sdxl-turbo --batch-size 1 --denoising-steps 4 1"),
+    "sdxl-throughput": (170, "xl-1.0 --batch-size 8 --denoising-steps 20"),
+    "sd-1.5": (120, "sd-1.5 --batch-size 1 --denoising-steps 30 20 4 1"),
+    "sd-turbo": (110, "sd-turbo --batch-size 1 --denoising-steps 4 1"),
+    "sdxl-eager": (120, "xl-1.0 --batch-size 1 --denoising-steps 30 4 1 --engine torch"),
+    "sdxl-int8": (120, "xl-1.0 --batch-size 1 --denoising-steps 30 --quantization int8"),
+    "sdxl-fp8": (120, "xl-1.0 --batch-size 1 --denoising-steps 30 --quantization fp8"),
+    "sdxl-batches": (240, "xl-1.0 --batch-size 4 8 --denoising-steps 20 30"),
+    "sdxl-turbo-batches": (200, "sdxl-turbo --batch-size 4 8 --denoising-steps 4 1"),
+    "sd-1.5-batches": (240, "sd-1.5 --batch-size 4 8 --denoising-steps 20 30"),
+    "sd-turbo-batches": (160, "sd-turbo --batch-size 4 8 --denoising-steps 4 1"),
+    "sdxl-few-steps": (200, "xl-1.0 --batch-size 1 4 8 --denoising-steps 4 1"),
+    "sd-1.5-few-steps": (160, "sd-1.5 --batch-size 1 4 8 --denoising-steps 4 1"),
+    "sdxl-turbo-many-steps": (240, "sdxl-turbo --batch-size 1 4 8 --denoising-steps 20 30"),
+    "sd-turbo-many-steps": (200, "sd-turbo --batch-size 1 4 8 --denoising-steps 20 30"),
+}
+"""The parts of the table, the most important first: most seconds, and the model at full size with what is asked of it.
+The last ones are seldom asked for; they are there for completeness."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A part by its name: the most seconds that it gets, those without which it is not begun, and its command.
+    """A part by its name: the most seconds that it gets, those without which it is not begun, and its commands.
 
     `needs` are packages, or libraries that the loader finds; " or " stands between those of which one will do.
     """
@@ -151,14 +147,19 @@ class Job:
     name: str
     seconds: float
     least: float
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     what: str
     needs: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def lacks(self) -> str | None:
         """What keeps it from running on this machine; None where nothing does."""
         missing = [need for need in self.needs if not any(map(is_here, need.split(" or ")))]
-        return f"not here: {', '.join(missing)} (see --wheels)" if missing else None
+        if missing:
+            return f"not here: {', '.join(missing)} (see --wheels)"
+        if self.name == f"parity-{RTX}" and (nvidia("compute_cap") or [""])[0] in NOT_FOR_RTX:
+            return "TensorRT-RTX says that it is not for this GPU"
+        return None
 
 
 def is_here(name: str) -> bool:
@@ -172,70 +173,63 @@ def is_here(name: str) -> bool:
 
 def jobs(output: Path, mode: str, tiny: bool) -> list[Job]:
     """The parts in their order: what everything else rests on, then the most important cells first."""
-    tests = (
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-o",
-        "addopts=--import-mode=importlib",
-        "-m",
-        "gpu",
-        str(ROOT / "tests/gpu"),
-    )
-    table = [_cells(output, mode, *asked) for asked in (TINY if tiny else TABLE)]
     if tiny:
-        return [_parity(output, "torch", (), SLOW), *table]
-    parity = [_parity(output, *asked) for asked in PARITY]
-    first = Job("tests", 75, 20, tests, "the tests marked gpu")
+        asked = "--full-size tiny --batch-size 1 2 --denoising-steps 4 2 --engine torch --peer diffusers --keep-loaded"
+        table = Job("tiny", SLOW, 20, (_compared(output, "results", asked),), asked)
+        return [_parity(output, "torch", SLOW, (), "torch --precision fp32"), table]
+    tests = (sys.executable, *"-m pytest -q -o addopts=--import-mode=importlib -m gpu".split(), str(ROOT / "tests/gpu"))
+    parity = [_parity(output, name, *asked) for name, asked in PARITY.items()]
+    table = [_table(output, mode, name, *asked) for name, asked in TABLE.items()]
+    first = Job("tests", 75, 20, (tests,), "the tests marked gpu")
     return [first, *parity[:FIRST], *table[:FIRST], *parity[FIRST:], *table[FIRST:]]
 
 
-def _parity(output: Path, name: str, needs: tuple[str, ...], seconds: float) -> Job:
-    """The parity of an engine: see `gpu_parity`."""
-    command = (sys.executable, str(ROOT / "benchmarks/gpu_parity.py"), str(output / "parity"), str(seconds), name)
-    return Job(f"parity-{name}", seconds, 20, command, "pictures against diffusers in float32", needs)
+def _compared(output: Path, results: str, flags: str) -> tuple[str, ...]:
+    """A comparison in this environment, whose results go to DIR/`results`.jsonl."""
+    folders = f"--output {results}.jsonl --peer-dir peers --onnx-dir onnx --engine-dir engines"
+    named = [word if word.startswith("--") else str(output / word) for word in folders.split()]
+    compare = (sys.executable, str(ROOT / "demo" / "benchmark.py"), "compare", "--peers-here", "--cold-starts", "0")
+    return (*compare, *named, *flags.split())
 
 
-def _cells(
-    output: Path,
-    mode: str,
-    name: str,
-    of: tuple[str, int, float],
-    cells: tuple[tuple[int, int], ...],
-    contenders: tuple[str, ...],
-    seconds: float,
-) -> Job:
-    """A part of the table: see `gpu_cells.Part`, which the command names. Those called so write a trace."""
-    model, size, guidance = of
-    device, precision = ("cpu", "fp32") if model == "tiny" else ("cuda", "bf16")
-    work = {"model": model, "size": size, "guidance_scale": guidance, "precision": precision, "device": device}
-    trace = str(output / f"{name}.json") if name.endswith("-trace") else None
-    part = {"work": work, "cells": cells, "contenders": contenders, "results": str(output / "results.jsonl")}
-    command = (sys.executable, str(ROOT / "benchmarks/gpu_cells.py"), json.dumps(part | {"mode": mode, "trace": trace}))
-    steps = ", ".join(f"{batch} x {steps}" for batch, steps in cells)
-    told = f"{model}, {size} pixels, {precision}; {', '.join(contenders)}; batch x steps: {steps}"
-    return Job(name, seconds, LEAST, command, told, TABLE_NEEDS.get(name, ()))
+def _parity(output: Path, name: str, seconds: float, needs: tuple[str, ...], ways: str) -> Job:
+    """The embedded model's pictures by an engine: the last of seven, which captured graphs replay."""
+    work = "--peer diffusers --batch-size 2 --denoising-steps 4 --guidance-scale 4 --seed 5"
+    commands = tuple(_compared(output, "parity", f"{work} --engine {way}") for way in ways.split("; "))
+    environment = {"PYTHONPATH": str(output / "without-tensorrt")} if name == RTX else {}
+    return Job(f"parity-{name}", seconds, 20, commands, f"against diffusers in float32: {ways}", needs, environment)
+
+
+def _table(output: Path, mode: str, name: str, seconds: float, asked: str) -> Job:
+    """A part of the table, all of it in bf16; eager and quantized engines are held against eager diffusers alone."""
+    plain = not {"--engine", "--quantization"} & set(asked.split())
+    if "--engine" not in asked:
+        asked += f" --engine torch-compile --use-cuda-graph --torch-inference {mode}"
+    asked += " --precision bf16 --peer diffusers-bf16" + " diffusers-compile-bf16" * plain
+    command = _compared(output, "results", f"--full-size {asked} --keep-loaded --num-warmup-runs 3")
+    return Job(name, seconds, LEAST, (command,), asked, ("torchao",) if "--quantization" in asked else ())
 
 
 def run(job: Job, seconds: float, log: Path, environment: dict[str, str]) -> str | None:
     """Runs a part. Returns why it failed, or None; what it says goes through, what libraries complain of into `log`."""
-    with log.open("wb") as complaints:
-        process = subprocess.Popen(job.command, cwd=ROOT, env=environment, stderr=complaints, start_new_session=True)
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"stopped: it took more than {seconds:.0f} s"
-        finally:
+    reasons, ends = [], time.perf_counter() + seconds
+    for command in job.commands:
+        with log.open("wb") as complaints:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=complaints, start_new_session=True)
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # and the compiler's own workers
-            except ProcessLookupError:
-                pass
-            process.wait()
-    if code == 0:
-        return None
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [""]
-    return f"failed with exit code {code}: {last[0][:160]} ({log})"
+                code = process.wait(timeout=max(0.0, ends - time.perf_counter()))
+            except subprocess.TimeoutExpired:
+                return f"stopped: it took more than {seconds:.0f} s"
+            finally:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)  # and the compiler's own workers
+                except ProcessLookupError:
+                    pass
+                process.wait()
+        if code:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [""]
+            reasons.append(f"failed with exit code {code}: {last[0][:160]} ({log})")
+    return "; ".join(reasons) or None
 
 
 def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False) -> list[str]:
@@ -244,7 +238,10 @@ def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False)
     Parts that were asked for `by_name` go wrong where they cannot run, too.
     """
     began, wrong = time.perf_counter(), []
-    output.mkdir(parents=True, exist_ok=True)
+    without = output / "without-tensorrt"
+    without.mkdir(parents=True, exist_ok=True)
+    # Lets TensorRT-RTX be found where plain TensorRT is installed too.
+    (without / "tensorrt.py").write_text('raise ImportError("left out")\n', encoding="ascii")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output / "inductor"))
     for job in parts:
@@ -256,11 +253,27 @@ def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False)
             continue
         print(f"== {job.name}: {job.what}", flush=True)
         start = time.perf_counter()
-        reason = run(job, min(job.seconds, left), output / f"{job.name}.log", environment)
+        reason = run(job, min(job.seconds, left), output / f"{job.name}.log", environment | job.environment)
         print(f"== {job.name}: {time.perf_counter() - start:.0f} s{f', {reason}' if reason else ''}", flush=True)
         if reason:
             wrong.append(f"{job.name} {reason}")
     return wrong
+
+
+def measured(file: Path) -> list[Row]:
+    """What was measured on this machine, with these versions."""
+    here = machine()
+    versions = here.pop("packages").items()
+    rows = [row for row in read([file]) if row["error"] is None] if file.exists() else []
+    return [row for row in rows if here.items() <= row.machine.items() and row.machine["packages"].items() <= versions]
+
+
+def unlike(rows: list[Row]) -> Iterator[str]:
+    """Those whose pictures are further from diffusers' in float32 than their precision allows."""
+    for row in rows:
+        least = ALIKE.get(row.settings["precision"] or "fp32", 0.0)
+        if row["psnr"] is not None and row["psnr"] < least:
+            yield f"{row['contender']}: {row['psnr']:.1f} dB, at least {least:.0f} are expected"
 
 
 def requirements() -> dict[str, str]:
@@ -271,7 +284,7 @@ def requirements() -> dict[str, str]:
     lines = (line.split("#")[0].split(";")[0].strip() for text in lists for line in text.splitlines())
     known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if line}
     builds = {name: known[plain].replace(plain, build, 1) for name, (plain, build) in FOR_CUDA.items()}
-    return {name: (known | builds)[name] for name in (*NEEDED, *EXTRA)}
+    return {name: (known | builds)[name] for name in (*NEEDED.split(), *EXTRA)}
 
 
 def say_wheels() -> None:
@@ -294,15 +307,14 @@ def say_wheels() -> None:
 
 def ready(tiny: bool) -> str | None:
     """What keeps this machine from running the check."""
-    missing = [name for name in NEEDED if importlib.util.find_spec({"pillow": "PIL"}.get(name, name)) is None]
+    missing = [name for name in NEEDED.split() if importlib.util.find_spec({"pillow": "PIL"}.get(name, name)) is None]
     if missing:
         return f"{', '.join(missing)} cannot be imported here: see --wheels."
     import torch
 
     if not tiny and not torch.cuda.is_available():
-        return (
-            f"torch {torch.__version__} finds no CUDA device here: see --wheels, --dry-run, or try it out with --tiny."
-        )
+        found = f"torch {torch.__version__} finds no CUDA device here"
+        return f"{found}: see --wheels, --dry-run, or try it out with --tiny."
     return None
 
 
@@ -314,9 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gpu-check", help="default: output/gpu-check")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, by the names that --dry-run says")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all parts; default {SECONDS:.0f}")
-    parser.add_argument(
-        "--mode", choices=MODES, default="reduce-overhead", help="torch.compile's, of all; default: this"
-    )
+    parser.add_argument("--mode", choices=MODES, default=MODES[1], help="torch.compile's, of all; default: this")
     flags = parser.parse_args(arguments)
     parts = jobs(flags.output.absolute(), flags.mode, flags.tiny)
     if unknown := set(flags.parts or ()) - {job.name for job in parts}:
@@ -325,22 +335,19 @@ def main(arguments: list[str] | None = None) -> int:
     if flags.wheels:
         say_wheels()
         return 0
-    results = flags.output / "results.jsonl"
     if flags.dry_run:
         lacking = {job.name: job.lacks() for job in parts}
         for job in parts:
             reason = lacking[job.name]
             print(f"{job.name}: {f'skipped, {reason}' if reason else f'up to {job.seconds:.0f} s; {job.what}'}")
-        print(f"In this order, until {flags.seconds:.0f} s are over; results: {results}")
+        print(f"In this order, until {flags.seconds:.0f} s are over; results: {flags.output / 'results.jsonl'}")
         return 1 if flags.parts and any(lacking.values()) else 0
     if reason := ready(flags.tiny):
         print(f"gpu_check.sh: {reason}", file=sys.stderr)
         return 2
     wrong = check(flags.output.absolute(), parts, flags.seconds, by_name=bool(flags.parts))
-    from benchmarks.gpu_cells import machine_with
-    from benchmarks.gpu_targets import say_targets
-
-    say_targets(results, machine_with("cpu" if flags.tiny else "cuda"))
+    wrong += unlike(measured(flags.output / "parity.jsonl"))
+    print(f"The table: demo/benchmark.py report {flags.output / 'results.jsonl'}")
     for each in wrong:
         print(f"WRONG: {each}")
     return 1 if wrong else 0

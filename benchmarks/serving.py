@@ -4,9 +4,9 @@
     python benchmarks/serving.py [--version emoji] [--slots 8] [--clients 8] [--requests 32] [--rounds 5]
 
 The window batcher is what Triton's `dynamic_batching` makes of requests: it takes those that wait, up to the slots, and
-runs them together until the longest ends; then they are decoded together, and it takes the next. Arrivals are Poisson,
-near what the engines can do, by as many clients as there are, each with one request at a time. Both kinds take turns,
-the median of the rounds counts.
+runs them together until the longest ends, and then takes the next. Arrivals are Poisson, near what the engines can do,
+by as many clients as there are, each with one request at a time. Both kinds take turns, the median of the rounds
+counts.
 """
 
 import argparse
@@ -20,25 +20,18 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
-import numpy as np
 
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
 from darkroom.cli.prebuild import versions
 from darkroom.cli.settings import Folders, home, stores_of
 from darkroom.engines import find_runtime
-from darkroom.noise import NoiseStream, initial_latents
-from darkroom.pipeline.assembly import assemble
-from darkroom.pipeline.pictures import to_bytes
-from darkroom.pipeline.timing import StageClock
 from darkroom.prepare import Preparer
 from darkroom.request import Request
-from darkroom.schedule.bundle import Schedule
-from darkroom.schedule.table import Trajectory
-from darkroom.serving.batching import Made
 from darkroom.serving.planning import planned
 from darkroom.serving.service import Limits, Service
 
@@ -46,10 +39,10 @@ PROMPTS = ("a red apple", "a cat", "a rocket, noto style", "a slice of pizza, bl
 
 
 class WindowBatcher:
-    """Whole requests at a time."""
+    """Whole requests at a time: none joins before all of the last window are done, which are handed out together."""
 
-    def __init__(self, service: Service, slots: int) -> None:
-        self._service, self._slots = service, slots
+    def __init__(self, batcher: Any, slots: int) -> None:
+        self._batcher, self._slots = batcher, slots
         self._waiting: queue.Queue = queue.Queue()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -62,42 +55,11 @@ class WindowBatcher:
     def _run(self) -> None:
         while True:
             window = [self._waiting.get()]
-            while len(window) < self._slots:
-                try:
-                    window.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
-            self._make(window)
-
-    def _make(self, window: list[tuple[Request, Future]]) -> None:
-        lane = self._service.lane_of(window[0][0])
-        images = []
-        for request, _ in window:
-            table = self._service.table_of(request)
-            engine = next(iter(lane.denoisers.values()))
-            pipeline = assemble(lane.traits, lane.encoders, engine, lane.vae, table, request, guided=lane.guided)
-            conditions = pipeline.condition(request.prompts)
-            noise = initial_latents([NoiseStream(request.seed)], pipeline.latent_shape)
-            images.append((pipeline, conditions, table, Trajectory(table, noise)))
-        parts, rest = [], iter(images)
-        for size in lane.parts(len(images)):
-            part = list(itertools.islice(rest, size))
-            padded = part + part[:1] * (size - len(part))
-            names = padded[0][1]
-            stacked = {name: np.concatenate([conditions[name] for _, conditions, *_ in padded]) for name in names}
-            parts.append((size, part, padded, stacked))
-        for call in range(max(len(table) for *_, table, _ in images)):
-            for size, part, padded, stacked in parts:
-                calls = [min(call, len(table) - 1) for *_, table, _ in padded]
-                latents = np.concatenate([each[3].network_input(at) for each, at in zip(padded, calls, strict=True)])
-                times = np.array([each[2].timesteps[at] for each, at in zip(padded, calls, strict=True)], np.float32)
-                output = lane.denoisers[size](stacked | {"latents": latents, "timestep": times})["output"]
-                for row, (_, _, table, trajectory) in enumerate(part):
-                    if call < len(table):
-                        trajectory.advance(call, output[row : row + 1].copy(), None)
-        for (_, future), (pipeline, _, _, trajectory) in zip(window, images, strict=True):
-            (picture,) = pipeline.decode(trajectory.sample)
-            future.set_result(Made(to_bytes(picture, "the picture"), StageClock()))
+            while len(window) < self._slots and not self._waiting.empty():
+                window.append(self._waiting.get())
+            made = [each.result() for each in self._batcher.submit([request for request, _ in window])]
+            for (_, future), picture in zip(window, made, strict=True):
+                future.set_result(picture)
 
 
 def load(batcher: object, service: Service, steps: list[int], gaps: list[float], clients: int) -> dict[str, float]:
@@ -163,12 +125,15 @@ def main() -> None:
     )  # fmt: skip
     batches = sorted({*(2**power for power in range(flags.slots.bit_length())), flags.slots} - {0})
     batches = [batch for batch in batches if batch <= flags.slots]
-    schedules = [Schedule(None, steps) for steps in range(1, 31)]
+    schedules = [(None, steps) for steps in range(1, 31)]
     guided = (preparer.traits.guided(request),)
     plan = planned(preparer, request, "demo_txt2img.py", [(request.height, request.width)], batches, guided, schedules,
                    Limits())  # fmt: skip
     service = Service(plan)
-    joining, window = service.batcher(flags.slots, 10**6), WindowBatcher(service, flags.slots)
+    joining, window = (
+        service.batcher(flags.slots, 10**6),
+        WindowBatcher(service.batcher(flags.slots, 10**6), flags.slots),
+    )
     chance = random.Random(0)
     works = {
         "steps from 4 to 30": [chance.randint(4, 30) for _ in range(flags.requests)],

@@ -3,30 +3,19 @@
 import contextlib
 import io
 import json
-import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from darkroom.bench.comparison import REFERENCE
-from darkroom.bench.peers import PEERS
+from darkroom.bench.peers import PEERS, Peer
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
 from tests.support import Ended, Studio, children_inline, flags, one_line, pixels
 
-
-@pytest.fixture
-def no_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers runs here; the others cannot be installed."""
-
-    def ensure(peer: object, root: Path, show: object = None) -> Path:
-        if peer.environment != "diffusers":
-            raise Failed(f"no environment for {peer.name}: no network")
-        return Path(sys.executable)
-
-    monkeypatch.setattr("darkroom.bench.comparison.ensure", ensure)
+REFERENCE = PEERS["diffusers"].name
 
 
 def compare(studio: Studio, *arguments: str) -> Ended:
@@ -37,12 +26,17 @@ def compare(studio: Studio, *arguments: str) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def test_the_same_work_makes_the_same_pictures(studio: Studio, no_environments: None) -> None:
-    ended = compare(studio, "--peer", "diffusers", "--engine=openvino", "--denoising-steps=3", "--batch-size=2",
-                    "--cold-starts=1", "--prompt=red apple", "--seed=7")  # fmt: skip
-    assert ended.code == 0, ended.out
-    theirs, ours = map(json.loads, (studio.root / "comparison.jsonl").read_text().splitlines())
-    assert (ours["contender"], theirs["contender"]) == ("Darkroom (openvino fp32)", "diffusers eager")
+def lines_of(studio: Studio) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (studio.root / "comparison.jsonl").read_text().splitlines()]
+
+
+def test_the_same_work_makes_the_same_pictures(studio: Studio) -> None:
+    asked = ("--peers-here", "--peer", "diffusers", "--denoising-steps=3", "--batch-size=2", "--prompt=red apple")
+    asked += ("--seed=7", "--cold-starts=1", "--engine=openvino")
+    ended = compare(studio, *asked)
+    assert ended.code == 0, ended.err
+    theirs, ours = lines_of(studio)
+    assert (ours["contender"], theirs["contender"]) == ("Darkroom (openvino fp32)", REFERENCE)
     assert ours["psnr"] > 45 and theirs.get("psnr") is None
     for line in (ours, theirs):
         assert line["stages"].keys() == {"CLIP", "UNet", "VAE-Dec", "Pipeline"} and line["unet_calls"] == 4  # PNDM
@@ -53,15 +47,35 @@ def test_the_same_work_makes_the_same_pictures(studio: Studio, no_environments: 
     drawn = studio.draw("red apple", engine="openvino", batch_size=2, denoising_steps=3, seed=7)
     for path, picture in zip(ours["pictures"], drawn.pictures, strict=True):
         np.testing.assert_array_equal(pixels(path), picture)
+    again = compare(studio, *asked)
+    assert again.code == 0 and "2 of 2 cells are in" in again.out and len(lines_of(studio)) == 2
 
 
-def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(studio: Studio, no_environments: None) -> None:
-    ended = compare(studio, "--peer", "diffusers", "openvino-genai", "--engine=openvino", "--denoising-steps=1",
-                    "--cold-starts=0")  # fmt: skip
-    assert ended.code == 1 and one_line(ended.err) and PEERS["openvino-genai"].name in ended.err
-    lines = [json.loads(line) for line in (studio.root / "comparison.jsonl").read_text().splitlines()]
-    assert {line["contender"] for line in lines if line["error"] is None} == {"Darkroom (openvino fp32)", REFERENCE}
-    assert [line["error"].endswith("no network") for line in lines if line["error"]] == [True]
+def test_one_process_does_all_batch_sizes_and_steps(studio: Studio) -> None:
+    asked = ("--keep-loaded", "--peers-here", "--peer", "diffusers-bf16", "--engine=torch", "--precision=bf16")
+    ended = compare(studio, *asked, "--batch-size", "1", "2", "--denoising-steps=1", "--cold-starts=0")
+    assert ended.code == 0, ended.err
+    eager, ours, *others = found = lines_of(studio)
+    assert [line["settings"]["batch_size"] for line in found] == [1, 1, 2, 2]
+    assert [line["contender"] for line in found] == 2 * ["diffusers eager (bf16)", "Darkroom (torch bf16)"]
+    assert [line["load_seconds"] for line in others] == [eager["load_seconds"], ours["load_seconds"]]
+    assert all(line["psnr"] > 20 and len(line["pictures"]) == line["settings"]["batch_size"] for line in found[1::2])
+
+
+def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensure(peer: Peer, *_: object) -> Path:
+        raise Failed(f"no environment for {peer.name}: no network")
+
+    monkeypatch.setattr("darkroom.bench.peers.ensure", ensure)
+    ended = compare(studio, "--peer", "openvino-genai", "--engine=openvino", "--denoising-steps=1", "--cold-starts=0")
+    assert ended.code == 1 and PEERS["openvino-genai"].name in ended.err.splitlines()[-1]
+    assert "nobody's are checked" in ended.err
+    assert {line["contender"]: line["error"] and line["error"][-10:] for line in lines_of(studio)} == {
+        "Darkroom (openvino fp32)": None,
+        PEERS["openvino-genai"].name: "no network",
+    }
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,10 @@ def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(studio: Stud
     [
         (["--peer", "difusers"], "'diffusers'"),
         (["--full-size", "sd-1.6"], "'sd-1.5'"),
-        (["--full-size", "xl-1.0"], "not of SDXL"),
+        (["--full-size", "xl-1.0"], "compared with diffusers alone"),
+        (["--keep-loaded", "--engine", "openvino", "--peer", "diffusers", "--cold-starts", "0"], "--keep-loaded"),
+        (["--keep-loaded", "--engine", "torch"], "--keep-loaded"),
+        (["--keep-loaded", "--engine", "torch", "--peer", "diffusers"], "--cold-starts"),
         (["--streams", "2"], "--streams"),
         (["--output", "/"], "--output"),
         (["--repeat", "1"], "--repeat"),

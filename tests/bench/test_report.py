@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from darkroom.bench import charts
-from darkroom.bench.drawing import STYLE
-from darkroom.bench.report import best_lines, best_under, comma_separated, markdown, report, text
+from darkroom.bench.report import best_under, comma_separated, markdown, report, text
 from darkroom.bench.results import Row, read
-from darkroom.bench.sections import Section, sections
-from darkroom.bench.words import less, number, processor_name, size, times
+from darkroom.bench.sections import Section, less, number, processor_name, sections, size, times
 from darkroom.errors import Failed, InvalidRequest
 from tests.bench.lines import MACHINE, failed, line, write
 from tests.support import ROOT
@@ -49,11 +47,10 @@ def test_speedup_is_over_what_the_baseline_did_in_the_same_turns(read_lines) -> 
 
 
 def test_speedup_is_over_no_other_cell_of_the_baselines_label(read_lines) -> None:
-    beside = {"contender": "torch fp32", "settings": line("torch fp32", 1.0, threads=1)["settings"]}
-    one, two = line("torch fp32", 1000.0, threads=1), line("torch fp32", 500.0, threads=2)
-    rows = read_lines(one, two | {"beside": beside | {"images_per_second": 0.5}})
-    (section,) = sections(rows)
-    assert set(speedups(section).values()) == {1.0}
+    other = {"contender": "torch fp32", "settings": line("torch fp32", 1.0, threads=1)["settings"]}
+    beside = other | {"images_per_second": 0.5}
+    (section,) = sections(read_lines(TORCH, line("openvino fp32", 312.5, beside=beside)))
+    assert speedups(section)["openvino fp32", ""] == 2.0
 
 
 def test_baseline_is_diffusers_then_torch_then_the_first(read_lines) -> None:
@@ -108,10 +105,6 @@ def test_only_the_same_work_is_compared(read_lines) -> None:
         ({"height": 256}, ["128×128", "128×256"]),
         ({"scheduler": "DDIM"}, ["the model's scheduler", "DDIM"]),
         ({"guidance_scale": 7.5}, ["guidance 4", "guidance 7.5"]),
-        ({"streams": 2}, ["1 stream", "2 streams"]),
-        ({"threads": 2}, ["all threads", "2 threads"]),
-        ({"use_cuda_graph": True}, ["no CUDA graph", "CUDA graph"]),
-        ({"async": True}, ["not async", "async"]),
         ({"seed": 5}, ["seed 0", "seed 5"]),
         ({"machine": MACHINE | {"processor": "Apple M2"}}, ["AMD EPYC 9B14 (0123abcd)", "Apple M2"]),
         (
@@ -132,16 +125,22 @@ def test_version_that_was_not_recorded_is_no_other(read_lines) -> None:
     assert {entry.group.label for entry in section.entries} == {"batch 1", "batch 4"}
 
 
-def test_baseline_of_one_stream_is_what_many_streams_are_compared_with(read_lines) -> None:
-    (section,) = sections(
-        read_lines(DIFFUSERS, OPENVINO, line("openvino fp32", 500.0, streams=2, images_per_second=4.0))
-    )
-    assert speedups(section)["openvino fp32", "2 streams"] == 4.0
-
-
-def test_way_to_run_of_one_contender_alone_is_in_its_name(read_lines) -> None:
-    (section,) = sections(read_lines(DIFFUSERS, line("tensorrt fp16", 100.0, use_cuda_graph=True)))
-    assert speedups(section) == {("diffusers eager", ""): 1.0, ("tensorrt fp16 CUDA graph", ""): 10.0}
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"streams": 2}, "2 streams"),
+        ({"threads": 2}, "2 threads"),
+        ({"use_cuda_graph": True}, "CUDA graph"),
+        ({"async": True}, "async"),
+        ({"devices": 4}, "4 devices"),
+    ],
+)
+def test_way_to_run_is_in_the_name_where_it_varies(read_lines, changes: dict, said: str) -> None:
+    other = line("openvino fp32", 500.0, images_per_second=4.0, **changes)
+    (section,) = sections(read_lines(DIFFUSERS, OPENVINO, other))
+    assert speedups(section)[f"openvino fp32 {said}", ""] == 4.0 and speedups(section)["openvino fp32", ""] == 2.5
+    (alone,) = sections(read_lines(other))
+    assert alone.names == ["openvino fp32"] and said in alone.shared.label
 
 
 def test_builds_of_one_label_have_names_of_their_own(read_lines) -> None:
@@ -157,22 +156,18 @@ def test_best_is_the_most_images_of_those_whose_p90_is_within_the_bound(read_lin
         line("torch fp32", 300.0, version="other"),
         failed("tensorrt fp16", "no GPU"),
     )
-    first, batched, _, other, _ = rows
-    assert best_under(rows, 402.0) == {"emoji": first, "other": other}
-    assert best_under(rows, 401.9) == {"emoji": None, "other": other}
-    assert best_under(rows, 5000.0) == {"emoji": batched, "other": other}
-    assert best_lines(rows, 402.0)[0] == (
-        "emoji: most images with a p90 within 402 ms: openvino fp32 (batch 1), 2.50 images/s (p90 402 ms)."
-    )
-    assert best_lines(rows, 10.0)[0] == (
-        "emoji: no cell has a p90 within 10 ms; the nearest is openvino fp32 (batch 1) with 402 ms."
-    )
-    assert best_lines(read_lines(failed("a", "b")), 10.0) == [
+    best = "emoji: most images with a p90 within 402 ms: openvino fp32 (batch 1), 2.50 images/s (p90 402 ms)."
+    assert best_under(sections(rows), 402.0)[0] == best
+    nearest = "emoji: no cell has a p90 within 401.9 ms; the nearest is openvino fp32 (batch 1) with 402 ms."
+    assert best_under(sections(rows), 401.9)[0] == nearest
+    batched, other = best_under(sections(rows), 5000.0)
+    assert "openvino fp32 (batch 4), 4.00 images/s" in batched and other.startswith("other: most images")
+    assert best_under(sections(read_lines(failed("a", "b"))), 10.0) == [
         "emoji: no cell has a p90 within 10 ms, for none was measured."
     ]
     for bound in (0.0, -1.0, float("nan")):
         with pytest.raises(InvalidRequest, match="--max-latency"):
-            best_under(rows, bound)
+            best_under(sections(rows), bound)
 
 
 def test_csv_has_every_setting_and_every_number(read_lines) -> None:
@@ -258,25 +253,18 @@ def figure_texts():
     import matplotlib
 
     def drawn(draw, section: Section) -> list[str]:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(charts.STYLE):
             return [each.get_text() for axis in draw(section).axes for each in axis.texts]
 
     return drawn
 
 
-def test_speedups_are_written_above_the_bars(read_lines, figure_texts) -> None:
+def test_speedups_are_written_beside_the_bars(read_lines, figure_texts) -> None:
     lines = [DIFFUSERS, TORCH, OPENVINO, line("openvino fp32", 8000.0, batch_size=4, denoising_steps=1)]
     written = figure_texts(charts.speed, sections(read_lines(*lines))[0])
     # 1, 1.6, 2.5 and 0.5 images/s; what has no counterpart has no speed-up.
-    assert sorted(each for each in written if each.endswith("x")) == ["1.0x", "1.6x", "2.5x"]
-    assert sorted(each for each in written if not each.endswith("x")) == ["0.500", "1.00", "1.60", "2.50"]
-
-
-def test_dynamic_engines_are_charted_where_there_are_static_ones(read_lines, figure_texts) -> None:
-    dynamic = line("openvino fp32 dynamic-batch", 500.0, engine="openvino", precision="fp32", build="dynamic-batch")
-    written = figure_texts(charts.builds, sections(read_lines(DIFFUSERS, OPENVINO, dynamic))[0])
-    assert sorted(written) == ["0.80x", "1.00x", "2.00", "2.50"]
-    assert charts.builds(sections(read_lines(DIFFUSERS, dynamic))[0]) is None
+    groups = [" batch 1, 20 steps", " batch 4, 1 step"]
+    assert sorted(written) == [*groups, "0.500", "1.00, 1.0x", "1.60, 1.6x", "2.50, 2.5x"]
 
 
 def test_shares_of_the_stages_and_the_rest_are_those_of_the_pipeline(read_lines, figure_texts) -> None:
@@ -300,7 +288,7 @@ def test_all_charts_are_pictures_and_none_is_made_without_data(tmp_path: Path, r
     file = write(tmp_path / "sweep.jsonl", *cells, line("torch fp32", 5.0, version="org/model", peak_host_bytes=None))
     folder = tmp_path / "new" / "report"
     paths = report([file], folder, "diffusers", 1000.0)
-    names = [f"emoji-{chart}.png" for chart in ("speed", "stages", "memory", "batches", "builds")]
+    names = [f"emoji-{chart}.png" for chart in ("speed", "stages", "memory", "batches")]
     names += ["org_model-speed.png", "org_model-stages.png"]
     assert [path.name for path in paths] == ["results.csv", "results.md", *names]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
@@ -371,10 +359,10 @@ def test_devices_are_compared_by_what_each_makes_and_costs(read_lines) -> None:
     rows = read_lines(OPENVINO, four, line("jax bf16", 2000.0, batch_size=1, devices=1))
     page = markdown(sections(rows), {}, [])
     # 16 images in 8 s on 4 devices: 4 images each, 0.5 images/s each.
-    assert "| jax bf16 | batch 16, 4 devices | 4 | 4 | 8.00 | 0.500 | 1500 |" in page
-    assert "| jax bf16 | batch 1, 1 device | 1 | 1 | 2.00 | 0.500 |  |" in page
-    assert "| openvino fp32 | batch 1, 1 device | 1 | 1 | 0.400 | 2.50 |  |" in page
+    assert "| jax bf16 4 devices | batch 16 | 4 | 4 | 8.00 | 0.500 | 1500 |" in page
+    assert "| jax bf16 | batch 1 | 1 | 1 | 2.00 | 0.500 |  |" in page
+    assert "| openvino fp32 | batch 1 | 1 | 1 | 0.400 | 2.50 |  |" in page
     assert "| 31.5 | 9000 |" in page
     assert "By device" not in markdown(sections(read_lines(OPENVINO, TORCH)), {}, [])
     shown = text(rows, None)
-    assert "batch 16, 4" in shown and max(map(len, shown.splitlines())) <= 80
+    assert "jax bf16 4" in shown and "batch 16" in shown and max(map(len, shown.splitlines())) <= 80

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.bench.results import read
+from darkroom.bench.results import append, last_lines, read
 from darkroom.errors import InvalidRequest
 from tests.bench.lines import MACHINE, failed, line, write
+from tests.support import ROOT
 
 
 def test_every_member_of_a_line_arrives(tmp_path: Path) -> None:
     written = line("openvino fp32", 500.0, scheduler="DDIM", seed=7, psnr=52.1, peak_device_bytes=3, **{"async": True})
     (row,) = read([write(tmp_path / "a.jsonl", written)])
-    assert row.contender == "openvino fp32"
-    assert (row.settings.scheduler, row.settings.seed, row.settings.asynchronous) == ("DDIM", 7, True)
-    assert row.machine.processor == MACHINE["processor"]
-    assert dict(row.machine.packages) == {"openvino": "2026.4.1", "torch": "2.13.0"}
-    assert list(row.stages) == ["CLIP", "UNet", "VAE-Dec", "Pipeline"]
-    assert (row.pipeline.median, row.pipeline.p90, row.pipeline.spread) == (500.0, 502.0, 4.0)
-    assert row.cold_start.median == 4.0
-    assert (row.images_per_second, row.psnr, row.peak_device_bytes) == (2.0, 52.1, 3)
+    assert row.line == written | {"settings": row.settings}
+    assert row.settings == written["settings"] | {"weights": None}
     assert row.finished.isoformat() == "2026-11-21T17:00:00+00:00"
+
+
+def test_lines_of_earlier_releases_are_read() -> None:
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
+    assert len(files) > 5 and len(read(files)) > 50
 
 
 def test_line_that_is_cut_off_at_the_end_is_passed_over(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_line_that_is_cut_off_at_the_end_is_passed_over(tmp_path: Path) -> None:
     first = whole.index(b"\n") + 1
     for end in (first + 1, first + 100, len(whole) - 2):
         path.write_bytes(whole[:end])
-        assert [row.contender for row in read([path])] == ["torch fp32"]
+        assert [row["contender"] for row in read([path])] == ["torch fp32"]
 
 
 def test_last_line_counts_that_lacks_no_more_than_its_line_feed(tmp_path: Path) -> None:
@@ -53,15 +53,14 @@ def test_damaged_line_before_the_end_is_named(tmp_path: Path, damage: bytes) -> 
     ("changes", "said"),
     [
         ({"format": 2}, "its format is 2"),
-        ({"images_per_second": None}, "images_per_second must be above 0"),
-        ({"images_per_second": "2"}, "images_per_second of the line is '2'"),
-        ({"images_per_second": math.nan}, "images_per_second of the line is nan"),
-        ({"stages": {}}, "stages.Pipeline.median must be above 0"),
-        ({"stages": {"Pipeline": {"median": 1.0}}}, "stages.Pipeline has no p90"),
+        ({"images_per_second": None}, "images_per_second is None"),
+        ({"images_per_second": "2"}, "images_per_second is '2'"),
+        ({"images_per_second": math.nan}, "images_per_second is nan"),
+        ({"stages": {}}, "stages have no Pipeline"),
+        ({"stages": {"Pipeline": {"median": 1.0}}}, "Pipeline has not all of median, p90"),
         ({"finished": "yesterday"}, "finished is no ISO 8601 time: 'yesterday'"),
         ({"machine": None}, "machine is not an object"),
-        ({"settings": line("a", 1.0)["settings"] | {"batch_size": True}}, "batch_size of settings is True"),
-        ({"settings": line("a", 1.0)["settings"] | {"colour": "red"}}, "settings.colour is not a setting"),
+        ({"settings": line("a", 1.0)["settings"] | {"batch_size": True}}, "batch_size is True"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, changes: dict, said: str) -> None:
@@ -91,15 +90,15 @@ def test_file_without_results_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_later_line_of_a_cell_wins_within_and_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", failed("torch fp32", "no memory"), line("torch fp32", 500.0))
     second = write(tmp_path / "b.jsonl", line("torch fp32", 250.0))
-    assert [row.images_per_second for row in read([first])] == [2.0]
-    assert [row.images_per_second for row in read([first, second])] == [4.0]
-    assert [row.images_per_second for row in read([second, first])] == [2.0]
+    assert [row["images_per_second"] for row in read([first])] == [2.0]
+    assert [row["images_per_second"] for row in read([first, second])] == [4.0]
+    assert [row["images_per_second"] for row in read([second, first])] == [2.0]
 
 
 def test_how_often_it_was_started_cold_makes_no_other_cell(tmp_path: Path) -> None:
     cold, warm = line("torch fp32", 500.0), line("torch fp32", 250.0, cold_starts=0, cold_start=None)
     (row,) = read([write(tmp_path / "a.jsonl", cold, warm)])
-    assert row.images_per_second == 4.0 and row.cold_start.median == 4.0
+    assert row["images_per_second"] == 4.0 and row["cold_start"]["median"] == 4.0
 
 
 @pytest.mark.parametrize(
@@ -119,15 +118,35 @@ def test_line_feeds_alone_end_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     prompt = "one\u2028two\x85three"
     path.write_text(json.dumps(line("torch fp32", 500.0, prompt=prompt), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read([path])[0].settings.prompt == prompt
+    assert read([path])[0].settings["prompt"] == prompt
 
 
 def test_failed_cell_has_its_line_and_no_numbers(tmp_path: Path) -> None:
     (row,) = read([write(tmp_path / "a.jsonl", failed("tensorrt fp16", "needs an NVIDIA GPU"))])
-    assert row.error == "needs an NVIDIA GPU"
-    assert row.stages == {}
-    assert row.images_per_second is None
+    assert row["error"] == "needs an NVIDIA GPU"
+    assert row["stages"] == {}
+    assert row["images_per_second"] is None
 
 
 def test_equal_pictures_may_be_infinitely_alike(tmp_path: Path) -> None:
-    assert read([write(tmp_path / "a.jsonl", line("torch fp32", 500.0, psnr=math.inf))])[0].psnr == math.inf
+    assert read([write(tmp_path / "a.jsonl", line("torch fp32", 500.0, psnr=math.inf))])[0]["psnr"] == math.inf
+
+
+ROW = {"contender": "a", "settings": {}, "machine": {}, "error": None}
+
+
+class TestAppending:
+    def test_half_a_line_goes_when_the_next_is_added(self, tmp_path: Path) -> None:
+        file = tmp_path / "new" / "results.jsonl"
+        append(file, ROW)
+        with file.open("a") as out:
+            out.write('{"contender": "b", "sett')
+        append(file, ROW | {"contender": "c"})
+        assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "c"]
+        assert [each["contender"] for each in last_lines(file).values()] == ["a", "c"]
+
+    def test_a_whole_line_without_its_end_stays(self, tmp_path: Path) -> None:
+        file = tmp_path / "results.jsonl"
+        file.write_text(json.dumps(ROW))
+        append(file, ROW | {"contender": "b"})
+        assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "b"]

@@ -14,7 +14,7 @@ import pytest
 
 from darkroom.bench.contender import Contender, seconds_to_picture
 from darkroom.bench.memory import Room
-from darkroom.bench.sweep import Entrant, append, done, sample, take_turns
+from darkroom.bench.turns import Entrant, sample, take_turns
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
 from tests.cli.test_prebuild import scale_weights as scale
@@ -28,20 +28,24 @@ runs = iter(json.loads(sys.argv[3]))
 for line in sys.stdin:
     if line.strip() == "run":
         log.write(sys.argv[2] + "\\n")
-        print(json.dumps({"stages": {"UNet": 1.0, "Pipeline": next(runs)}, "unet_calls": 3}), flush=True)
-    elif line.strip() == "quit":
+        took = next(runs)
+        stream = {"stages": {"UNet": 1.0, "Pipeline": took}, "unet_calls": 3}
+        print(json.dumps({"streams": [stream], "wall": took}), flush=True)
+    elif line.startswith("set "):
+        log.write(line[4:].replace(" ", "")) if json.loads(line[4:])["batch_size"] != 2 else None
+        print(json.dumps({"set": json.loads(line[4:])}), flush=True)
+    elif line.strip() == "memory":
         print(json.dumps({"peak_bytes": 1000}), flush=True)
-        break
 """
 
 
 def entrant(name: str, program: str, *arguments: str, warmup: int = 1, repeat: int = 5) -> Entrant:
-    settings = {"warmup_runs": warmup, "repeat": repeat, "batch_size": 2}
-    return Entrant(name, name, settings, [sys.executable, "-c", textwrap.dedent(program), *arguments], None, {})
+    settings = {"warmup_runs": warmup, "repeat": repeat, "batch_size": 2, "denoising_steps": 3}
+    return Entrant(name, name, (settings,), [sys.executable, "-c", textwrap.dedent(program), *arguments], None, {})
 
 
 def measured(*entrants: Entrant) -> list[dict[str, Any]]:
-    found = {each.name: result for each, result in take_turns(entrants, 0, lambda text: None)}
+    found = {each.name: result for each, _, result in take_turns(entrants, 0, lambda text: None)}
     return [found[each.name] for each in entrants]
 
 
@@ -105,13 +109,13 @@ class TestTurns:
         log = tmp_path / "log"
         entrants = [entrant(name, ANSWERS, str(log), name, json.dumps([1] * 6)) for name in "abc"]
         turns = take_turns(entrants, 0, lambda text: None)
-        (first, found), (second, _) = next(turns), next(turns)
+        (first, _, found), (second, _, _) = next(turns), next(turns)
         assert (first.name, second.name) == ("a", "b") and found["images_per_second"] > 0
         assert log.read_text().split() == ["a", "b"] * 6
-        ((third, late),) = turns
+        ((third, _, late),) = turns
         # The first is there again, so that those it was measured without can be compared with it.
         assert third.name == "c" and log.read_text().split() == ["a", "b"] * 6 + ["a", "c"] * 6
-        beside = {"contender": "a", "settings": entrants[0].settings, "images_per_second": 2000}
+        beside = {"contender": "a", "settings": entrants[0].cells[0], "images_per_second": 2000}
         assert late["beside"] == beside | {"stages": {"UNet": 1, "Pipeline": 1}}
         assert "beside" not in found
 
@@ -136,7 +140,7 @@ class TestTurns:
                     time.sleep(0.005)
             threading.Thread(target=count, daemon=True).start()
             for line in sys.stdin:
-                print('{"stages": {"Pipeline": 1.0}}', flush=True)
+                print('{"streams": [], "wall": 1}', flush=True)
         """
         file = tmp_path / "ticks"
         with Contender("one", entrant("one", counting, str(file)).command) as contender:
@@ -185,30 +189,6 @@ def test_contenders_wait_in_the_memory_of_the_gpu_too(tmp_path: Path, monkeypatc
     assert Room().for_another(1)
     monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 50))
     assert not room.for_another(1)
-
-
-class TestFile:
-    def test_half_a_line_goes_when_the_next_is_added(self, tmp_path: Path) -> None:
-        file = tmp_path / "new" / "results.jsonl"
-        row = {"contender": "a", "settings": {}, "machine": {}, "error": None}
-        append(file, row)
-        with file.open("a") as out:
-            out.write('{"contender": "b", "sett')
-        append(file, row | {"contender": "c"})
-        assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "c"]
-        assert len(done(file)) == 2
-
-    def test_a_whole_line_without_its_end_stays(self, tmp_path: Path) -> None:
-        file = tmp_path / "results.jsonl"
-        row = {"contender": "a", "settings": {}, "machine": {}, "error": None}
-        file.write_text(json.dumps(row))
-        append(file, row | {"contender": "b"})
-        assert [json.loads(line)["contender"] for line in file.read_text().splitlines()] == ["a", "b"]
-
-    def test_what_failed_is_not_done(self, tmp_path: Path) -> None:
-        file = tmp_path / "results.jsonl"
-        append(file, {"contender": "a", "settings": {}, "machine": {}, "error": "no memory"})
-        assert done(file) == set()
 
 
 class TestRun:
@@ -332,19 +312,21 @@ def test_the_report_is_made_of_what_was_run(studio: Studio) -> None:
 
 
 def test_overlapped_batches_are_the_same_pictures(studio: Studio) -> None:
-    from darkroom.bench.cell import Cell, Place
+    from darkroom.bench.cell import Cell
     from darkroom.bench.worker import preparer_of
     from darkroom.engines.runtime import NOTHING_ASKED
     from darkroom.pipeline.timing import StageClock
     from darkroom.request import Batch
 
     cell = Cell(
-        "tiny", str(studio.model), "", "openvino", "fp32", "static-batch", 1, 2, 64, 64, "EulerA", 4.0, 1, None, True,
-        1, 5, "a cat", 3, 17, (1, 1, 8), None, 0, NOTHING_ASKED,
+        version="tiny", folder=str(studio.model), weights="", engine="openvino", precision="fp32", build="static-batch",
+        batch_size=1, denoising_steps=2, height=64, width=64, scheduler="EulerA", guidance_scale=4.0, streams=1,
+        threads=None, asynchronous=True, warmup_runs=1, repeat=5, prompt="a cat", seed=3, onnx_opset=17,
+        batches=(1, 1, 8), pixels=None, cold_starts=0, options=NOTHING_ASKED, onnx_dir=str(studio.onnx),
+        engine_dir=str(studio.engines),
     )  # fmt: skip
-    place = Place(str(studio.onnx), str(studio.engines))
     with children_inline():
-        pipeline = preparer_of(cell, place).prepare(cell.request()).pipeline
+        pipeline = preparer_of(cell).prepare(cell.request()).pipeline
     batches = [Batch(turn, (prompt,), (turn,)) for turn, prompt in enumerate(["red apple", "cat", "dog", "red apple"])]
     alone = [pipeline.run(batch, StageClock()) for batch in batches]
     clocks = [StageClock() for _ in batches]

@@ -7,7 +7,6 @@ freshly made ones, and the tokenizer is the embedded model's, whose ids are amon
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ CLIP_H = CLIP_L | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_l
 CLIP_H |= {"projection_dim": 512, "hidden_act": "gelu"}
 CLIP_G = CLIP_L | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 CLIP_G |= {"projection_dim": 1280, "hidden_act": "gelu"}
+DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+DDIM |= {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 
 
@@ -115,45 +116,40 @@ ARCHITECTURES = MODELS | {"tiny": TINY}
 """Those, and one that no one publishes, to try out on any machine what measures them."""
 
 
-def networks_of(name: str) -> dict[str, Callable[[], Any]]:
-    """What makes each network of a model, with the weights that its libraries give a new one."""
+CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+}
+
+
+def pixels_of(name: str) -> int:
+    """The pixels that a model makes pictures of, along each side."""
+    vae = VAE | ARCHITECTURES[name].get("vae", {})
+    return ARCHITECTURES[name]["unet"]["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _network(name: str, part: str) -> Any:
+    """A network of a model without its weights."""
+    import torch
+    import transformers
+
     from darkroom.networks.load import silence
 
     silence()
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import diffusers
 
     described = ARCHITECTURES[name]
-    vae = VAE | described.get("vae", {})
-    made: dict[str, Callable[[], Any]] = {
-        "unet": lambda: UNet2DConditionModel(**described["unet"]),
-        "vae": lambda: AutoencoderKL(**vae, scaling_factor=described["scaling_factor"]),
-    }
-    if "text_encoder" in described:
-        made["text_encoder"] = lambda: CLIPTextModel(CLIPTextConfig(**described["text_encoder"]))
-    if "text_encoder_2" in described:
-        made["text_encoder_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**described["text_encoder_2"]))
-    return made
-
-
-def _fill(key: str, weight: Any, generator: Any) -> None:
-    """Gives a weight the spread of a freshly made one."""
-    if weight.dim() > 1:
-        weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
-    else:
-        weight.fill_(float(key.endswith("weight")))
-
-
-def random_network(name: str, part: str, device: Any, dtype: Any) -> Any:
-    """A network of a model with random weights, the same each time, made on the device that it is to run on."""
-    import torch
-
-    with torch.device(device):
-        network = networks_of(name)[part]().eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
-    for key, weight in network.named_parameters():
-        _fill(key, weight, generator)
-    return network.to(dtype)
+    with torch.device("meta"):
+        match part:
+            case "unet":
+                return diffusers.UNet2DConditionModel(**described["unet"])
+            case "vae":
+                more = described.get("vae", {}) | {"scaling_factor": described["scaling_factor"]}
+                return diffusers.AutoencoderKL(**VAE | more)
+            case _:
+                return getattr(transformers, CLASSES[part][1])(transformers.CLIPTextConfig(**described[part]))
 
 
 def write_model(name: str, folder: Path, networks: list[str] | None = None) -> Path:
@@ -164,54 +160,40 @@ def write_model(name: str, folder: Path, networks: list[str] | None = None) -> P
     import torch
     from safetensors.torch import save_file
 
-    made = networks_of(name)
-    for part, make in made.items():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = [part for part in CLASSES if part in {**ARCHITECTURES[name], "vae": VAE}]
+    for part in parts:
         if (folder / part / "config.json").exists():
             continue
-        with torch.device("meta"):
-            network = make()
-        config = network.config
+        network = _network(name, part)
         (folder / part).mkdir(parents=True, exist_ok=True)
-        text = config.to_json_string() if part.startswith("text") else network.to_json_string()
-        generator = torch.Generator().manual_seed(0)
+        text = (network.config if part.startswith("text") else network).to_json_string()
+        generator = torch.Generator(device).manual_seed(0)
         weights = {}
-        if networks is None or part in networks:
-            for key, tensor in network.state_dict().items():
-                weights[key] = torch.empty(tensor.shape, dtype=torch.float16)
-                _fill(key, weights[key], generator)
+        for key, tensor in network.state_dict().items() if networks is None or part in networks else ():
+            weight = torch.empty(tensor.shape, dtype=torch.float16, device=device)
+            if weight.dim() > 1:  # the spread of a freshly made one
+                weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
+            else:
+                weight.fill_(float(key.endswith("weight")))
+            weights[key] = weight.cpu()
         stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
         save_file(weights, folder / part / f"{stem}.safetensors", {"format": "pt"})
         (folder / part / "config.json").write_text(text)  # last: what stands here is whole
-    tokenizers = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-    for encoder, tokenizer in tokenizers.items():
-        if encoder in made:
-            shutil.copytree(EMBEDDED / "emoji" / "tokenizer", folder / tokenizer, dirs_exist_ok=True)
-    _write_settings(folder, name, made.keys())
-    return folder
-
-
-def _write_settings(folder: Path, name: str, parts: Iterable[str]) -> None:
-    """The scheduler's configuration, and which class each part is of."""
+    tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in parts if "text" in part}
+    for tokenizer in tokenizers.values():
+        shutil.copytree(EMBEDDED / "emoji" / "tokenizer", folder / tokenizer, dirs_exist_ok=True)
     published = ARCHITECTURES[name]
-    xl = "text_encoder_2" in published
+    scheduler = DDIM | {"prediction_type": published.get("prediction_type", "epsilon")} | published.get("scheduler", {})
     (folder / "scheduler").mkdir(exist_ok=True)
-    config = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    config |= {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    config |= {"prediction_type": published.get("prediction_type", "epsilon")} | published.get("scheduler", {})
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    classes = {
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    }
-    index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' * xl}Pipeline"}
-    index |= {part: classes[part] for part in parts} | {"scheduler": ["diffusers", config["_class_name"]]}
-    index |= {
-        part.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"] for part in parts if "text" in part
-    }
-    if xl:
-        index["requires_aesthetics_score"] = "refiner" in name
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {part: CLASSES[part] for part in parts} | {"scheduler": ("diffusers", scheduler["_class_name"])}
+    index |= {tokenizer: ("transformers", "CLIPTokenizer") for tokenizer in tokenizers.values()}
+    if "text_encoder_2" in parts:
+        index |= {"_class_name": "StableDiffusionXLPipeline", "requires_aesthetics_score": "refiner" in name}
     else:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        index |= {"_class_name": "StableDiffusionPipeline"} | dict.fromkeys(
+            ("safety_checker", "feature_extractor"), (None, None)
+        )
     (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

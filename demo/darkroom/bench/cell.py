@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from darkroom.engines import find_runtime
@@ -12,14 +11,17 @@ from darkroom.request import Request
 RUNS_AT_LEAST = 5
 """Timed runs that a median is worth something from."""
 
+UNSAID = ("folder", "options", "asynchronous", "batches", "pixels", "onnx_dir", "engine_dir")
+"""What a line of results does not have under this name."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A model by its name, folder and weights, and everything that is asked of it. Sizes are in pixels.
 
-    `weights` is a hash of them; `batches` and `pixels` bound what engines leave free, as in `Profile`.
-    `scheduler` None is the model's own; `streams` are requests at a time; an `asynchronous` one lets the stages of
-    neighbouring batches overlap; `warmup_runs` and `repeat` are its untimed and its timed runs.
+    `weights` is a hash of them; `batches` and `pixels` bound what engines leave free, as in `Profile`. `scheduler` None
+    is the model's own; `streams` are requests at a time; an `asynchronous` one lets the stages of neighbouring batches
+    overlap; `warmup_runs` and `repeat` are its untimed and its timed runs. Graphs and engines are in the two folders.
     """
 
     version: str
@@ -46,11 +48,13 @@ class Cell:
     pixels: tuple[int, int, int] | None
     cold_starts: int
     options: Options
+    onnx_dir: str
+    engine_dir: str
 
     @property
     def contender(self) -> str:
-        place = "".join(f" ({place})" for place in self.options.place().values())
-        return f"{self.engine}{place} {self.precision}"
+        said = [*self.options.place().values(), *filter(None, [self.options.quantization])]
+        return f"{self.engine}{''.join(f' ({each})' for each in said)} {self.precision}"
 
     @property
     def name(self) -> str:
@@ -64,69 +68,37 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """What a line of results says of it."""
-        hidden = ("folder", "options", "asynchronous", "batches", "pixels")
-        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in UNSAID}
         options = {name: value for name, value in asdict(self.options).items() if value not in (None, False)}
-        cuda_graph, devices = options.pop("use_cuda_graph", False), int(options.pop("devices", 1))
+        said |= {"use_cuda_graph": options.pop("use_cuda_graph", False), "devices": int(options.pop("devices", 1))}
         if find_runtime(self.engine, self.options).bounded:
             options |= {"dynamic_batches": self.batches, "dynamic_sizes": self.pixels}
         more = json.dumps(options, sort_keys=True) if options else None
-        said |= {"use_cuda_graph": cuda_graph, "devices": devices}
         return said | {"async": self.asynchronous, "options": more}
 
+    @property
     def work(self) -> tuple[Any, ...]:
         """What must be the same for cells that take turns."""
-        return (
-            self.version,
-            self.weights,
-            self.batch_size,
-            self.denoising_steps,
-            self.height,
-            self.width,
-            self.scheduler,
-            self.guidance_scale,
-        )
+        what = (self.version, self.weights, self.batch_size, self.denoising_steps, self.height, self.width)
+        return (*what, self.scheduler, self.guidance_scale)
+
+    @property
+    def title(self) -> str:
+        """The same, for people."""
+        said = f"{self.version}, batch {self.batch_size}, {self.denoising_steps} steps, {self.height}x{self.width}"
+        return f"{said}, {self.scheduler}" if self.scheduler else said
 
     def request(self) -> Request:
         """The request of one run. Raises `InvalidRequest` for what no model could be run with."""
-        return Request(
-            model=self.version or None,
-            prompts=(self.prompt,),
-            negative_prompt=None,
-            batch_size=self.batch_size,
-            batch_count=1,
-            height=self.height,
-            width=self.width,
-            denoising_steps=self.denoising_steps,
-            guidance_scale=self.guidance_scale,
-            clip_skip=0,
-            scheduler=self.scheduler,
-            seed=self.seed,
-            engine=self.engine,
-            precision=self.precision,
-            build=self.build,
-            onnx_opset=self.onnx_opset,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        shared = {field.name: getattr(self, field.name) for field in fields(Request) if hasattr(self, field.name)}
+        named = {"model": self.version or None, "prompts": (self.prompt,), "negative_prompt": None}
+        return Request(**shared, **named, batch_count=1, clip_skip=0)
 
     @classmethod
-    def from_json(cls, members: dict[str, Any]) -> "Cell":
-        """The inverse of `as_json`."""
-        options = {name: _tuple(value) for name, value in members["options"].items()}
-        return cls(**{name: _tuple(value) for name, value in members.items()} | {"options": Options(**options)})
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where graphs and engines are."""
-
-    onnx_dir: str
-    engine_dir: str
-
-    def folders(self) -> tuple[Path, Path]:
-        return Path(self.onnx_dir), Path(self.engine_dir)
+    def from_json(cls, **members: Any) -> "Cell":
+        """The inverse of `asdict`, after JSON."""
+        members["options"] = Options(**{name: _tuple(value) for name, value in members["options"].items()})
+        return cls(**{name: _tuple(value) for name, value in members.items()})
 
 
 def _tuple(value: Any) -> Any:

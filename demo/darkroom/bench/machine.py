@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,8 @@ PACKAGES = (
     *("optimum", "optimum-intel", "optimum-onnx"),
 )
 """What bears on speed, where it is installed."""
+
+SECONDS_TO_ANSWER = 20
 
 
 def machine() -> dict[str, Any]:
@@ -49,13 +53,22 @@ def usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _gpu() -> str | None:
-    """The NVIDIA GPU's name and compute capability, where its driver and CUDA's bindings are there."""
-    from darkroom.engines.cuda import capability, device_name, missing, runtime_api
-    from darkroom.errors import DarkroomError
-
-    try:
-        api = runtime_api()
-        return None if missing(api) else f"{device_name(api)} ({capability(api)})"
-    except DarkroomError:
+def nvidia(*asked: str) -> list[str] | None:
+    """What the driver says of the NVIDIA GPU that programs here take first; None without one. Asking CUDA itself would
+    take some of its memory."""
+    if (program := shutil.which("nvidia-smi")) is None:
         return None
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = [program, "-i", device, f"--query-gpu={','.join(asked)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = [each.strip() for each in answer.split(",")]
+    return said if len(said) == len(asked) else None
+
+
+def _gpu() -> str | None:
+    """The NVIDIA GPU's name and compute capability."""
+    said = nvidia("name", "compute_cap")
+    return said and f"{said[0]} ({said[1]})"

@@ -1,14 +1,11 @@
 """How much memory is left, on the host and on the GPU: contenders that wait for their turn hold theirs."""
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
+
+from darkroom.bench.machine import nvidia
 
 SAVED_ROOM = 0.15
 """The share of the memory that is left free."""
-
-SECONDS_TO_ANSWER = 20
 
 
 class Room:
@@ -24,29 +21,15 @@ class Room:
 
 
 def _places() -> list[tuple[int, int]]:
-    return [place for place in (_host(), _device()) if place is not None]
+    """All there is and what is free: of the host in kilobytes, and of the GPU in megabytes."""
+    device = nvidia("memory.total", "memory.free")
+    return [place for place in (_host(), device and (int(device[0]), int(device[1]))) if place]
 
 
 def _host() -> tuple[int, int] | None:
-    """All there is and what is free, in kilobytes."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
     return kilobytes["MemTotal"], kilobytes["MemAvailable"]
-
-
-def _device() -> tuple[int, int] | None:
-    """The same of the NVIDIA GPU that programs here take first, in megabytes. Asking CUDA itself would take some."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    query = [program, "-i", device, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
-        total, free = map(int, answer.stdout.split(","))
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-    return total, free

@@ -1,24 +1,30 @@
-"""What sweeps and comparisons found, for a spreadsheet, for a README, for a terminal, and as charts."""
+"""What was measured, for a spreadsheet, for a README, for a terminal, and as charts: the same columns in each."""
 
 import csv
 import importlib.util
 import io
 import re
 import sys
-from dataclasses import asdict, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from darkroom.bench.per_device import per_device
-from darkroom.bench.results import FORMAT, JSON_NAMES, PIPELINE, Row, read
-from darkroom.bench.sections import Entry, Section, sections
-from darkroom.bench.words import less, number, size, times
+from darkroom.bench.results import Row, read
+from darkroom.bench.sections import Entry, Section, less, number, sections, size, times
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.files import write_whole
 
 WIDTH = 80
-COLUMNS = {"": 26, " ": 12, "images/s": 8, "speed-up": 8, "ms (p90)": 14, "memory": 7}
-"""The terminal's table: what is above each column, and its characters; with a blank between them, `WIDTH`."""
+"""Characters of a line in a terminal."""
+
+NAME, BAR = 26, 12
+"""Of them, those of a contender's name and of the bar beside it."""
+
+Columns = dict[str, Callable[[Entry], str]]
+"""What stands above each column, and what it says of a cell; nothing is said where nothing is known."""
+
+WORDS = ("contender", "group")
+"""Columns that stand at the left."""
 
 
 def report(files: list[Path], folder: Path, baseline: str | None, max_latency: float | None) -> list[Path]:
@@ -32,9 +38,8 @@ def report(files: list[Path], folder: Path, baseline: str | None, max_latency: f
         raise InvalidRequest("The charts of a report need the package matplotlib: pip install matplotlib")
     from darkroom.bench.charts import write_charts
 
-    rows = read(files)
-    parts = sections(rows, baseline)
-    best = [] if max_latency is None else best_lines(rows, max_latency)
+    parts = sections(read(files), baseline)
+    best = [] if max_latency is None else best_under(parts, max_latency)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         charts = {
@@ -50,87 +55,93 @@ def report(files: list[Path], folder: Path, baseline: str | None, max_latency: f
     return tables + [path for paths in charts.values() for path in paths]
 
 
-def best_under(rows: list[Row], max_latency_ms: float) -> dict[str, Row | None]:
-    """For each version the cell with the most images a second of those whose Pipeline has its p90 within the bound.
-
-    None where there is no such cell. Raises `InvalidRequest` for a bound that nothing can be within.
-    """
-    if not max_latency_ms > 0:
-        raise InvalidRequest(f"--max-latency must be above 0 ms, not {max_latency_ms:g}.")
-    best: dict[str, Row | None] = {}
-    for row in rows:
-        known = best.setdefault(row.settings.version, None)
-        within = row.error is None and row.pipeline.p90 <= max_latency_ms
-        if within and (known is None or row.images_per_second > known.images_per_second):
-            best[row.settings.version] = row
-    return best
-
-
-def best_lines(rows: list[Row], max_latency_ms: float) -> list[str]:
-    """`best_under` in a sentence for each version."""
-    best = best_under(rows, max_latency_ms)
+def best_under(parts: list[Section], bound: float) -> list[str]:
+    """For each version, in a sentence, the cell with the most images a second whose Pipeline has its p90 within the
+    bound in milliseconds. Raises `InvalidRequest` for a bound that nothing can be within."""
+    if not bound > 0:
+        raise InvalidRequest(f"--max-latency must be above 0 ms, not {bound:g}.")
     lines = []
-    for part in sections(rows):
-        bound = f"a p90 within {max_latency_ms:g} ms"
-        if row := best[part.version]:
-            found = next(entry for entry in part.entries if entry.row is row)
-            lines.append(
-                f"{part.version}: most images with {bound}: {_called(found)}, "
-                f"{number(row.images_per_second)} images/s (p90 {number(row.pipeline.p90)} ms)."
-            )
+    for part in parts:
+        within = [entry for entry in part.entries if entry.row.pipeline["p90"] <= bound]
+        if within:
+            best = max(within, key=lambda entry: entry.row["images_per_second"])
+            found = f"most images with a p90 within {bound:g} ms: {best.called}, "
+            found += f"{number(best.row['images_per_second'])} images/s (p90 {number(best.row.pipeline['p90'])} ms)."
         elif part.entries:
-            nearest = min(part.entries, key=lambda entry: entry.row.pipeline.p90)
-            lines.append(
-                f"{part.version}: no cell has {bound}; the nearest is {_called(nearest)} "
-                f"with {number(nearest.row.pipeline.p90)} ms."
-            )
+            nearest = min(part.entries, key=lambda entry: entry.row.pipeline["p90"])
+            found = f"no cell has a p90 within {bound:g} ms; the nearest is {nearest.called} "
+            found += f"with {number(nearest.row.pipeline['p90'])} ms."
         else:
-            lines.append(f"{part.version}: no cell has {bound}, for none was measured.")
+            found = f"no cell has a p90 within {bound:g} ms, for none was measured."
+        lines.append(f"{part.version}: {found}")
     return lines
 
 
-def comma_separated(parts: list[Section]) -> str:
-    """CSV: one line a cell with every setting and every number, so that any of them can be measured again."""
-    records = []
-    for part in parts:
-        for entry in (*part.entries, *part.failed):
-            standing = {
-                "name": entry.name,
-                "group": entry.group.label,
-                "baseline": part.baseline,
-                "speedup": entry.speedup,
-                "host_bytes_saved": entry.saved,
-                "host_share_saved": entry.saved_share,
-            }
-            records.append({"format": FORMAT, **_flat(entry.row), **standing})
-    # Cells have different stages and packages, and what belongs together stands together.
-    known = dict.fromkeys(name for record in records for name in record)
-    order = ["format", *(field.name for field in fields(Row))]
-    columns = [name for field in order for name in known if name == field or name.startswith(f"{field}_")]
-    columns += [name for name in known if name not in columns]
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+def columns_of(part: Section) -> Columns:
+    """Everything that is said of a measured cell."""
+
+    def member(name: str, form: Callable[[Any], str]) -> Callable[[Entry], str]:
+        return lambda entry: _maybe(entry.row[name], form)
+
+    def stage(name: str) -> Callable[[Entry], str]:
+        def said(entry: Entry) -> str:
+            calls = entry.row["unet_calls"] if name == "UNet" else None
+            return _maybe(entry.row["stages"].get(name), _median) + (f" ({calls} calls)" if calls else "")
+
+        return said
+
+    def memory(entry: Entry) -> str:
+        compared = entry.saved_share is not None and entry.name != part.baseline
+        return member("peak_host_bytes", size)(entry) + (f" ({less(entry.saved_share)})" if compared else "")
+
+    def pipeline(entry: Entry) -> str:
+        found = entry.row.pipeline
+        return f"{number(found['median'])} ({number(found['p90'])}, {number(found['most'] - found['least'])})"
+
+    return {
+        "contender": lambda entry: entry.name,
+        "group": lambda entry: entry.group.label,
+        "images/s (speed-up)": lambda entry: (
+            number(entry.row["images_per_second"]) + _maybe(entry.speedup, lambda ratio: f" ({times(ratio)})")
+        ),
+        "Pipeline, ms (p90, spread)": pipeline,
+        **{f"{name}, ms": stage(name) for name in part.stages},
+        "cold start, s": member("cold_start", _median),
+        "load, s": member("load_seconds", number),
+        "build, s": member("build_seconds", number),
+        "compile, s": member("compile_seconds", number),
+        "first call, ms": member("first_run_ms", number),
+        "host memory": memory,
+        "device memory": member("peak_device_bytes", size),
+        "engines": member("engine_bytes", size),
+        "PSNR, dB": member("psnr", number),
+        "images per unit of money": member("images_per_unit", number),
+    }
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    """The members of a line under one name each: `settings_async`, `machine_packages_torch`, `stages_UNet_median`."""
-    flat: dict[str, Any] = {}
+BY_DEVICE: Columns = {
+    "contender": lambda entry: entry.name,
+    "group": lambda entry: entry.group.label,
+    "devices": lambda entry: str(entry.row.settings["devices"]),
+    "batch per device": lambda entry: f"{entry.row.settings['batch_size'] / entry.row.settings['devices']:g}",
+    "latency, s": lambda entry: number(entry.row.pipeline["median"] / 1000),
+    "images/s per device": lambda entry: number(entry.row["images_per_second"] / entry.row.settings["devices"]),
+    "images per unit of money": lambda entry: _maybe(entry.row["images_per_unit"], number),
+}
+"""The columns in which accelerators are compared, those of the comparison of TPU v4 and v5e that was published with
+Stable Diffusion XL in JAX."""
 
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for member, within in value.items():
-                add(f"{name}_{JSON_NAMES.get(member, member)}", within)
-        elif value is not None or name not in ("cold_start", "beside"):  # which have members, where they are there
-            flat[name] = str(value).lower() if isinstance(value, bool) else value
 
-    for name, value in asdict(row).items():
-        if name == "machine":
-            value["packages"] = dict(value["packages"])
-        add(name, value.isoformat() if name == "finished" else value)
-    return flat
+def _is_by_device(part: Section) -> bool:
+    """Whether any cell was measured on several devices or at a price."""
+    return any(entry.row.settings["devices"] > 1 or entry.row["price_per_hour"] for entry in part.entries)
+
+
+def _filled(columns: Columns, entries: list[Entry]) -> tuple[list[str], list[list[str]]]:
+    """The columns for which there is anything to say, and their cells by row."""
+    said = {name: [column(entry) for entry in entries] for name, column in columns.items()}
+    said = {name: cells for name, cells in said.items() if any(cells)}
+    return list(said), [list(row) for row in zip(*said.values(), strict=True)]
 
 
 def markdown(parts: list[Section], charts: dict[str, list[str]], best: list[str]) -> str:
@@ -139,52 +150,50 @@ def markdown(parts: list[Section], charts: dict[str, list[str]], best: list[str]
     for part in parts:
         blocks += [f"## {_plain(part.version)}", _plain(_heading(part))]
         if part.entries:
-            blocks.append(_table([_cells(entry, part) for entry in part.entries]))
-        if devices := per_device(part):
-            blocks += ["By device:", _table(devices)]
+            blocks.append(_markdown_table(columns_of(part), part))
+        if _is_by_device(part):
+            blocks += ["By device:", _markdown_table(BY_DEVICE, part)]
         if part.failed:
             blocks.append("\n".join(["Failed:", "", *(f"- {_plain(line)}" for line in _failures(part))]))
         blocks += [f"![{name.removesuffix('.png')}]({name})" for name in charts.get(part.version, ())]
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(rows: list[dict[str, str]]) -> str:
-    """The columns for which there is anything to say."""
-    columns = [
-        name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)
-    ]
-    lines = [columns, ["---" if name in ("contender", "group") else "---:" for name in columns]]
-    lines += [[_plain(row.get(name, "")) for name in columns] for row in rows]
+def _markdown_table(columns: Columns, part: Section) -> str:
+    names, rows = _filled(columns, list(part.entries))
+    lines = [names, ["---" if name in WORDS else "---:" for name in names]]
+    lines += [[_plain(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(entry: Entry, part: Section) -> dict[str, str]:
-    row, pipeline = entry.row, entry.row.pipeline
-    stages = {name: "" for name in part.stages}
-    for name, sample in row.stages.items():
-        if name != PIPELINE:
-            calls = f" ({row.unet_calls} calls)" if name == "UNet" and row.unet_calls else ""
-            stages[name] = number(sample.median) + calls
-    saved = "" if entry.saved_share is None or entry.name == part.baseline else f" ({less(entry.saved_share)})"
-    return {
-        "contender": entry.name,
-        "group": entry.group.label,
-        "images/s (speed-up)": number(row.images_per_second) + _in_brackets(entry.speedup, times),
-        "Pipeline, ms (p90, spread)": (
-            f"{number(pipeline.median)} ({number(pipeline.p90)}, {number(pipeline.spread)})"
-        ),
-        **{f"{name}, ms": text for name, text in stages.items()},
-        "cold start, s": _maybe(row.cold_start and row.cold_start.median, number),
-        "load, s": _maybe(row.load_seconds, number),
-        "build, s": _maybe(row.build_seconds, number),
-        "compile, s": _maybe(row.compile_seconds, number),
-        "first call, ms": _maybe(row.first_run_ms, number),
-        "host memory": _maybe(row.peak_host_bytes, size) + saved,
-        "device memory": _maybe(row.peak_device_bytes, size),
-        "engines": _maybe(row.engine_bytes, size),
-        "PSNR, dB": _maybe(row.psnr, number),
-        "images per unit of money": _maybe(row.images_per_unit, number),
-    }
+def comma_separated(parts: list[Section]) -> str:
+    """CSV: one line a cell with every setting and every number, so that any of them can be measured again."""
+    records = []
+    for part in parts:
+        for entry in (*part.entries, *part.failed):
+            standing = {"name": entry.name, "group": entry.group.label, "baseline": part.baseline}
+            standing |= {"speedup": entry.speedup, "host_bytes_saved": entry.saved}
+            records.append(_flat(entry.row.line) | standing | {"host_share_saved": entry.saved_share})
+    # Cells have different stages and packages, and what belongs together stands together.
+    members = dict.fromkeys(name.split("_")[0] for record in records for name in record)
+    known = dict.fromkeys(name for record in records for name in record)
+    file = io.StringIO(newline="")
+    columns = sorted(known, key=lambda name: [*members].index(name.split("_")[0]))
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def _flat(line: dict[str, Any], within: str = "") -> dict[str, Any]:
+    """The members of a line under one name each: `settings_async`, `machine_packages_torch`, `stages_UNet_median`."""
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{within}{name}_")
+        else:
+            flat[within + name] = str(value).lower() if isinstance(value, bool) else value
+    return flat
 
 
 def text(rows: list[Row], baseline: str | None) -> str:
@@ -195,59 +204,58 @@ def text(rows: list[Row], baseline: str | None) -> str:
 
     file = io.StringIO()
     console = Console(file=file, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+
+    def show(columns: Columns, entries: list[Entry], widths: dict[str, int], headed: bool = True) -> None:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=headed)
+        names, cells = (list(columns), None) if widths else _filled(columns, entries)
+        for name in names:
+            left = name in WORDS or not name.strip()
+            table.add_column(name, width=widths.get(name), justify="left" if left else "right", overflow="fold")
+        for row in cells or [[column(entry) for column in columns.values()] for entry in entries]:
+            table.add_row(*map(Text, row))
+        console.print(table)
+
     for part in sections(rows, baseline):
         console.print(Text(part.version))
         console.print(Text(_heading(part)))
-        for index, group in enumerate(part.groups):
-            alike = [entry for entry in part.entries if entry.group == group]
-            fastest = max(entry.row.images_per_second for entry in alike)
-            table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=index == 0)
-            for name, width in COLUMNS.items():
-                table.add_column(name, width=width, justify="left" if not name.strip() else "right", overflow="fold")
-            for entry in alike:
-                pipeline = entry.row.pipeline
-                table.add_row(
-                    Text(entry.name),
-                    _bar(entry.row.images_per_second / fastest, COLUMNS[" "]),
-                    number(entry.row.images_per_second),
-                    _maybe(entry.speedup, times),
-                    f"{number(pipeline.median)} ({number(pipeline.p90)})",
-                    _maybe(entry.row.peak_host_bytes, size),
-                )
+        for index, (group, entries) in enumerate(part.groups.items()):
             if group.label:
                 console.print()
                 console.print(Text(group.label))
-            console.print(table)
-        if devices := per_device(part):
+            fastest = max(entry.row["images_per_second"] for entry in entries)
+            show(_beside_a_bar(fastest), entries, TERMINAL, headed=index == 0)
+        if _is_by_device(part):
             console.print()
-            console.print(_by_device(devices))
+            show(BY_DEVICE, list(part.entries), {})
         for line in _failures(part):
             console.print(Text(f"failed: {line}"))
         console.print()
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
-def _by_device(rows: list[dict[str, str]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("contender", "group") else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row[name]) for name in columns))
-    return table
+TERMINAL = {"": NAME, " ": BAR, "images/s": 8, "speed-up": 8, "ms (p90)": 14, "memory": 7}
+"""The characters of each column of the terminal's table; with a blank between them, `WIDTH`."""
 
 
-def _bar(share: float, width: int) -> str:
+def _beside_a_bar(fastest: float) -> Columns:
+    return {
+        "": lambda entry: entry.name,
+        " ": lambda entry: _bar(entry.row["images_per_second"] / fastest),
+        "images/s": lambda entry: number(entry.row["images_per_second"]),
+        "speed-up": lambda entry: _maybe(entry.speedup, times),
+        "ms (p90)": lambda entry: f"{number(entry.row.pipeline['median'])} ({number(entry.row.pipeline['p90'])})",
+        "memory": lambda entry: _maybe(entry.row["peak_host_bytes"], size),
+    }
+
+
+def _bar(share: float) -> str:
     """A bar of at least half a character; of plain ones where the terminal has no others."""
     whole, half = "█", "▌"
     try:
         (whole + half).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         whole, half = "#", ""
-    halves = max(1, round(2 * share * width))
+    halves = max(1, round(2 * share * BAR))
     return whole * (halves // 2) + half * (halves % 2)
 
 
@@ -258,19 +266,15 @@ def _heading(part: Section) -> str:
 
 
 def _failures(part: Section) -> list[str]:
-    return [f"{_called(entry)}: {entry.row.error}" for entry in part.failed]
+    return [f"{entry.called}: {entry.row['error']}" for entry in part.failed]
 
 
-def _called(entry: Entry) -> str:
-    return entry.name + _in_brackets(entry.group.label or None, str)
-
-
-def _maybe(value: Any, form: Any) -> str:
+def _maybe(value: Any, form: Callable[[Any], str]) -> str:
     return "" if value is None else form(value)
 
 
-def _in_brackets(value: Any, form: Any) -> str:
-    return "" if value is None else f" ({form(value)})"
+def _median(sample: dict[str, float]) -> str:
+    return number(sample["median"])
 
 
 def _plain(content: str) -> str:

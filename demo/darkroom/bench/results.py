@@ -1,161 +1,121 @@
-"""Lines of JSON that sweeps and comparisons append, read into one `Row` per measured cell."""
+"""Lines of results: a JSON object for each measured cell, appended as it is known, and read back."""
 
+import contextlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 
-from darkroom.errors import InvalidRequest
+from darkroom.errors import Failed, InvalidRequest
 
 FORMAT = 1
 """What `format` in a line must be: the meaning of a name never changes without it."""
 
-JSON_NAMES = {"asynchronous": "async"}
-"""Fields whose name in the file is a keyword of Python."""
-
-MAY_BE_INFINITE = ("psnr",)
-"""Two pictures that are equal to the last bit are infinitely alike."""
-
 PIPELINE = "Pipeline"
 """The stage that is all of them: from the prompt to the pictures."""
 
+SAMPLE = ("median", "p90", "least", "most", "count")
+"""What a measured thing holds, in the unit of the member that holds it."""
 
-Kind = TypeVar("Kind")
+DEFAULTS = {"engine": None, "precision": None, "build": None, "scheduler": None, "guidance_scale": None, "streams": 1}
+DEFAULTS |= {"threads": None, "use_cuda_graph": False, "async": False, "devices": 1, "prompt": None, "seed": None}
+DEFAULTS |= {"weights": None, "cold_starts": None}
+"""Settings that a line may leave out."""
 
 
 class Damaged(Exception):
     """What is wrong with a line, in half a sentence."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that was asked for, in the words of the flags. `scheduler` None is the model's own; `devices`
-    divide each batch among them; `options` are those that only some engines have, in JSON."""
-
-    version: str
-    engine: str | None
-    precision: str | None
-    build: str | None
-    batch_size: int
-    denoising_steps: int
-    height: int
-    width: int
-    scheduler: str | None = None
-    guidance_scale: float | None = None
-    streams: int = 1
-    threads: int | None = None
-    use_cuda_graph: bool = False
-    asynchronous: bool = False
-    warmup_runs: int | None = None
-    repeat: int | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    onnx_opset: int | None = None
-    weights: str | None = None
-    cold_starts: int | None = None
-    devices: int = 1
-    options: str | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What it was measured on. `packages` are pairs of name and version, in the order of their names."""
-
-    processor: str
-    cores: int | None = None
-    memory_bytes: int | None = None
-    system: str | None = None
-    gpu: str | None = None
-    python: str | None = None
-    packages: tuple[tuple[str, str | None], ...] = ()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """`count` measurements of one thing, in the unit of the field that holds them."""
-
-    median: float
-    p90: float
-    least: float
-    most: float
-    count: int
-
-    @property
-    def spread(self) -> float:
-        """How far the measurements lie apart, in their unit."""
-        return self.most - self.least
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What another contender did in the same turns, where memory had no room for all at a time."""
-
-    contender: str
-    settings: Settings
-    images_per_second: float
-
-    def __post_init__(self) -> None:
-        if not self.images_per_second > 0:
-            raise Damaged("beside.images_per_second must be above 0")
-
-    @property
-    def key(self) -> tuple[str, Settings]:
-        """As that of a `Row`, without the machine."""
-        return self.contender, replace(self.settings, cold_starts=None)
-
-
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One cell: a contender, the settings it ran with, and what was measured, or the `error` that it ended with.
+    """One cell, as its line has it: a contender, the settings it ran with, and what was measured, or its `error`.
 
-    `stages` is in milliseconds a batch; `cold_start`, from the start of a process to its first PNG, and
-    `build_seconds`, of which `compile_seconds` are the compiler's where it says so, and `load_seconds` are in seconds;
-    `first_run_ms` is the first batch's; `psnr` is in dB against PyTorch float32; `images_per_unit` is for each unit of
-    the money that `price_per_hour` is in; `beside` is set where memory had no room for all at a time.
+    Of its members, which are None where they are not there, `stages` are in milliseconds a batch; `cold_start`, from
+    the start of a process to its first PNG, `build_seconds`, of which `compile_seconds` are the compiler's, and
+    `load_seconds` are in seconds; `psnr` is in dB against the reference's pictures; `images_per_unit` is for each unit
+    of the money that `price_per_hour` is in; `beside` is what another contender did in the same turns, where memory had
+    no room for all at a time.
     """
 
-    contender: str
-    settings: Settings
-    machine: Machine
-    finished: datetime
-    stages: dict[str, Sample]
-    unet_calls: int | None = None
-    images_per_second: float | None = None
-    cold_start: Sample | None = None
-    build_seconds: float | None = None
-    compile_seconds: float | None = None
-    load_seconds: float | None = None
-    first_run_ms: float | None = None
-    peak_host_bytes: int | None = None
-    peak_device_bytes: int | None = None
-    engine_bytes: int | None = None
-    psnr: float | None = None
-    price_per_hour: float | None = None
-    images_per_unit: float | None = None
-    beside: Beside | None = None
-    error: str | None = None
+    line: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        if self.error is None:
-            for what, value in (
-                (f"stages.{PIPELINE}.median", PIPELINE in self.stages and self.pipeline.median),
-                ("images_per_second", self.images_per_second),
-            ):
-                if not value or value < 0:
-                    raise Damaged(f"{what} must be above 0 where there is no error")
+    def __getitem__(self, name: str) -> Any:
+        return self.line.get(name)
 
     @property
-    def pipeline(self) -> Sample:
+    def settings(self) -> dict[str, Any]:
+        return self.line["settings"]
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        return self.line["machine"]
+
+    @property
+    def finished(self) -> datetime:
+        return datetime.fromisoformat(self.line["finished"])
+
+    @property
+    def pipeline(self) -> dict[str, float]:
         """Milliseconds of a whole batch. Only for a cell without an error."""
-        return self.stages[PIPELINE]
+        return self.line["stages"][PIPELINE]
 
     @property
-    def key(self) -> tuple[str, Settings, Machine]:
+    def key(self) -> str:
         """What makes two lines the same cell: how often it was started cold does not."""
-        return self.contender, replace(self.settings, cold_starts=None), self.machine
+        return identity(self.line | {"settings": self.settings | {"cold_starts": None}})
+
+    @property
+    def beside_key(self) -> str:
+        """The `key` of the cell that is `beside` this one."""
+        settings = DEFAULTS | self.line["beside"]["settings"]
+        return Row(self.line["beside"] | {"machine": self.machine, "settings": settings}).key
+
+
+def identity(line: dict[str, Any]) -> str:
+    """What a line was measured with: contender, settings and machine."""
+    return json.dumps([line.get(name) for name in ("contender", "settings", "machine")], sort_keys=True)
+
+
+def row_of(line: Any) -> Row:
+    """One line of a results file, as JSON gives it. Raises `Damaged` for one that a report would stumble over."""
+    if not isinstance(line, dict):
+        raise Damaged("it is not an object")
+    if line.get("format") != FORMAT:
+        raise Damaged(f"its format is {line.get('format')!r}, and this Darkroom reads {FORMAT}")
+    for name in ("settings", "machine"):
+        if not isinstance(line.get(name), dict):
+            raise Damaged(f"{name} is not an object")
+    line = line | {"settings": DEFAULTS | line["settings"], "stages": line.get("stages") or {}}
+    for name, kind, holder in (
+        *(("contender", str, line), ("version", str, line["settings"]), ("processor", str, line["machine"])),
+        *((name, int, line["settings"]) for name in ("batch_size", "denoising_steps", "height", "width")),
+    ):
+        if type(holder.get(name)) is not kind:
+            raise Damaged(f"{name} is {holder.get(name)!r}")
+    try:
+        datetime.fromisoformat(line["finished"])
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"finished is no ISO 8601 time: {line.get('finished')!r}") from None
+    samples = line["stages"] | ({"cold_start": line["cold_start"]} if line.get("cold_start") else {})
+    for name, sample in samples.items():
+        if not isinstance(sample, dict) or not all(_is_number(sample.get(member)) for member in SAMPLE):
+            raise Damaged(f"{name} has not all of {', '.join(SAMPLE)}, or they are no numbers")
+    if line.get("error") is None:
+        if not _is_number(rate := line.get("images_per_second")) or rate <= 0:
+            raise Damaged(f"images_per_second is {rate!r} where there is no error")
+        if PIPELINE not in samples:
+            raise Damaged(f"stages have no {PIPELINE} where there is no error")
+    return Row(line)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def read(files: Iterable[Path]) -> list[Row]:
@@ -164,16 +124,15 @@ def read(files: Iterable[Path]) -> list[Row]:
 
     Raises `InvalidRequest` for a file that cannot be read, holds no whole line, or is damaged before its end.
     """
-    rows: dict[tuple[str, Settings, Machine], Row] = {}
+    rows: dict[str, Row] = {}
     for file in files:
         found = list(_rows(file))
         if not found:
             raise InvalidRequest(f"{file} holds no results. Give a file that `benchmark.py run` wrote.")
         for row in found:
             before = rows.get(row.key)
-            if before and before.cold_start and row.error is None and not row.cold_start:
-                settings = replace(row.settings, cold_starts=before.settings.cold_starts)
-                row = replace(row, settings=settings, cold_start=before.cold_start)
+            if before and before["cold_start"] and row["error"] is None and not row["cold_start"]:
+                row = Row(row.line | {"settings": before.settings, "cold_start": before["cold_start"]})
             rows[row.key] = row
     return list(rows.values())
 
@@ -185,99 +144,72 @@ def _rows(file: Path) -> Iterator[Row]:
         raise InvalidRequest(f"{file} cannot be read: {error.strerror or error}.") from None
     # Nothing but a line feed ends a line: prompts may hold the other characters that Python would split at.
     *whole, last = content.split(b"\n")
-    for number, line in enumerate([*whole, last], start=1):
-        if not line.strip():
+    for number, text in enumerate([*whole, last], start=1):
+        if not text.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8"))
+            line = json.loads(text.decode("utf-8"))
         except ValueError:
             if number > len(whole):
                 return  # A sweep that was killed while it wrote: a line that is whole ends with a line feed.
             raise InvalidRequest(f"{file}, line {number} is damaged: it is not JSON. Remove the line.") from None
         try:
-            yield row_of(value)
+            yield row_of(line)
         except Damaged as error:
             raise InvalidRequest(f"{file}, line {number} is damaged: {error}. Remove the line.") from None
 
 
-def row_of(line: Any) -> Row:
-    """One line of a results file, as JSON gives it. Raises `Damaged`.
-
-    A setting that is not known is refused, for two cells that differ in it would be taken for one. Further
-    measurements are passed over.
-    """
-    if not isinstance(line, dict):
-        raise Damaged("it is not an object")
-    if line.get("format") != FORMAT:
-        raise Damaged(f"its format is {line.get('format')!r}, and this Darkroom reads {FORMAT}")
-    settings = _object(line, "settings")
-    if unknown := settings.keys() - {JSON_NAMES.get(field.name, field.name) for field in fields(Settings)}:
-        raise Damaged(f"settings.{min(unknown)} is not a setting of format {FORMAT}")
-    machine = _object(line, "machine")
-    packages = _object(machine, "packages", "machine.") if machine.get("packages") else {}
-    stages = {name: _made(Sample, sample, f"stages.{name}") for name, sample in _object(line, "stages").items()}
-    cold_start, beside = line.get("cold_start"), line.get("beside")
-    return _made(
-        Row,
-        line,
-        "the line",
-        settings=_made(Settings, settings, "settings"),
-        machine=_made(Machine, machine, "machine", packages=_packages(packages)),
-        finished=_time(line.get("finished")),
-        stages=stages,
-        cold_start=None if cold_start is None else _made(Sample, cold_start, "cold_start"),
-        beside=None if beside is None else _beside(beside),
-    )
+def last_lines(file: Path) -> dict[str, dict[str, Any]]:
+    """The last line of every cell by its `identity`; what cannot be read is the report's to complain of."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for text in file.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                if isinstance(line := json.loads(text), dict):
+                    found[identity(line)] = line
+    return found
 
 
-def _beside(value: Any) -> Beside:
-    if not isinstance(value, dict):
-        raise Damaged("beside is not an object")
-    return _made(Beside, value, "beside", settings=_made(Settings, value.get("settings"), "beside.settings"))
-
-
-def _object(line: dict[str, Any], name: str, within: str = "") -> dict[str, Any]:
-    value = line.get(name)
-    if value is None and name == "stages":
-        return {}
-    if not isinstance(value, dict):
-        raise Damaged(f"{within}{name} is not an object")
-    return value
-
-
-def _packages(versions: dict[str, Any]) -> tuple[tuple[str, str | None], ...]:
-    return tuple((name, None if version is None else str(version)) for name, version in sorted(versions.items()))
-
-
-def _time(text: Any) -> datetime:
+def check_writable(file: Path) -> None:
+    """Raises `InvalidRequest` for a file that lines could not be appended to. Leaves nothing there."""
     try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise Damaged(f"finished is no ISO 8601 time: {text!r}") from None
+        if file.exists():
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=next(parent for parent in file.absolute().parents if parent.exists())).close()
+    except OSError as error:
+        raise InvalidRequest(f"--output {file} cannot be written ({error.strerror or error}); name another.") from None
 
 
-def _made(kind: type[Kind], value: Any, what: str, **known: Any) -> Kind:
-    """A dataclass of this kind from an object's members; `known` are those that are made already."""
-    if not isinstance(value, dict):
-        raise Damaged(f"{what} is not an object")
-    hints = get_type_hints(kind)
-    members = dict(known)
-    for field in fields(kind):
-        name = JSON_NAMES.get(field.name, field.name)
-        if field.name in known:
-            continue
-        if name in value:
-            members[field.name] = _checked(value[name], get_args(hints[field.name]) or (hints[field.name],), what, name)
-        elif field.default is MISSING:
-            raise Damaged(f"{what} has no {name}")
-    return kind(**members)
+def append(file: Path, line: dict[str, Any]) -> None:
+    """Adds a whole line; what a killed sweep left of one goes. Raises `Failed` when the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as out:
+            whole = _whole_lines(file.read_bytes())
+            out.truncate(len(whole))
+            begin = b"\n" if whole and not whole.endswith(b"\n") else b""
+            out.write(begin + json.dumps(line).encode() + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
-def _checked(value: Any, allowed: tuple[type, ...], what: str, name: str) -> Any:
-    if type(value) is int and float in allowed:
-        value = float(value)
-    if type(value) not in allowed:
-        raise Damaged(f"{name} of {what} is {value!r}")
-    if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or name not in MAY_BE_INFINITE):
-        raise Damaged(f"{name} of {what} is {value!r}")
-    return value
+def _whole_lines(content: bytes) -> bytes:
+    """What is left of a file without the half of a line that it may end with. An editor may have taken the line feed of
+    a whole one."""
+    end = content.rfind(b"\n") + 1
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(content[end:]), dict):
+            return content
+    return content[:end]
+
+
+def priced(line: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """The line, on a machine that costs so much an hour."""
+    rate = line.get("images_per_second") if line.get("error") is None else None
+    return line | {
+        "price_per_hour": price,
+        "images_per_unit": round(rate * 3600 / price, 2) if rate and price else None,
+    }

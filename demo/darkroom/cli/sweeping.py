@@ -2,15 +2,22 @@
 
 import argparse
 import itertools
+import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from darkroom.bench.cell import RUNS_AT_LEAST, Cell, Place
-from darkroom.bench.report import best_lines, text
-from darkroom.bench.results import Row
-from darkroom.bench.sections import meant
+from darkroom.bench import results
+from darkroom.bench.cell import RUNS_AT_LEAST, Cell
+from darkroom.bench.machine import machine
+from darkroom.bench.report import best_under, text
+from darkroom.bench.results import Row, identity, row_of
+from darkroom.bench.sections import meant, sections
+from darkroom.bench.turns import Entrant, add_likeness, folder_of, line_of, take_turns
+from darkroom.bench.worker import preparer_of
 from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, Version, find_version
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
@@ -19,7 +26,7 @@ from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
 from darkroom.cli.opening import open_model, refuse_bounds
 from darkroom.cli.parser import named
 from darkroom.cli.prebuild import pixel_size, versions
-from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
+from darkroom.cli.settings import PACKAGE, artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
 from darkroom.engines.runtime import Options, Runtime, asked_as
@@ -28,11 +35,15 @@ from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
 from darkroom.request import BUILDS
 from darkroom.store.manifest import read_manifest
 
+Show = Callable[[str], None]
 PROMPT = "a red apple, noto style, blue background"
 
+LEAST = {"repeat": RUNS_AT_LEAST, "num_warmup_runs": 0, "cold_starts": 0, "streams": 1, "threads": 1}
+"""What numbers must be at least."""
 
-def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What is run, and how often; returns the group of what takes several values."""
+
+def add_work_flags(command: argparse.ArgumentParser, file: str) -> argparse._ArgumentGroup:
+    """What is run, and how often, and the `file` of results; returns the group of what takes several values."""
     lists = command.add_argument_group("what is swept over; each takes several")
     lists.add_argument("--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: emoji")
     lists.add_argument(
@@ -48,18 +59,14 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     each.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT!r}")
     each.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     each.add_argument("--guidance-scale", type=float, metavar="X", help="default: the model's own")
-    each.add_argument(
-        "--repeat", type=int, default=RUNS_AT_LEAST, metavar="N", help=f"timed runs, {RUNS_AT_LEAST} or more"
-    )
+    least = RUNS_AT_LEAST
+    each.add_argument("--repeat", type=int, default=least, metavar="N", help=f"timed runs, {least} or more")
     each.add_argument("--num-warmup-runs", type=int, default=1, metavar="N", help="untimed runs before; default 1")
-    each.add_argument(
-        "--cold-starts",
-        type=int,
-        default=RUNS_AT_LEAST,
-        metavar="N",
-        help=f"processes from the shell to a picture; 0 for none, default {RUNS_AT_LEAST}",
-    )
+    starts = f"processes from the shell to a picture; 0 for none, default {least}"
+    each.add_argument("--cold-starts", type=int, default=least, metavar="N", help=starts)
     add_place_arguments(each)
+    each.add_argument("--torch-inference", metavar="MODE", help="of torch.compile, with --engine torch-compile")
+    each.add_argument("--quantization", metavar="KIND", help="of the UNet's transformer blocks, on torch: int8 or fp8")
     each.add_argument("--use-cuda-graph", action="store_true", help="on engines that have CUDA")
     each.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
     each.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
@@ -71,8 +78,20 @@ def add_work_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     folders.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
     folders.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
     command.add_argument("--verbose", action="store_true", help="also what is loaded, built and reused")
-    command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None)
+    kept = f"results, a line a cell, to which a second run adds what is missing; default: output/{file}"
+    command.add_argument("--output", type=named, default=home() / "output" / file, metavar="FILE", help=kept)
+    command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None, keep_loaded=False)
     return lists
+
+
+class Race(Protocol):
+    """Others that do the same work. Pictures are kept in folders of `pictures`, and compared with the reference's."""
+
+    reference: str | None
+    pictures: Path
+
+    def others(self, cells: list[Cell], show: Show) -> list[Entrant]:
+        """Those that take part in the work of these cells, which share a process."""
 
 
 class Sweep:
@@ -81,6 +100,7 @@ class Sweep:
 
     def __init__(self, flags: argparse.Namespace, console: Console) -> None:
         check_numbers(flags)
+        flags.output = Path(flags.output)
         self.flags = flags
         self.console = console
         self.folders = artefact_folders(flags)
@@ -90,21 +110,19 @@ class Sweep:
         self.builds = flags.build or [BUILDS[0]]
         options = options_of(flags)
         runtimes = [_runtime(name, options, self.builds, flags) for name in flags.engine]
-        for runtime in runtimes if flags.threads else ():
-            if not runtime.threaded:
+        for runtime in runtimes:
+            if flags.threads and not runtime.threaded:
                 raise InvalidRequest(f"--threads has no effect with {asked_as(runtime)}.")
+            if flags.keep_loaded and runtime.compiles:
+                raise InvalidRequest(f"--keep-loaded has no effect with {asked_as(runtime)}, built for one batch size.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [known["emoji"]]:
             # What is wrong with any is said before models are fetched.
-            for cell in _cells_of(version, version.source, "", PROVISIONAL_SIZE, self.pairs, self.builds, flags):
+            for cell in self._cells_of(version, version.source, "", PROVISIONAL_SIZE):
                 cell.request()
         if flags.asynchronous and min(flags.streams) > 1:
             raise InvalidRequest("--async has no effect without --streams 1: several overlap by themselves.")
-
-    @property
-    def place(self) -> Place:
-        """Where graphs and engines are."""
-        return Place(str(self.folders.onnx_dir.absolute()), str(self.folders.engine_dir.absolute()))
+        results.check_writable(flags.output)
 
     def cells(self) -> list[Cell]:
         """Every combination, the models being fetched."""
@@ -115,29 +133,152 @@ class Sweep:
             checkpoint = open_checkpoint(folder, engines.fingerprints)
             size = version.size or checkpoint.default_size
             named = replace(version, name=version.name or folder.name)
-            weights = checkpoint.revision[:12]
-            cells += _cells_of(named, str(folder), weights, size, self.pairs, self.builds, self.flags)
+            cells += self._cells_of(named, str(folder), checkpoint.revision[:12], size)
         engines.fingerprints.remember()
         return list(dict.fromkeys(cells))
+
+    def _cells_of(self, version: Version, folder: str, weights: str, own_size: int) -> Iterator[Cell]:
+        flags = self.flags
+        for size, scheduler, steps, batch, build, (runtime, precision), streams, threads, overlap in itertools.product(
+            flags.size or [(own_size, own_size)],
+            flags.scheduler or [version.scheduler],
+            flags.denoising_steps or [version.steps],
+            flags.batch_size,
+            self.builds,
+            self.pairs,
+            flags.streams,
+            flags.threads or [None],
+            (False, True) if flags.asynchronous else (False,),
+        ):
+            if overlap and streams > 1:
+                continue  # one stream's stages overlap; several streams do by themselves
+            yield Cell(
+                version=version.name,
+                folder=folder,
+                weights=weights,
+                engine=runtime.name,
+                precision=precision,
+                build=build if runtime.compiles else BUILDS[0],
+                batch_size=batch,
+                denoising_steps=steps,
+                height=size[0],
+                width=size[1],
+                scheduler=scheduler,
+                guidance_scale=version.guidance_scale if flags.guidance_scale is None else flags.guidance_scale,
+                streams=streams,
+                threads=threads,
+                asynchronous=overlap,
+                warmup_runs=flags.num_warmup_runs,
+                repeat=flags.repeat,
+                prompt=flags.prompt,
+                seed=flags.seed,
+                onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
+                batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
+                pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+                cold_starts=flags.cold_starts,
+                options=runtime.options,
+                onnx_dir=str(self.folders.onnx_dir.absolute()),
+                engine_dir=str(self.folders.engine_dir.absolute()),
+            )
+
+    def groups(self, cells: list[Cell]) -> list[list[list[Cell]]]:
+        """Cells that take turns, together, in the order of the first of each: as lists of those that share a process,
+        which differ in batch size and steps alone."""
+        same = {"batch_size": 0, "denoising_steps": 0} if self.flags.keep_loaded else {}
+        groups: dict[Any, dict[Cell, list[Cell]]] = {}
+        for cell in cells:
+            shared = replace(cell, **same)
+            groups.setdefault(shared.work, {}).setdefault(shared, []).append(cell)
+        return [list(group.values()) for group in groups.values()]
+
+    def entrant(self, cells: list[Cell], name: str, label: str) -> Entrant:
+        """Darkroom itself, all that it needs being built."""
+        cell = cells[0]
+        preparer = preparer_of(cell, job=self.console.job, detail=self.console.detail, verbose=self.flags.verbose)
+        facts: dict[str, Any] = {}
+        try:
+            for each in cells:
+                facts = built_facts(preparer, preparer.compile(each.request()))
+        except (DarkroomError, RuntimeError) as error:  # of a build's own process, too: its last line says what it was
+            facts = {"error": str(error).strip().rpartition("\n")[2].rstrip(".")}
+        measures_cold = cell.cold_starts and cell.streams == 1 and not cell.asynchronous
+        cold = cold_command(cell, preparer.checkpoint.family.name) if measures_cold else None
+        command = [sys.executable, "-m", "darkroom.bench.worker", json.dumps(asdict(cell))]
+        paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        settings = tuple(each.settings() for each in cells)
+        return Entrant(name, label, settings, command, cold, facts, {"PYTHONPATH": paths})
+
+    def measure(self, race: "Race | None" = None) -> None:
+        """Measures every cell that the file has not yet, and says how all stand. With a race, others take part."""
+        flags, console, file = self.flags, self.console, self.flags.output
+        here, before = machine(), results.last_lines(file)
+        asked: dict[str, dict[str, Any] | None] = {}
+        expected: dict[str, list[str]] = {}
+
+        def missing(entrant: Entrant) -> list[dict[str, Any]]:
+            """The cells of it that are still to be measured; what was measured may cost another price now."""
+            left = []
+            for cell, line in zip(entrant.cells, map(before.get, map(identity, entrant.lines(here))), strict=True):
+                if line is None or line.get("error") is not None:
+                    left.append(cell)
+                    continue
+                if flags.price_per_hour not in (None, line.get("price_per_hour")):
+                    results.append(file, line := results.priced(line, flags.price_per_hour))
+                asked[identity(line)] = line
+                if race and entrant.label == race.reference:
+                    expected[folder_of(cell)] = line.get("pictures", [])
+            return left
+
+        failed: dict[str, None] = {}
+        count = 0
+        for group in self.groups(self.cells()):
+            entrants = []
+            for cells in group:
+                label = f"Darkroom ({cells[0].contender})" if race else cells[0].contender
+                name = label if race else cells[0].name
+                left = missing(Entrant(name, label, tuple(cell.settings() for cell in cells), [], None, {}))
+                if cells := [cell for cell in cells if cell.settings() in left]:
+                    entrants.append(self.entrant(cells, name, label))
+            self.release()
+            with console.job(group[0][0].title) as progress:
+                for each in race.others(group[0], progress.show) if race else ():
+                    if left := missing(each):
+                        entrants.append(replace(each, cells=tuple(left)))
+                # The reference goes first: the others' lines say, as they end, how like its pictures theirs are.
+                entrants.sort(key=lambda each: race is not None and each.label != race.reference)
+                turns = take_turns(entrants, flags.cold_starts, progress.show, race and race.pictures)
+                for each, cell, found in turns:
+                    work = folder_of(cell)
+                    if race and each.label == race.reference:
+                        expected[work] = found.get("pictures", [])
+                    elif race:
+                        add_likeness(found, expected.get(work, []))
+                    line = line_of(each, cell, found, here, flags.price_per_hour)
+                    results.append(file, line)
+                    asked[identity(line)] = line
+                    said = line["error"] or f"{line['images_per_second']:.3g} images/s"
+                    console.say(f"batch {cell['batch_size']}, {cell['denoising_steps']} steps, {each.name}: {said}")
+                    count += 1
+                    failed |= {each.name: None} if line["error"] is not None else {}
+        if count < len(asked):
+            console.say(f"{len(asked) - count} of {len(asked)} cells are in {file} already.")
+        say_results([row_of(line) for line in asked.values()], flags, console)
+        console.result(str(file))
+        if failed:
+            errors = sum(line["error"] is not None for line in asked.values())
+            raise Failed(
+                f"{errors} of {count} cells could not be measured ({', '.join(failed)}); a second run tries them again."
+            )
 
     def release(self) -> None:
         """Lets go of the devices that the contenders need."""
         for runtime, _ in self.pairs:
             runtime.release()
 
-    def built(self, cell: Cell, preparer: Preparer) -> dict[str, Any]:
-        """Builds what a cell needs; what its line says of that, or the error that kept it from being there."""
-        try:
-            return built_facts(preparer, preparer.compile(cell.request()))
-        except (DarkroomError, RuntimeError) as error:  # of a build's own process, too: its last line says what it was
-            return {"error": str(error).strip().rpartition("\n")[2].rstrip(".")}
-
 
 def check_numbers(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for numbers that no cell could be run with."""
-    least = {"repeat": RUNS_AT_LEAST, "num_warmup_runs": 0, "cold_starts": 0}
-    least |= {"streams": 1, "threads": 1}
-    for name, bound in least.items():
+    for name, bound in LEAST.items():
         values = getattr(flags, name)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < bound:
@@ -171,56 +312,6 @@ def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> 
                 console.warn(f"--precision {precision} is left out for --engine {runtime.name}, which has it not here.")
 
 
-def _cells_of(
-    version: Version,
-    folder: str,
-    weights: str,
-    own_size: int,
-    pairs: list[tuple[Runtime, str]],
-    builds: list[str],
-    flags: argparse.Namespace,
-) -> Iterator[Cell]:
-    for size, scheduler, steps, batch, build, (runtime, precision), streams, threads, overlap in itertools.product(
-        flags.size or [(own_size, own_size)],
-        flags.scheduler or [version.scheduler],
-        flags.denoising_steps or [version.steps],
-        flags.batch_size,
-        builds,
-        pairs,
-        flags.streams,
-        flags.threads or [None],
-        (False, True) if flags.asynchronous else (False,),
-    ):
-        if overlap and streams > 1:
-            continue  # one stream's stages overlap; several streams do by themselves
-        yield Cell(
-            version=version.name,
-            folder=folder,
-            weights=weights,
-            engine=runtime.name,
-            precision=precision,
-            build=build if runtime.compiles else BUILDS[0],
-            batch_size=batch,
-            denoising_steps=steps,
-            height=size[0],
-            width=size[1],
-            scheduler=scheduler,
-            guidance_scale=version.guidance_scale if flags.guidance_scale is None else flags.guidance_scale,
-            streams=streams,
-            threads=threads,
-            asynchronous=overlap,
-            warmup_runs=flags.num_warmup_runs,
-            repeat=flags.repeat,
-            prompt=flags.prompt,
-            seed=flags.seed,
-            onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
-            batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
-            pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
-            cold_starts=flags.cold_starts,
-            options=runtime.options,
-        )
-
-
 def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
     """Seconds that the engines of a run took to build, graphs included, those of the compiler where it says them, and
     their bytes; None where none are."""
@@ -237,46 +328,23 @@ def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
     }
 
 
-def cold_command(cell: Cell, family: str, place: Place) -> list[str]:
+def cold_command(cell: Cell, family: str) -> list[str]:
     """The script that makes the cell's picture, with all that it is asked; the folder for the picture is to follow."""
     few = [script for script in SCRIPTS.values() if script.few_steps and cell.version in script.versions]
-    program = (few or [script for script in SCRIPTS.values() if family.name in script.families])[0].program
-    command = [sys.executable, str(EMBEDDED.parents[1] / program), cell.prompt, f"--model={cell.folder}"]
+    program = (few or [script for script in SCRIPTS.values() if family in script.families])[0].program
     runtime = find_runtime(cell.engine, cell.options)
-    flags = {
-        "engine": cell.engine,
-        "precision": cell.precision,
-        "batch-size": cell.batch_size,
-        "denoising-steps": cell.denoising_steps,
-        "height": cell.height,
-        "width": cell.width,
-        "scheduler": cell.scheduler,
-        "guidance-scale": cell.guidance_scale,
-        "seed": cell.seed,
-        "threads": cell.threads,
-        "onnx-opset": cell.onnx_opset if runtime.from_graph else None,
-        "onnx-dir": place.onnx_dir,
-        "engine-dir": place.engine_dir,
-    }
-    command += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    if runtime.compiles:
-        command.append(f"--build-{cell.build}")
-    for name, value in asdict(cell.options).items():
+    names = ("engine", "precision", "batch_size", "denoising_steps", "height", "width", "scheduler", "guidance_scale")
+    asked = {name: getattr(cell, name) for name in (*names, "seed", "threads", "onnx_dir", "engine_dir")}
+    asked |= {"model": cell.folder, "onnx_opset": cell.onnx_opset if runtime.from_graph else None}
+    asked |= asdict(cell.options) | ({f"build-{cell.build}": True} if runtime.compiles else {})
+    if runtime.bounded and cell.build != BUILDS[0]:
+        asked |= {"dynamic_batches": cell.batches, "dynamic_sizes": cell.pixels if cell.build == BUILDS[2] else None}
+    command = [sys.executable, str(EMBEDDED.parents[1] / program), cell.prompt]
+    for name, value in asked.items():
         if value is not None and value is not False:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
             command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    if runtime.bounded and cell.build != BUILDS[0]:
-        command += ["--dynamic-batches", *map(str, cell.batches)]
-        if cell.pixels and cell.build == BUILDS[2]:
-            command += ["--dynamic-sizes", *map(str, cell.pixels)]
     return [*command, "--quiet", "--output-dir"]
-
-
-def title(cell: Cell) -> str:
-    scheduler = f", {cell.scheduler}" if cell.scheduler else ""
-    return (
-        f"{cell.version}, batch {cell.batch_size}, {cell.denoising_steps} steps, {cell.height}x{cell.width}{scheduler}"
-    )
 
 
 def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
@@ -288,11 +356,5 @@ def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
 def say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
     """The table for the terminal, and what is best within --max-latency, if that is asked."""
     console.say("\n" + text(rows, flags.baseline))
-    for sentence in best_lines(rows, flags.max_latency) if flags.max_latency is not None else ():
+    for sentence in best_under(sections(rows), flags.max_latency) if flags.max_latency is not None else ():
         console.say(sentence)
-
-
-def say_line(line: dict[str, Any], name: str, console: Console) -> None:
-    settings = line["settings"]
-    where = f"batch {settings['batch_size']}, {settings['denoising_steps']} steps, {name}"
-    console.say(f"{where}: {line['error'] or '{:.3g} images/s'.format(line['images_per_second'])}")

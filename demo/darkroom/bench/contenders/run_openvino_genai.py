@@ -8,16 +8,6 @@ from protocol import Clock, Make, Settings, serve
 CACHE = ".cache-openvino-genai"
 """Hidden: the rest of a conversion's folder stays as it was made."""
 
-SCHEDULERS = {
-    "DDIMScheduler": "DDIM",
-    "EulerDiscreteScheduler": "EULER_DISCRETE",
-    "EulerAncestralDiscreteScheduler": "EULER_ANCESTRAL_DISCRETE",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS_DISCRETE",
-    "PNDMScheduler": "PNDM",
-}
-"""diffusers' classes, and what GenAI calls those of them that it has."""
-
 
 def load(settings: Settings) -> Make:
     import openvino_genai as genai
@@ -28,29 +18,19 @@ def load(settings: Settings) -> Make:
     if settings.threads:
         properties["INFERENCE_NUM_THREADS"] = settings.threads
     pipeline = genai.Text2ImagePipeline(settings.model)
-    if settings.scheduler:
-        pipeline.set_scheduler(_scheduler(genai, settings))
     pipeline.reshape(settings.batch_size, settings.height, settings.width, settings.guidance_scale)
     pipeline.compile("CPU", **properties)
     return _contender(genai, pipeline, settings)
 
 
-def _scheduler(genai: Any, settings: Settings) -> Any:
-    if settings.scheduler not in SCHEDULERS:
-        raise ValueError(f"OpenVINO GenAI has no {settings.scheduler}, only {', '.join(SCHEDULERS)}")
-    kind = getattr(genai.Scheduler.Type, SCHEDULERS[settings.scheduler])
-    return genai.Scheduler.from_config(Path(settings.model) / "scheduler" / "scheduler_config.json", kind)
-
-
 def _contender(genai: Any, pipeline: Any, settings: Settings) -> Make:
-    noise = settings.noise()
-    generator_of = _generators(genai, noise) if noise is not None else genai.CppStdGenerator
-    named: dict[str, Any] = {"negative_prompt": settings.negative_prompt} if settings.guidance_scale > 1 else {}
+    import numpy as np
 
-    def make(clock: Clock) -> Any:
+    generator_of = _generators(genai, np.load(settings.latents)) if settings.latents else genai.CppStdGenerator
+
+    def make(clock: Clock, settings: Settings) -> Any:
         made = pipeline.generate(
             settings.prompt,
-            **named,
             num_images_per_prompt=settings.batch_size,
             height=settings.height,
             width=settings.width,
