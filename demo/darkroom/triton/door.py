@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -271,13 +272,17 @@ async def serve(folder: Path, host: str, ports: tuple[int, int, int], models: li
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether what is logged is no client's fault: anybody may send what cannot be read, and fill a log with it."""
-    theirs = HttpProcessingError | web.RequestPayloadError | ConnectionError
+    """Whether what is logged is no client's fault: anybody may send what cannot be read, or connect too often, and so
+    fill a log."""
+    theirs = HttpProcessingError | web.RequestPayloadError | OSError
     return not (record.exc_info and isinstance(record.exc_info[1], theirs))
 
 
 if __name__ == "__main__":
-    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    for name in ("aiohttp.server", "asyncio"):
+        logging.getLogger(name).addFilter(_is_ours)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # so many connections, before nobody else gets one
     folder, host, http, grpc_port, metrics, *models = sys.argv[1:]
     try:
         asyncio.run(serve(Path(folder), host, (int(http), int(grpc_port), int(metrics)), models))
