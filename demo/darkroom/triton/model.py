@@ -241,7 +241,8 @@ def _check_largest(plan: Plan) -> None:
     sizes = [lane.size or (plan.limits.pixels, plan.limits.pixels) for lane in plan.lanes]
     height, width = max(sizes, key=lambda size: size[0] * size[1])
     largest = plan.limits.images * height * width * 3 + BESIDE_PIXELS
-    if largest > (room := min(_shared_bytes("f_blocks"), LARGEST_MESSAGE)):
+    # The backend takes as much again at once, before any answer.
+    if largest > (room := min(_shared_bytes("f_blocks") - BESIDE_PIXELS, LARGEST_MESSAGE)):
         raise Failed(
             f"an answer with {plan.limits.images} images of {height}x{width} pixels has {largest} bytes, and at most "
             f"{room} can be sent: lower max_images, or give {SHARED} more room."
