@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -594,6 +595,33 @@ def test_a_model_in_use_can_be_loaded_again_and_again(served: Served, studio: St
         working.join()
     assert check_storm(became, Reference(studio)) > 0
     assert served.server.process is process and served.told[told:] == []
+
+
+def test_a_dead_model_process_is_said_at_once_and_the_next_one_answers(served: Served) -> None:
+    def status() -> int:
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{served.address.http}/v2/health/ready", timeout=WAIT
+            ) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    told = len(served.told)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(served.ask, prompt=["a"] * 4, steps=[STEPS] * 4) for _ in range(4)]
+        until(lambda: served.metric("darkroom_requests_in_flight") > 0)
+        assert status() == 200
+        os.kill(served.stub(), signal.SIGKILL)
+        killed = time.monotonic()
+        until(lambda: status() == 503)
+        seconds = time.monotonic() - killed
+        errors = [each.exception() for each in waiting]
+    assert seconds < 2
+    assert all(error is None or may_pass(error) for error in errors) and any(errors)
+    until(lambda: served.server.is_ready("tiny") and status() == 200)
+    assert served.ask(prompt="a red apple")["generated_image"].shape == (1, 64, 64, 3)
+    assert "the process of tiny has died" in served.told[told]
 
 
 def test_a_server_that_crashed_is_started_again(served: Served) -> None:

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from darkroom.errors import InvalidRequest, near_matches
-from darkroom.triton.server import GRPC_SOCKET, HTTP_SOCKET, METRICS_SOCKET
+from darkroom.triton.server import ENDING, GRPC_SOCKET, HTTP_SOCKET, METRICS_SOCKET
 from darkroom.triton.wellformed import infer_body, infer_message, json_body
 
 MOST_BYTES = 4 * 2**20
@@ -67,6 +67,7 @@ class HttpDoor:
     """What goes through over HTTP, and the metrics at a port of their own."""
 
     def __init__(self, socket: Path, paths: dict[str, re.Pattern[str]], models: list[str]) -> None:
+        self._ending = socket.with_name(ENDING)
         self._paths = paths
         self._models = models
         self._patience: dict[Any, asyncio.TimerHandle] = {}
@@ -110,6 +111,8 @@ class HttpDoor:
         named = found.groupdict()
         try:
             body, headers = await _read(request, named["verb"]) if "verb" in named else (None, {})
+            if self._ending.exists():
+                return _told(503, NOT_THERE)
             async with self._triton.request(
                 request.method, f"http://triton{path}", data=body, headers=headers
             ) as reply:
@@ -167,6 +170,7 @@ class GrpcDoor(grpc.GenericRpcHandler):
     """What goes through over gRPC."""
 
     def __init__(self, socket: Path, models: list[str]) -> None:
+        self._ending = socket.with_name(ENDING)
         self._models = models
         # Triton may be started again at any time: it is looked for anew at once, not after gRPC's two minutes.
         options = [(f"grpc.{name}_reconnect_backoff_ms", 200) for name in ("initial", "min", "max")]
@@ -224,6 +228,8 @@ class GrpcDoor(grpc.GenericRpcHandler):
                 if method == INFER:
                     infer_message(message)
                 model = _model_of(message)
+            if self._ending.exists():
+                raise Refused(grpc.StatusCode.UNAVAILABLE, NOT_THERE)
             return await self._triton.unary_unary(method)(request, timeout=context.time_remaining())
         except DecodeError:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be read.") from None

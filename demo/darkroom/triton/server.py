@@ -28,6 +28,9 @@ HTTP_SOCKET, GRPC_PORT, METRICS_SOCKET = "http", 8001, "metrics"
 GRPC_SOCKET = f"grpc:{GRPC_PORT}"
 """Where Triton listens, in a folder that nobody but its user can enter. Its gRPC adds a port to any address."""
 
+ENDING = "ending"
+"""A file beside the sockets while a server ends that is to be started again: its door then lets nobody in."""
+
 LOCKED = "shared-memory,model-config,model-repository,trace,logging:no:key=none"
 """What a server without a door closes, and the header that would open it: a name with a colon cannot be sent, over
 HTTP nor gRPC, so it does no harm that all can read it in the list of processes."""
@@ -304,6 +307,7 @@ class Triton:
     def _start_again(self, why: str, seconds: float) -> None:
         self._count(why)
         self._tell(f"{why}: the server is started again.")
+        (self._folder / ENDING).touch()  # goes with the server's own files
         self.stop(SECONDS_FOR_NEIGHBOURS)
         self._start()
         self.wait_until_ready(seconds)
