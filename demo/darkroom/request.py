@@ -4,37 +4,14 @@ import dataclasses
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from darkroom.contract import PRECISIONS
-from darkroom.errors import InvalidRequest, near_matches
+from darkroom.errors import InvalidRequest
+from darkroom.flags import FLOAT32_MOST, OF_REQUEST, option, wrong_text
 from darkroom.noise import SEED_LIMIT
-from darkroom.schedule import SCHEDULERS
-
-PIXEL_MULTIPLE = 8
-"""Height and width are multiples of what one latent covers."""
-
-FLOAT32_MOST = (2 - 2**-23) * 2.0**127
-"""The largest number that networks compute with."""
-
-OPSETS = range(17, 21)
-"""ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
 
 TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
-
-BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
-"""What an engine leaves free: nothing; the batch; the batch, height and width."""
-
-WHOLE = ("batch_size", "batch_count", "height", "width", "denoising_steps", "clip_skip", "seed", "onnx_opset")
-KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
-    (WHOLE, int, "a whole number"),
-    (("guidance_scale",), int | float, "a number"),
-    (("image_strength", "refiner_strength"), int | float | None, "a number"),
-    (("engine", "precision", "build"), str, "a name"),
-    (("model", "scheduler", "negative_prompt", "input_image", "refiner", "vae"), str | None, "a text"),
-)
-"""What a recipe must hold to be replayed; flags are what they must be already."""
 
 
 @dataclass(frozen=True)
@@ -74,56 +51,25 @@ class Request:
     vae: str | None = None
 
     def __post_init__(self) -> None:
-        for names, kind, what in KINDS:
-            for name in names:
-                if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                    raise InvalidRequest(f"--{name.replace('_', '-')} is {what}, not {value!r}.")
+        for field in dataclasses.fields(self):
+            flag, value = OF_REQUEST.get(field.name), getattr(self, field.name)
+            if flag is None or (value is None and field.name in LEFT_OUT):
+                continue
+            if wrong := flag.wrong(value):
+                raise InvalidRequest(f"{option(flag.name)} {wrong}")
         if not self.prompts:
             raise InvalidRequest("no prompt was given: say what the picture should show, in quotes.")
         for prompt in self.prompts:
             if not prompt.strip():
                 raise InvalidRequest("a prompt is empty: say what the picture should show.")
-        for text in (*self.prompts, self.negative_prompt or ""):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise InvalidRequest(f"a prompt is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}.")
-        for name in ("batch_size", "batch_count", "denoising_steps"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}.")
-        for name in ("height", "width"):
-            pixels = getattr(self, name)
-            if pixels < PIXEL_MULTIPLE or pixels % PIXEL_MULTIPLE:
-                near = max(PIXEL_MULTIPLE, (pixels + PIXEL_MULTIPLE // 2) // PIXEL_MULTIPLE * PIXEL_MULTIPLE)
-                raise InvalidRequest(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {pixels}: {near} is near.")
-        if not 0 <= self.guidance_scale <= FLOAT32_MOST:
-            raise InvalidRequest(
-                f"--guidance-scale must be a number from 0 to {FLOAT32_MOST:.2g}, not {self.guidance_scale}."
-            )
-        if self.clip_skip < 0:
-            raise InvalidRequest(f"--clip-skip must be 0 or more, not {self.clip_skip}.")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise InvalidRequest(
-                f"--scheduler {self.scheduler!r} is not known here.{near_matches(self.scheduler, list(SCHEDULERS))} "
-                f"Known: {', '.join(SCHEDULERS)}."
-            )
+            if wrong := wrong_text(prompt):
+                raise InvalidRequest(f"a prompt {wrong}")
         for start, strength in ((self.input_image, self.image_strength), (self.refiner, self.refiner_strength)):
             if (start is None) != (strength is None):
                 raise InvalidRequest("--image-strength says how far to leave a picture: there is none to start from.")
-            if strength is None:
-                continue
-            if not 0 <= strength <= 1:
-                raise InvalidRequest(f"--image-strength must be from 0 to 1, not {strength}.")
         if self.refiner_strength is not None:
             check_steps_left(self.denoising_steps, self.refiner_strength)
-        if self.precision not in PRECISIONS:
-            near = near_matches(self.precision, list(PRECISIONS))
-            raise InvalidRequest(
-                f"--precision {self.precision!r} is not known here.{near} Known: {', '.join(PRECISIONS)}."
-            )
-        if self.onnx_opset not in OPSETS:
-            raise InvalidRequest(f"--onnx-opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {self.onnx_opset}.")
-        if self.build not in BUILDS:
-            raise InvalidRequest(f"a build is one of {', '.join(BUILDS)}, not {self.build!r}.")
-        if not (0 <= self.seed and self.seed + self.image_count <= SEED_LIMIT):
+        if self.seed + self.image_count > SEED_LIMIT:
             raise InvalidRequest(
                 f"--seed must leave every image a seed from 0 to {SEED_LIMIT - 1}; {self.seed} does not. "
                 f"Without --seed a random one is drawn."
@@ -208,6 +154,10 @@ def check_published_steps(request: "Request") -> None:
     limit = DISTILLED_TIMESTEPS if request.scheduler in ("LCM", "TCD") else TRAINED_TIMESTEPS
     if request.denoising_steps > limit:
         raise InvalidRequest(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
+
+
+LEFT_OUT = {each.name for each in dataclasses.fields(Request) if type(None) in get_args(each.type)}
+"""The fields that may be None."""
 
 
 @dataclass(frozen=True)

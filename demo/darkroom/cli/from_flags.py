@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,48 +14,15 @@ from darkroom.checkpoint.catalog import Script, Version, find_version
 from darkroom.checkpoint.folder import Checkpoint
 from darkroom.checkpoint.hub import REPOSITORY, repository_of
 from darkroom.checkpoint.other_vae import check_vae
-from darkroom.cli.flags import DEFAULT_OPSET, DEFAULT_REFINER_STRENGTH, DEFAULT_STRENGTH
-from darkroom.contract import PRECISIONS
+from darkroom.cli.flags import given, refuse_without
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import Runtime
 from darkroom.errors import InvalidRequest
+from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, option
 from darkroom.request import LoraChoice, Request, draw_seed
 
-FIXED_BY_RECIPE = (
-    "negative_prompt",
-    "height",
-    "width",
-    "denoising_steps",
-    "guidance_scale",
-    "scheduler",
-    "seed",
-    "clip_skip",
-    "batch_size",
-    "batch_count",
-    "version",
-    "engine",
-    "provider",
-    "device",
-    "torch_inference",
-    "quantization",
-    "precision",
-    "build",
-    "onnx_opset",
-    "image_strength",
-    "enable_refiner",
-    "lora_weight",
-    "lora_scale",
-    "lcm_lora",
-)
-"""Flags that determine pixels, and so are refused beside --recipe."""
-
-BESIDE_PROMPTS = {
-    "recipe": "it is of one picture",
-    "batch_count": "rows say num_images",
-    "enable_refiner": "its pictures are made by one model",
-    "quantization": "what it costs in quality is told of the pictures of one run",
-}
-"""Flags that are refused beside --prompts, and why."""
+WORKED_OUT = ("model", "engine", "input_image", "image_strength", "refiner", "refiner_strength", "vae")
+"""Fields of a request that are not a flag's value as it is."""
 
 PROVISIONAL_SIZE = 512
 Value = TypeVar("Value")
@@ -68,10 +36,10 @@ def recipe_of(flags: argparse.Namespace, script: Script) -> dict[str, Any] | Non
 
     if flags.prompt:
         raise InvalidRequest("a prompt cannot be given beside --recipe, which holds its own.")
-    for name in FIXED_BY_RECIPE:
-        if getattr(flags, name, None) is not None:
-            flag = f"--build-{flags.build}" if name == "build" else f"--{name.replace('_', '-')}"
-            raise InvalidRequest(f"{flag} cannot be given beside --recipe, which fixes it.")
+    for flag in FLAGS:
+        if RECIPE in flag.use and given(flags, flag.name):
+            shown = f"--build-{flags.build}" if flag.switches else option(flag.name)
+            raise InvalidRequest(f"{shown} cannot be given beside --recipe, which fixes it.")
     recipe = read_recipe(Path(flags.recipe))
     maker = recipe.get("script", script.program)
     if maker != script.program:
@@ -82,8 +50,7 @@ def recipe_of(flags: argparse.Namespace, script: Script) -> dict[str, Any] | Non
 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for flags that say who makes the pictures of a file, where there is none."""
-    if getattr(flags, "ray", None) is not None:
-        raise InvalidRequest("--ray has no effect without --prompts.")
+    refuse_without(flags, "prompts")
     dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
     if flags.devices is not None and flags.recipe is None and engine_of(flags) not in dividing:
         raise InvalidRequest(f"--devices has no effect without --prompts or --engine {' or '.join(dividing)}.")
@@ -93,11 +60,9 @@ def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for flags that have no effect, or another one, in a run of a whole file."""
     if flags.prompt:
         raise InvalidRequest("a prompt cannot be given beside --prompts, which names a file of them.")
-    for name, reason in BESIDE_PROMPTS.items():
-        if getattr(flags, name, None) is not None:
-            raise InvalidRequest(f"--{name.replace('_', '-')} cannot be given beside --prompts: {reason}.")
-    if flags.num_warmup_runs:
-        raise InvalidRequest("--num-warmup-runs cannot be given beside --prompts: engines are warmed up when loaded.")
+    for flag in FLAGS:
+        if flag.beside_prompts and given(flags, flag.name):
+            raise InvalidRequest(f"{option(flag.name)} cannot be given beside --prompts: {flag.beside_prompts}.")
 
 
 def version_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
@@ -146,9 +111,7 @@ def refiner_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script:
         return None
     asked = bool(flags.enable_refiner) if recipe is None else recipe["request"].get("refiner") is not None
     if not asked:
-        for name in ("image_strength", "refiner_model", "onnx_refiner_dir", "engine_refiner_dir"):
-            if getattr(flags, name) is not None:
-                raise InvalidRequest(f"--{name.replace('_', '-')} has no effect without --enable-refiner.")
+        refuse_without(flags, "enable_refiner")
         return None
     named = flags.refiner_model or (recipe["request"]["refiner"] if recipe else script.refiner.name)
     if named == script.refiner.name:
@@ -221,30 +184,44 @@ def request_of(
         height = width = version.size or PROVISIONAL_SIZE
     else:
         height, width = checkpoint.default_sizes
-    return Request(
-        model=version.name or None,
+    return make_request(
+        vars(flags),
+        version,
+        (height, width),
         prompts=tuple(flags.prompt),
-        negative_prompt=flags.negative_prompt,
-        batch_size=_or(flags.batch_size, 1),
-        batch_count=_or(flags.batch_count, 1),
-        height=_or(flags.height, height),
-        width=_or(flags.width, width),
-        denoising_steps=_or(flags.denoising_steps, version.steps),
-        guidance_scale=guidance_scale,
-        clip_skip=_or(flags.clip_skip, 0),
-        scheduler=_or(flags.scheduler, version.scheduler),
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
-        precision=_or(flags.precision, PRECISIONS[0]),
-        build=flags.build or "static-batch",
-        onnx_opset=_or(flags.onnx_opset, DEFAULT_OPSET),
         input_image=None if image is None else pixels_digest(image),
-        image_strength=None if image is None else _or(flags.image_strength, DEFAULT_STRENGTH),
+        image_strength=None if image is None else _strength(flags, "image_strength"),
         refiner=None if refiner is None else refiner.name,
-        refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULT_REFINER_STRENGTH),
+        refiner_strength=None if refiner is None else _strength(flags, "refiner_strength"),
         loras=loras,
         vae=None if flags.vae is None else repository_of(flags.vae) or "",
     )
+
+
+def make_request(values: Mapping[str, Any], version: Version, size: tuple[int, int], **fields: Any) -> Request:
+    """The request of `values`, by the names of flags. What is None there is the version's, or the flag's own default.
+
+    `size` is the height and width in pixels where none is passed; `fields` of the request go before all of these.
+    """
+    flags = {name: flag for name, flag in OF_REQUEST.items() if name not in WORKED_OUT}
+    defaults = {name: flag.default for name, flag in flags.items()} | {
+        "model": version.name or None,
+        "prompts": ("a picture",),
+        "height": size[0],
+        "width": size[1],
+        "denoising_steps": version.steps,
+        "guidance_scale": version.guidance_scale,
+        "scheduler": version.scheduler,
+        "seed": 0,
+    }
+    passed = {name: value for name, flag in flags.items() if (value := values.get(flag.name)) is not None}
+    return Request(**defaults | passed | fields)
+
+
+def _strength(flags: argparse.Namespace, field: str) -> float:
+    return _or(flags.image_strength, OF_REQUEST[field].default)
 
 
 def engine_of(flags: argparse.Namespace) -> str:

@@ -8,6 +8,7 @@ from darkroom.checkpoint.catalog import LCM_LORAS
 from darkroom.checkpoint.hub import fetch_lora, repository_of
 from darkroom.checkpoint.lora import check_lora, open_lora
 from darkroom.cli.console import Console
+from darkroom.cli.flags import refuse_without
 from darkroom.cli.settings import Settings
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
@@ -19,9 +20,7 @@ def check_lora_flags(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for what can be told to be wrong before a model is fetched."""
     paths, weights = flags.lora_path or [], flags.lora_weight
     if not paths:
-        for name in ("lora_weight", "lora_scale"):
-            if getattr(flags, name) is not None:
-                raise InvalidRequest(f"--{name.replace('_', '-')} has no effect without --lora-path.")
+        refuse_without(flags, "lora_path")
     if weights is not None and len(weights) != len(paths):
         raise InvalidRequest(f"--lora-weight has {len(weights)} numbers for the {len(paths)} files of --lora-path.")
     scale = 1.0 if flags.lora_scale is None else flags.lora_scale

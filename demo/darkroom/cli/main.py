@@ -29,7 +29,7 @@ from darkroom.cli.from_flags import (
     with_few_steps,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import Models, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.cli.start import EXIT
 from darkroom.engines import find_runtime
@@ -73,8 +73,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         check_precision(runtime, asked.precision)
         if version.name in script.versions and not version.embedded:
             check_published_steps(asked)
-    models = Models(script, settings, runtime, vae, console)
-    base = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
+    models = models_of(script, settings, runtime, vae, console)
+    base = models.preparer(version, config=flags.config)
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)

@@ -17,43 +17,71 @@ from darkroom.cli.settings import Folders, Settings
 from darkroom.engines import automatic, find_runtime, has_cuda_graphs
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.errors import InvalidRequest
-from darkroom.prepare import Preparer
+from darkroom.flags import option
+from darkroom.prepare import BATCHES, Preparer
 from darkroom.store.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Models:
-    """Opens models, each with the VAE that goes into all, for one runtime."""
+    """Opens models of some `families`, or of all, each with the `vae` that goes into all, for one runtime.
 
-    script: Script
-    settings: Settings
+    `batches` and `pixels` bound what engines leave free. `stores` are those that are open already, by their folders.
+    """
+
+    folders: Folders
     runtime: Runtime
-    vae: str | None
     console: Console
+    families: tuple[str, ...] | None = None
+    batches: tuple[int, int, int] = BATCHES
+    pixels: tuple[int, int, int] | None = None
+    threads: int | None = None
+    vae: str | None = None
     stores: dict[Path, Store] = field(default_factory=dict)
 
-    def preparer(self, version: Version, onnx_dir: Path, engine_dir: Path, config: str | None = None) -> Preparer:
+    def preparer(
+        self,
+        version: Version,
+        onnx_dir: Path | None = None,
+        engine_dir: Path | None = None,
+        config: str | None = None,
+    ) -> Preparer:
         """What compiles a model; it is fetched where it is not there, and checked."""
-        settings, console = self.settings, self.console
+        folders, console = self.folders, self.console
         graphs, engines = (
-            self.stores.setdefault(folder, Store(folder, console.warn)) for folder in (onnx_dir, engine_dir)
+            self.stores.setdefault(folder, Store(folder, console.warn))
+            for folder in (onnx_dir or folders.onnx_dir, engine_dir or folders.engine_dir)
         )
-        folder = open_model(version, config, settings, graphs, console)
+        folder = open_model(version, config, folders, graphs, console)
         if self.vae is not None:
-            folder = with_vae(folder, _open_vae(self.vae, settings, console), graphs)
+            folder = with_vae(folder, _open_vae(self.vae, folders, console), graphs)
         return Preparer(
-            open_checkpoint(folder, engines.fingerprints, self.script.families),
+            open_checkpoint(folder, engines.fingerprints, self.families),
             self.runtime,
             graphs,
             engines,
             name=version.name,
-            threads=settings.threads,
-            batches=settings.dynamic_batches,
-            pixels=settings.dynamic_sizes,
+            threads=self.threads,
+            batches=self.batches,
+            pixels=self.pixels,
             verbose=console.verbose,
             job=console.job,
             detail=console.detail,
         )
+
+
+def models_of(script: Script, settings: Settings, runtime: Runtime, vae: str | None, console: Console) -> Models:
+    """What opens the models of a script that makes pictures."""
+    return Models(
+        families=script.families,
+        folders=settings,
+        runtime=runtime,
+        console=console,
+        batches=settings.dynamic_batches,
+        pixels=settings.dynamic_sizes,
+        threads=settings.threads,
+        vae=vae,
+    )
 
 
 def runtime_of(
@@ -94,7 +122,7 @@ def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: 
     for name, free in (("dynamic_batches", ("dynamic-batch", "dynamic-shape")), ("dynamic_sizes", ("dynamic-shape",))):
         if getattr(flags, name) is None:
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = option(name)
         if not runtime.bounded:
             raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, whose free sizes are any.")
         if not set(builds) & set(free):

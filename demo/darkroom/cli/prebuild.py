@@ -3,38 +3,32 @@
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version, find_version
-from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.checkpoint.hub import on_disk, repository_of
 from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show, table
 from darkroom.cli.console import Console
 from darkroom.cli.doctor import add_doctor_command
 from darkroom.cli.exit import exit_code
-from darkroom.cli.flags import (
-    DEFAULT_OPSET,
-    SHARES,
-    add_build_arguments,
-    add_place_arguments,
-    add_tensorrt_arguments,
-)
-from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
+from darkroom.cli.flags import add_flags
+from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
 from darkroom.cli.maintenance import add_maintenance_commands
-from darkroom.cli.opening import open_model, refuse_bounds
-from darkroom.cli.parser import Parser, named
+from darkroom.cli.opening import Models, refuse_bounds
+from darkroom.cli.parser import Parser
 from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.transfer import add_transfer_commands
 from darkroom.contract import PRECISIONS
-from darkroom.engines import RUNTIMES, automatic, find_runtime
+from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.errors import InvalidRequest
+from darkroom.flags import BUILD, BUILDS, STORES, option, pixel_size
 from darkroom.prepare import BATCHES, Preparer, check_precision
-from darkroom.request import BUILDS, Request
-from darkroom.store.store import Store
+from darkroom.request import Request
 
+__all__ = ["pixel_size"]
 PROGRAM = "build_engines.py"
 
 
@@ -52,63 +46,24 @@ def parser() -> Parser:
     _add_build_flags(build)
     listing = commands.add_parser("list", help="what is there, and whether it can be used here", allow_abbrev=False)
     listing.add_argument("name", nargs="*", metavar="NAME", help="only what has this in its name; * stands for any")
-    for command in (build, listing):
-        add_store_arguments(command)
-        command.add_argument("--verbose", action="store_true", help="also the inputs and outputs of each engine")
+    add_flags(listing, STORES)
+    listing.add_argument("--verbose", action="store_true", help="also the inputs and outputs of each engine")
     build.set_defaults(work=_build)
     listing.set_defaults(work=_list)
     for command in (*add_maintenance_commands(commands), *add_transfer_commands(commands)):
-        add_store_arguments(command)
+        add_flags(command, STORES)
         command.set_defaults(verbose=False)
     add_doctor_command(commands)
     return parser
 
 
-def add_store_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
-    command.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
-    command.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
-
-
 def _add_build_flags(build: argparse.ArgumentParser) -> None:
-    embedded = [name for name, version in versions().items() if version.embedded]
-    build.add_argument(
-        "--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: {' '.join(embedded)}"
-    )
-    build.add_argument(
-        "--model", nargs="+", type=named, metavar="PATH_OR_REPO", help="model folders or hub repositories"
-    )
-    build.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
-    add_place_arguments(build)
-    build.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
-    build.add_argument("--batch-size", nargs="+", type=int, metavar="B", help="images a batch; default 1")
-    build.add_argument(
-        "--size", nargs="+", type=pixel_size, metavar="HxW", help="heights and widths in pixels, as 512 or 512x768"
-    )
-    build.add_argument("--height", type=int, metavar="PIXELS", help="of a single size; default: the model's own")
-    build.add_argument("--width", type=int, metavar="PIXELS", help="of a single size; default: the model's own")
-    build.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="X",
-        help="1 and below build a UNet without guidance; default: the model's",
-    )
-    build.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text encoder layers to leave out")
-    build.add_argument("--scheduler", nargs="+", metavar="NAME", help="schedules to compile; default: the model's own")
-    build.add_argument("--denoising-steps", nargs="+", type=int, metavar="N", help="for each; default: the model's own")
-    build.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    build.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
+    known = versions()
+    embedded = " ".join(name for name, version in known.items() if version.embedded)
+    add_flags(build, BUILD, versions=", ".join(known), version=embedded)
     build.add_argument("--onnx-export-only", action="store_true", help="export the graphs and stop there")
-    build.add_argument("--dry-run", action="store_true", help="say what is there and what would be made")
-    build.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
-    add_build_arguments(build.add_argument_group("what engines leave free; several build each"), several=True)
-    add_tensorrt_arguments(build)
-
-
-def pixel_size(text: str) -> tuple[int, int]:
-    """`512` or `512x768` -> height and width in pixels. For argparse: raises `ValueError` for anything else."""
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    build.add_argument("--dry-run", action="store_true", help="report what is there and what would be made")
+    build.set_defaults(engine=["auto"], precision=[PRECISIONS[0]])
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -133,30 +88,13 @@ class Cell:
     size: tuple[int, int] | None
     """Height and width in pixels; None for the model's own."""
     scheduler: str | None
-    denoising_steps: int
+    denoising_steps: int | None
+    """None for the model's own."""
 
     def request(self, flags: argparse.Namespace, own: int) -> Request:
         """A request that needs the engines that are meant; what it would show does not matter."""
-        version = self.version
-        height, width = self.size or (own, own)
-        return Request(
-            model=version.name or None,
-            prompts=("a picture",),
-            negative_prompt=None,
-            batch_size=self.batch_size,
-            batch_count=1,
-            height=height if flags.height is None else flags.height,
-            width=width if flags.width is None else flags.width,
-            denoising_steps=self.denoising_steps,
-            guidance_scale=version.guidance_scale if flags.guidance_scale is None else flags.guidance_scale,
-            clip_skip=flags.clip_skip,
-            scheduler=self.scheduler,
-            seed=0,
-            engine=self.runtime.name,
-            precision=self.precision,
-            build=self.build,
-            onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
-        )
+        size = self.size or (own, own)
+        return make_request(vars(flags) | vars(self), self.version, size, engine=self.runtime.name)
 
 
 def _cells(flags: argparse.Namespace) -> list[Cell]:
@@ -172,27 +110,17 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
         refuse_bounds(flags, builds, runtime)
         for name in ("onnx_opset", "onnx_export_only"):
             if getattr(flags, name) and not runtime.from_graph:
-                flag = f"--{name.replace('_', '-')}"
-                raise InvalidRequest(f"{flag} has no effect with --engine {runtime.name}, which has no ONNX graphs.")
+                raise InvalidRequest(
+                    f"{option(name)} has no effect with --engine {runtime.name}, which has no ONNX graphs."
+                )
     _refuse_unused(flags, builds)
-    schedules = [
-        (scheduler, steps) for scheduler in flags.scheduler or [None] for steps in flags.denoising_steps or [None]
-    ]
     cells = [
-        Cell(
-            version,
-            runtime,
-            precision,
-            build,
-            batch,
-            size,
-            version.scheduler if scheduler is None else scheduler,
-            version.steps if steps is None else steps,
-        )
+        Cell(version, runtime, precision, build, batch, size, scheduler, steps)
         for version, runtime, precision, build in itertools.product(asked, runtimes, flags.precision, builds)
         for batch in _batches(flags, build)
         for size in (flags.size if flags.size and build != "dynamic-shape" else [None])
-        for scheduler, steps in schedules
+        for scheduler in flags.scheduler or [None]
+        for steps in flags.denoising_steps or [None]
     ]
     for cell in cells:
         # What is wrong is said before anything is fetched.
@@ -215,8 +143,7 @@ def _refuse_unused(flags: argparse.Namespace, builds: list[str]) -> None:
     for name in ("batch_size", "size", "height", "width"):
         given = getattr(flags, name) is not None
         if given and all(name in free.get(build, ("batch_size", "size", "height", "width")) for build in builds):
-            flag = f"--{name.replace('_', '-')}"
-            raise InvalidRequest(f"{flag} has no effect with --build-{builds[0]}, which leaves it free.")
+            raise InvalidRequest(f"{option(name)} has no effect with --build-{builds[0]}, which leaves it free.")
     if flags.dry_run and flags.onnx_export_only:
         raise InvalidRequest("--onnx-export-only makes graphs and --dry-run makes nothing: take one of them.")
 
@@ -232,16 +159,30 @@ def _build(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, machine=flags.json)
     cells = _cells(flags)
     folders = artefact_folders(flags)
-    graphs, engines = stores_of(folders, console)
+    graphs, engines = stores = stores_of(folders, console)
+
+    def prepared(cell: Cell) -> tuple[Preparer, Request, set[str]]:
+        """What makes the engines of a cell, what they are for, and the stages that need them."""
+        models = Models(
+            folders=folders,
+            runtime=cell.runtime,
+            console=console,
+            batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
+            pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+            stores={store.root: store for store in stores},
+        )
+        preparer = models.preparer(cell.version)
+        own = preparer.pixels[1] if preparer.pixels else cell.version.size or preparer.checkpoint.default_size
+        request = cell.request(flags, own)
+        return preparer, request, preparer.stages_for(request, from_image=True)
+
     if flags.dry_run:
-        _show_plan(_plan(cells, flags, folders, graphs, engines, console), flags, console)
+        _show_plan(_plan(cells, folders, prepared), flags, console)
         return
     made: dict[Path, bool] = {}
     ready: dict[str, str | None] = {}
     for cell in cells:
-        preparer = _preparer(cell, flags, folders, graphs, engines, console)
-        request = cell.request(flags, _own_size(preparer, cell))
-        wanted = preparer.stages_for(request, from_image=True)
+        preparer, request, wanted = prepared(cell)
         if flags.onnx_export_only:
             needed = preparer.export(request, wanted)
         else:
@@ -259,44 +200,19 @@ def _build(flags: argparse.Namespace) -> None:
             console.say(f"The {name} engines are built and kept in {engines.root}: {reason}.")
 
 
-def _preparer(
-    cell: Cell, flags: argparse.Namespace, folders: Folders, graphs: Store, engines: Store, console: Console
-) -> Preparer:
-    folder = open_model(cell.version, None, folders, graphs, console)
-    return Preparer(
-        open_checkpoint(folder, engines.fingerprints),
-        cell.runtime,
-        graphs,
-        engines,
-        name=cell.version.name,
-        batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
-        pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
-        verbose=flags.verbose,
-        job=console.job,
-        detail=console.detail,
-    )
-
-
-def _own_size(preparer: Preparer, cell: Cell) -> int:
-    return preparer.pixels[1] if preparer.pixels else cell.version.size or preparer.checkpoint.default_size
-
-
 def _plan(
-    cells: list[Cell], flags: argparse.Namespace, folders: Folders, graphs: Store, engines: Store, console: Console
+    cells: list[Cell], folders: Folders, prepared: Callable[[Cell], tuple[Preparer, Request, set[str]]]
 ) -> Iterator[tuple[str, Path | None, str]]:
     """What is needed, the folder of what is there, and a remark."""
     for cell in cells:
         source = cell.version.source
         if not cell.version.embedded and repository_of(source) and not on_disk(source, folders.framework_model_dir):
             yield source, None, "to be fetched first; what it needs is known then"
-            continue
-        if Path(source).is_file():
+        elif Path(source).is_file():
             yield source, None, "to be unpacked first; what it needs is known then"
-            continue
-        preparer = _preparer(cell, flags, folders, graphs, engines, console)
-        request = cell.request(flags, _own_size(preparer, cell))
-        for label, folder in preparer.plan(request, preparer.stages_for(request, from_image=True)).items():
-            yield label, folder, ""
+        else:
+            preparer, request, wanted = prepared(cell)
+            yield from ((label, folder, "") for label, folder in preparer.plan(request, wanted).items())
 
 
 def _show_plan(planned: Iterator[tuple[str, Path | None, str]], flags: argparse.Namespace, console: Console) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from darkroom.checkpoint.catalog import Script, Version
 from darkroom.checkpoint.folder import Checkpoint
 from darkroom.cli.console import Console
-from darkroom.cli.flags import SLOTS
 from darkroom.cli.from_flags import (
     engine_of,
     refiner_of,
@@ -21,12 +20,13 @@ from darkroom.cli.from_flags import (
     with_few_steps,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import Models, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, runtime_of, say_what_ships
 from darkroom.cli.prompt_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
 from darkroom.errors import InvalidRequest
+from darkroom.flags import SLOTS
 from darkroom.prepare import Preparer
 from darkroom.prompts.journal import ROWS, Past
 from darkroom.prompts.rows import Asked, Prompts
@@ -59,8 +59,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     if flags.dynamic_batches is None:
         settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
 
-    models = Models(script, settings, runtime, vae, console)
-    preparer = models.preparer(version, settings.onnx_dir, settings.engine_dir, flags.config)
+    preparer = models_of(script, settings, runtime, vae, console).preparer(version, config=flags.config)
     family, fingerprints = preparer.family.name, preparer.engines.fingerprints
     preparer.loras, choices = loras_of(flags, None, settings, family, fingerprints, console)
     default = _default(flags, version, preparer.checkpoint, runtime.name, choices)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from darkroom.cli.console import Console
+from darkroom.cli.flags import refuse_wrong
 from darkroom.engines.runtime import Options
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.prepare import BATCHES
@@ -46,15 +47,12 @@ class Settings(Folders):
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> "Settings":
         """Raises `InvalidRequest` for values that cannot be meant and for an output folder that cannot be written."""
-        if flags.threads is not None and flags.threads < 1:
-            raise InvalidRequest(f"--threads must be 1 or more, not {flags.threads}.")
-        if flags.num_warmup_runs < 0:
-            raise InvalidRequest(f"--num-warmup-runs must be 0 or more, not {flags.num_warmup_runs}.")
+        refuse_wrong(flags, "threads", "num_warmup_runs")
         return cls(
             **vars(artefact_folders(flags)),
             output_dir=output_folder(flags.output_dir),
             threads=flags.threads,
-            num_warmup_runs=flags.num_warmup_runs,
+            num_warmup_runs=flags.num_warmup_runs or 0,
             onnx_refiner_dir=_folder(getattr(flags, "onnx_refiner_dir", None) or flags.onnx_dir, "onnx"),
             engine_refiner_dir=_folder(getattr(flags, "engine_refiner_dir", None) or flags.engine_dir, "engines"),
             dynamic_batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,

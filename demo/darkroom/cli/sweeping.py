@@ -31,8 +31,8 @@ from darkroom.contract import PRECISIONS
 from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
 from darkroom.engines.runtime import Options, Runtime, asked_as
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
+from darkroom.flags import BUILDS
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
-from darkroom.request import BUILDS
 from darkroom.store.manifest import read_manifest
 
 Show = Callable[[str], None]

@@ -6,21 +6,20 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from darkroom.checkpoint.catalog import SCRIPTS, TURBO, TXT2IMG, Script, Version, find_version
-from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
-from darkroom.cli.flags import DEFAULT_OPSET, add_place_arguments, add_tensorrt_arguments
-from darkroom.cli.from_flags import unnamed
-from darkroom.cli.opening import open_model
+from darkroom.cli.flags import add_flags, refuse_below
+from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
+from darkroom.cli.opening import Models
 from darkroom.cli.parser import Parser, named
-from darkroom.cli.prebuild import pixel_size
-from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of, stores_of
+from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of
 from darkroom.contract import PRECISIONS
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, asked_as
 from darkroom.errors import InvalidRequest, near_matches
+from darkroom.flags import BUILDS, TRITON, option, wrong_text
 from darkroom.prepare import BATCHES, Preparer
-from darkroom.request import BUILDS, Request
+from darkroom.request import Request
 from darkroom.schedule import SCHEDULERS
 from darkroom.serving.planning import batches_for, every_schedule, planned
 from darkroom.serving.service import PLAN, Limits, Plan
@@ -61,24 +60,22 @@ def parser() -> Parser:
         allow_abbrev=False,
         description="Writes a model repository for Triton Inference Server: engines, schedules and configuration.",
     )
-    model = flags.add_argument_group("the model")
+    model = flags.add_argument_group("what is served")
     model.add_argument(
         "--model", metavar="NAME", required=True, help=f"what it is served as: {', '.join((*ALIASES, *served()))}"
     )
-    model.add_argument("--version", metavar="NAME", help="the version that is served; default: what --model says")
+    model.add_argument("--version", metavar="NAME", help="the version that is served; default: that of --model")
     model.add_argument(
         "--model-path", type=named, metavar="PATH_OR_REPO", help="another model: its folder or hub repository"
     )
-    model.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    model.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
-    engines = flags.add_argument_group("the engines")
-    engines.add_argument(
+    served_with = flags.add_argument_group("what requests may ask for")
+    served_with.add_argument(
         "--max-batch-size",
         type=int,
         metavar="N",
         help=f"images that are made together; default: what {CONFIG} says, {MAX_BATCH_SIZE} for a new one",
     )
-    engines.add_argument(
+    served_with.add_argument(
         "--batches",
         nargs="+",
         type=int,
@@ -86,24 +83,16 @@ def parser() -> Parser:
         help="batches that UNets are built for, the smallest that fits is used; default: 1, 2, 4 ... and N, or one "
         "UNet for any where it is large",
     )
-    engines.add_argument("--build-dynamic-batch", action="store_true", help="one UNet for any batch")
-    engines.add_argument(
+    served_with.add_argument("--build-dynamic-batch", action="store_true", help="one UNet for any batch")
+    served_with.add_argument(
         "--build-dynamic-shape", action="store_true", help="engines for any batch and size, up to max_pixels"
     )
-    engines.add_argument(
-        "--size", nargs="+", type=pixel_size, metavar="HxW", help="sizes that can be asked for; default: the model's"
-    )
-    engines.add_argument(
+    served_with.add_argument(
         "--guidance", choices=list(GUIDANCE), help="what UNets are built for; default: what the model is used with"
     )
-    engines.add_argument(
-        "--schedulers", nargs="+", metavar="NAME", help=f"that can be asked for; default: all, {', '.join(SCHEDULERS)}"
-    )
-    engines.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or {', '.join(RUNTIME_PACKAGES)}")
-    add_place_arguments(engines)
-    engines.add_argument("--precision", default=PRECISIONS[0], metavar="NAME", help=", ".join(PRECISIONS))
-    engines.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
-    add_tensorrt_arguments(flags)
+    served_with.add_argument("--schedulers", nargs="+", metavar="NAME", help="default: all, " + ", ".join(SCHEDULERS))
+    add_flags(flags, TRITON, engines=", ".join(RUNTIME_PACKAGES))
+    flags.set_defaults(engine="auto", precision=PRECISIONS[0])
     config = flags.add_argument_group(f"what {CONFIG} says")
     config.add_argument("--instances", type=int, metavar="N", help="copies that run, on each GPU if there are any")
     config.add_argument("--gpus", nargs="+", type=int, metavar="I", help="the GPUs that it runs on; default: the CPU")
@@ -122,7 +111,7 @@ def parser() -> Parser:
         "threads": "CPU threads",
     }
     for name in OF_CONFIG:
-        config.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=words[name])
+        config.add_argument(option(name), metavar="X", help=words[name])
     ensemble = flags.add_argument_group("an ensemble around the model")
     ensemble.add_argument(
         "--ensemble",
@@ -131,15 +120,12 @@ def parser() -> Parser:
     )
     ensemble.add_argument("--encode", choices=FORMATS, help=f"the files' format; default {FORMATS[0]}")
     ensemble.add_argument("--upscale", type=int, metavar="N", help="pictures N times as large; default 1")
-    folders = flags.add_argument_group("folders")
+    folders = flags.add_argument_group("where it is written")
     folders.add_argument("--model-repository", type=named, metavar="DIR", help=f"default: {REPOSITORY}")
-    folders.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
     folders.add_argument(
         "--environment-dir", type=named, metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}"
     )
     folders.add_argument("--copy", action="store_true", help="copy artefacts, where hard links would do")
-    flags.add_argument("--verbose", action="store_true", help="also what is loaded, built and reused")
     return flags
 
 
@@ -151,6 +137,7 @@ def run(arguments: list[str] | None = None) -> int:
 def _build(flags: argparse.Namespace) -> None:
     console = Console(flags.verbose)
     script, version = _asked_model(flags)
+    refuse_below(flags, max_batch_size=1, upscale=1, instances=1, batches=1)
     repository = Path(flags.model_repository) if flags.model_repository else home() / REPOSITORY
     folder = repository / flags.model
     file = folder / CONFIG
@@ -160,15 +147,11 @@ def _build(flags: argparse.Namespace) -> None:
     parameters = Parameters.read(given | changes)
     slots = flags.max_batch_size if flags.max_batch_size is not None else config.max_batch_size if config else None
     slots = MAX_BATCH_SIZE if slots is None else slots
-    if slots < 1:
-        raise InvalidRequest(f"--max-batch-size must be 1 or more, not {slots}.")
     if "max_images" not in given | changes:
         parameters = replace(parameters, max_images=max(parameters.max_images, slots))
     for name in ("encode", "upscale"):
         if getattr(flags, name) is not None and not flags.ensemble:
             raise InvalidRequest(f"--{name} has no effect without --ensemble.")
-    if flags.upscale is not None and flags.upscale < 1:
-        raise InvalidRequest(f"--upscale must be 1 or more, not {flags.upscale}.")
     instances = _instances(flags)
     free = [name for name in ("build_dynamic_batch", "build_dynamic_shape") if getattr(flags, name)]
     if len(free) + bool(flags.batches) > 1:
@@ -176,11 +159,8 @@ def _build(flags: argparse.Namespace) -> None:
     if flags.size and flags.build_dynamic_shape:
         raise InvalidRequest("--size has no effect with --build-dynamic-shape, which takes any.")
     for name in flags.schedulers or ():
-        if name not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
-            raise InvalidRequest(
-                f"--schedulers {name!r} is not known here.{near_matches(name, list(SCHEDULERS))} Known: {known}."
-            )
+        if wrong := wrong_text(name, tuple(SCHEDULERS)):
+            raise InvalidRequest(f"--schedulers {wrong}")
 
     engine = automatic(options_of(flags)) if flags.engine == "auto" else flags.engine
     runtime = find_runtime(engine, options_of(flags))
@@ -188,22 +168,17 @@ def _build(flags: argparse.Namespace) -> None:
         raise InvalidRequest(f"--engine {engine} is not served by Triton here: {', '.join(RUNTIME_PACKAGES)} are.")
     if flags.gpus and engine != "tensorrt" and runtime.options.provider not in ON_NVIDIA:
         raise InvalidRequest(f"--gpus are NVIDIA's, and have no effect with {asked_as(runtime)}.")
-    places = artefact_folders(flags)
-    graphs, engines = stores_of(places, console)
-    request = _request(flags, version, parameters, engine, 512)  # what is wrong is said before a model is fetched
-    source = open_model(version, None, places, graphs, console)
-    preparer = Preparer(
-        open_checkpoint(source, engines.fingerprints, script.families),
-        runtime,
-        graphs,
-        engines,
-        name=version.name,
+    _request(flags, version, parameters, engine, PROVISIONAL_SIZE)  # refused before a model is fetched
+    models = Models(
+        families=script.families,
+        folders=artefact_folders(flags),
+        runtime=runtime,
+        console=console,
         batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or (BATCHES[0], BATCHES[1], max(slots, 1)),
         pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
-        verbose=flags.verbose,
-        job=console.job,
-        detail=console.detail,
     )
+    preparer = models.preparer(version)
+    source = preparer.checkpoint.folder
     request = _request(flags, version, parameters, engine, version.size or preparer.checkpoint.default_size)
     sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))
     guided = GUIDANCE[flags.guidance or ("on" if preparer.traits.guided(request) else "off")]
@@ -252,15 +227,15 @@ def _build(flags: argparse.Namespace) -> None:
             write_ensemble(repository, flags.model, texts)
     there = shlex.quote(str(repository))
     console.say("\n".join(tree(folder)))
-    models = [flags.model, *(texts if flags.ensemble else ())]
+    names = [flags.model, *(texts if flags.ensemble else ())]
     if flags.ensemble:
-        console.say(f"and beside it {', '.join(models[1:])}")
+        console.say(f"and beside it {', '.join(names[1:])}")
     console.say("")
     console.say("Serve it with:")
-    console.say(f"  python demo/serve_triton.py --model-repository {there} --model {' '.join(models)}")
+    console.say(f"  python demo/serve_triton.py --model-repository {there} --model {' '.join(names)}")
     console.say("or by hand, with nobody who checks its requests or starts it again:")
     parts = environment(flags.environment_dir, repository, [flags.model], console)
-    line = command(parts.server, parts.backends, repository.absolute(), models, Address().flags())
+    line = command(parts.server, parts.backends, repository.absolute(), names, Address().flags())
     console.say(f"  {parts.line(line)}")
     console.result(str(version_folder.parent))
 
@@ -296,34 +271,18 @@ def _asked_model(flags: argparse.Namespace) -> tuple[Script, Version]:
 def _instances(flags: argparse.Namespace) -> Instances | None:
     if flags.instances is None and flags.gpus is None:
         return None
-    if flags.instances is not None and flags.instances < 1:
-        raise InvalidRequest(f"--instances must be 1 or more, not {flags.instances}.")
     if any(gpu < 0 for gpu in flags.gpus or ()):
         raise InvalidRequest("--gpus are numbers from 0.")
     return Instances("gpu" if flags.gpus else "cpu", flags.instances or 1, tuple(flags.gpus or ()))
 
 
-def _request(flags: argparse.Namespace, version: Version, parameters: Parameters, engine: str, size: int) -> Request:
+def _request(flags: argparse.Namespace, version: Version, parameters: Parameters, engine: str, own: int) -> Request:
     """What a request is by default."""
-    height, width = flags.size[0] if flags.size else (size, size)
-    return Request(
-        model=version.name or None,
-        prompts=("a picture",),
-        negative_prompt=None,
-        batch_size=1,
-        batch_count=1,
-        height=height if parameters.height is None else parameters.height,
-        width=width if parameters.width is None else parameters.width,
-        denoising_steps=version.steps if parameters.steps is None else parameters.steps,
-        guidance_scale=version.guidance_scale if parameters.guidance_scale is None else parameters.guidance_scale,
-        clip_skip=0,
-        scheduler=parameters.scheduler or version.scheduler,
-        seed=parameters.seed or 0,
-        engine=engine,
-        precision=flags.precision,
-        build=BUILDS[2] if flags.build_dynamic_shape else BUILDS[0],
-        onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
-    )
+    size = flags.size[0] if flags.size else (own, own)
+    build = BUILDS[2] if flags.build_dynamic_shape else BUILDS[0]
+    values = vars(parameters) | {"denoising_steps": parameters.steps, "seed": parameters.seed, "build": build}
+    values |= {name: getattr(flags, name) for name in ("precision", "onnx_opset")}
+    return make_request(values, version, size, engine=engine)
 
 
 def _batches(flags: argparse.Namespace, slots: int, preparer: Preparer) -> list[int | None]:
@@ -331,8 +290,6 @@ def _batches(flags: argparse.Namespace, slots: int, preparer: Preparer) -> list[
     if flags.build_dynamic_batch or flags.build_dynamic_shape:
         return [None]
     if flags.batches:
-        if min(flags.batches) < 1:
-            raise InvalidRequest(f"--batches must be 1 or more, not {min(flags.batches)}.")
         return sorted(set(flags.batches))
     return batches_for(preparer, slots)
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.request import PIXEL_MULTIPLE
+from darkroom.flags import PIXEL_MULTIPLE
 from darkroom.store.fingerprints import hash_json
 
 Image.preinit()  # the formats of which one is PNG; or else the first picture that is saved waits for them

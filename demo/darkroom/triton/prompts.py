@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InvalidRequest
+from darkroom.flags import BUILDS
 from darkroom.prompts.rows import BYTE_ORDER_MARK, NUM_IMAGES, read, said_in
-from darkroom.request import BUILDS, Request
+from darkroom.request import Request
 from darkroom.serving.service import asked_by_flags, in_fields
 from darkroom.triton.config import INPUTS
 

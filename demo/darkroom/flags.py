@@ -1,0 +1,271 @@
+"""The flags that say what a picture is and how it is made: each is declared here, once, as data.
+
+The scripts' parsers, requests, what a recipe fixes, the fields of prompt files, a server's inputs, refusals and the
+reference in docs/flags.md follow from `GROUPS`. What one tool alone has, and no request holds, stands in its parser.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.contract import PRECISIONS
+from darkroom.errors import near_matches
+from darkroom.noise import SEED_LIMIT
+from darkroom.schedule import SCHEDULERS
+
+PIXEL_MULTIPLE = 8
+"""Height and width are multiples of what one latent covers."""
+
+FLOAT32_MOST = (2 - 2**-23) * 2.0**127
+"""The largest number that networks compute with."""
+
+OPSETS = range(17, 21)
+"""ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
+
+BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
+"""What an engine leaves free: nothing; the batch; the batch, height and width."""
+
+SLOTS = 4
+"""Images that are made at a time of a file of prompts."""
+
+XL, TURBO, IMG2IMG = "demo_txt2img_xl.py", "demo_turbo.py", "demo_img2img.py"
+FROM_TEXT = ("demo_txt2img.py", XL, TURBO)
+DEMOS = (*FROM_TEXT, IMG2IMG)
+BUILD, SWEEP, COMPARE = "build_engines.py build", "benchmark.py run", "benchmark.py compare"
+BENCHMARKS = (SWEEP, COMPARE)
+TRYING = (BUILD, *BENCHMARKS)
+STORES = "build_engines.py"
+TRITON = "build_triton_repository.py"
+TOOLS = (*TRYING, TRITON)
+"""The scripts and commands that have flags of `GROUPS`; STORES stands for all others of that script."""
+
+BOUNDS = ("LEAST", "BEST", "MOST")
+MODEL = "PATH_OR_REPO"
+PATHS = (MODEL, "FILE_OR_REPO", "FILE", "DIR")
+"""What stands for names of files, folders and models, none of which is empty."""
+
+
+class Use(enum.Flag):
+    """What a flag counts for beside its script: a field of the request; a field of rows in prompt files, which is an
+    input of served models, too; and what is recorded in a recipe, beside which the flag is refused."""
+
+    NONE = 0
+    REQUEST = enum.auto()
+    ROW = enum.auto()
+    RECIPE = enum.auto()
+
+
+NONE, REQUEST, ROW, RECIPE = Use.NONE, Use.REQUEST, Use.ROW, Use.RECIPE
+KINDS = {str: "a text", int: "a whole number", float: "a number"}
+
+
+def option(name: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def pixel_size(text: str) -> tuple[int, int]:
+    """`512` or `512x768` -> height and width in pixels. Raises `ValueError` for anything else."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag, and all that follows from it.
+
+    `name` is the parser's attribute, and the request's and the row's unless `field` or `row` is another. `metavar` has
+    a word for each value that it takes, and `help` words in braces that depend on the script. `kind` makes a value of a
+    text; bool stands for a flag that takes none. A `default` of None is the model's, the machine's or the script's.
+
+    `scripts` and `also` have it, and so have `lists`, where it takes several values that are tried one by one.
+    `together` it takes several everywhere. `switches` are the help of each of its `choices`, which are then flags of
+    their own. `exclusive` flags of a group exclude each other. `needs` is the flag without which it has no effect;
+    `beside_prompts` is why it is refused beside --prompts.
+    """
+
+    name: str
+    metavar: str | tuple[str, ...]
+    help: str
+    kind: Callable[[str], Any] = str
+    use: Use = NONE
+    default: Any = None
+    least: int | None = None
+    most: float | None = None
+    multiple: int = 1
+    choices: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    together: bool = False
+    exclusive: bool = False
+    scripts: tuple[str, ...] = DEMOS
+    also: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    field: str = ""
+    row: str = ""
+    needs: str = ""
+    beside_prompts: str = ""
+
+    def wrong(self, value: Any) -> str | None:
+        """What is wrong with a value, to follow a name that its user knows; None where nothing is."""
+        kind = int | float if self.kind is float else self.kind
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"must be {KINDS[self.kind]}, not {value!r}."
+        if self.kind is str:
+            return wrong_text(value, self.choices)
+        if self.multiple > 1 and (value < self.multiple or value % self.multiple):
+            near = max(self.multiple, (value + self.multiple // 2) // self.multiple * self.multiple)
+            return f"must be a multiple of {self.multiple}, not {value}: {near} is near."
+        if self.most is not None and not (self.least or 0) <= value <= self.most:
+            most = self.most if isinstance(self.most, int) else f"{self.most:.2g}"
+            return f"must be a number from {self.least} to {most}, not {value}."
+        if self.least is not None and value < self.least:
+            return f"must be {self.least} or more, not {value}."
+        return None
+
+
+def wrong_text(text: str, choices: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with a text; None where nothing is. Without `choices` any will do."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}."
+    if choices and text not in choices:
+        return f"{text!r} is not known here.{near_matches(text, list(choices))} Known: {', '.join(choices)}."
+    return None
+
+
+# A table, with a line or two for each flag.
+# fmt: off
+GROUPS: dict[str, tuple[Flag, ...]] = {
+    "the picture": (
+        Flag("prompt", "PROMPT", "what the pictures should show; several make several", use=ROW),
+        Flag("negative_prompt", "TEXT", "what they should not show", use=REQUEST | ROW | RECIPE),
+        Flag("height", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
+            multiple=PIXEL_MULTIPLE, also=(BUILD,)),
+        Flag("width", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
+            multiple=PIXEL_MULTIPLE, also=(BUILD,)),
+        Flag("denoising_steps", "N", "steps of the scheduler; default: the model's own", int, REQUEST | ROW | RECIPE,
+            least=1, lists=TRYING, row="steps"),
+        Flag("guidance_scale", "X", "how strictly to follow the prompt; 1 and below turn guidance off", float,
+            REQUEST | ROW | RECIPE, least=0, most=FLOAT32_MOST, also=TRYING),
+        Flag("scheduler", "NAME", f"one of {', '.join(SCHEDULERS)}; default: the model's own",
+            use=REQUEST | ROW | RECIPE, choices=tuple(SCHEDULERS), lists=(BUILD, SWEEP)),
+        Flag("seed", "S", "image k gets the seed S+k; default: {seed}", int, REQUEST | ROW | RECIPE, least=0,
+            most=SEED_LIMIT - 1, also=BENCHMARKS),
+        Flag("clip_skip", "N", "leave out the last N layers of the text encoder", int, REQUEST | RECIPE, default=0,
+            least=0, also=(BUILD,)),
+        Flag("batch_size", "B", "images that go through the engines together; default 1{of_prompts}", int,
+            REQUEST | RECIPE, default=1, least=1, lists=TRYING),
+        Flag("batch_count", "C", "batches for each prompt; default 1", int, REQUEST | RECIPE, default=1, least=1,
+            beside_prompts="rows say num_images"),
+        Flag("num_images", "N", "of each prompt", int, ROW, least=1, scripts=()),
+        Flag("prompts", "FILE",
+            "a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of {fields}; the "
+            "same command goes on where it was stopped", scripts=FROM_TEXT),
+        Flag("recipe", "PNG", "remake the picture in this file, from the recipe it carries",
+            beside_prompts="it is of one picture"),
+        Flag("input_image", "FILE", "the picture to start from, turned as its EXIF says and without its transparency",
+            use=REQUEST, scripts=(IMG2IMG,)),
+        Flag("image_strength", "X",
+            "how far to leave it: the share of the steps that are made, or of the schedule with a latent consistency "
+            "model, to 1; default 0.8", float, REQUEST | RECIPE, default=0.8, least=0, most=1, scripts=(IMG2IMG,)),
+        Flag("enable_refiner", "", "let a second model go over the picture", bool, RECIPE, scripts=(XL,),
+            beside_prompts="its pictures are made by one model"),
+        Flag("image_strength", "X", "share of the steps that the refiner makes once more; default 0.3", float,
+            REQUEST | RECIPE, default=0.3, least=0, most=1, scripts=(XL,), field="refiner_strength",
+            needs="enable_refiner"),
+    ),
+    "the model": (
+        Flag("version", "NAME", "one of {versions}; default: {version}", use=RECIPE, lists=TRYING),
+        Flag("model", MODEL,
+            "a diffusers model folder, a hub repository owner/name, or one safetensors file in the original layout",
+            use=REQUEST, lists=TRYING),
+        Flag("config", MODEL,
+            "the diffusers folder or repository that a single-file --model has its configuration from; default: that "
+            "of the published model of its architecture"),
+        Flag("refiner_model", MODEL, "the refiner's folder or hub repository; default: {refiner}", use=REQUEST,
+            scripts=(XL,), field="refiner", needs="enable_refiner"),
+        Flag("vae", MODEL,
+            "another VAE than the model's own: its folder, the folder of a model that has it, or a hub repository",
+            use=REQUEST),
+        Flag("lora_path", "FILE_OR_REPO",
+            "LoRA weights to fuse into the model, in safetensors files or hub repositories", together=True),
+        Flag("lora_weight", "X", "how strongly each LoRA counts; default 1", float, RECIPE, together=True,
+            needs="lora_path"),
+        Flag("lora_scale", "X", "scales all of --lora-path; default 1", float, RECIPE, 1.0, needs="lora_path"),
+        Flag("lcm_lora", "", "make a model of many steps one of few, with the LCM LoRA of its family", bool, RECIPE,
+            scripts=(TURBO,)),
+        Flag("hf_token", "TOKEN", "for gated models on the hub; default: $HF_TOKEN", also=TOOLS),
+        Flag("framework_model_dir", "DIR", "download models here; default: the hub's own cache", also=TOOLS),
+    ),
+    "the engines": (
+        Flag("engine", "NAME", "auto (default), {engines}", use=REQUEST | RECIPE, also=(TRITON,), lists=TRYING),
+        Flag("torch_inference", "MODE",
+            "run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
+            "are --engine torch-compile in that mode", use=RECIPE),
+        Flag("quantization", "KIND",
+            "compute the UNet's transformer blocks in int8 or fp8, on torch engines, and report what that costs",
+            use=RECIPE, beside_prompts="what it costs in quality is reported of the pictures of one run"),
+        Flag("precision", "NAME", f"{', '.join(PRECISIONS)}; default: {PRECISIONS[0]}", use=REQUEST | RECIPE,
+            default=PRECISIONS[0], choices=PRECISIONS, also=(TRITON,), lists=TRYING),
+        Flag("size", "HxW", "heights and widths in pixels, as 512 or 512x768", pixel_size, scripts=(), lists=TOOLS),
+        Flag("build", "", "", use=REQUEST | RECIPE, default=BUILDS[0], choices=BUILDS,
+            switches=("engines for this batch and size alone (default)", "engines for any batch at this size",
+            "engines for any batch and size"), exclusive=True, lists=(BUILD, SWEEP)),
+        Flag("onnx_opset", "N", f"{OPSETS[0]} to {OPSETS[-1]}; default {OPSETS[0]}", int, REQUEST | RECIPE,
+            default=OPSETS[0], least=OPSETS[0], most=OPSETS[-1], also=TOOLS),
+        Flag("provider", "NAME",
+            "ONNX Runtime's execution provider: cpu (default), cuda, tensorrt, openvino, dml, coreml or another that "
+            "it has; implies --engine onnxruntime", use=RECIPE, also=TOOLS),
+        Flag("device", "NAME",
+            "OpenVINO's device: CPU (default), GPU, GPU.1, NPU, AUTO:GPU,CPU, HETERO:GPU,CPU; implies --engine "
+            "openvino", use=RECIPE, also=TOOLS),
+        Flag("threads", "N", "CPU threads; default: what the runtime takes", int, least=1, lists=BENCHMARKS),
+        Flag("devices", "DEVICE", "with --engine jax: how many devices divide each batch among them, or all{workers}",
+            together=True, also=TRYING),
+        Flag("ray", "ADDRESS",
+            "with --prompts: these processes as Ray actors, on the cluster at this address, auto or local",
+            scripts=FROM_TEXT, needs="prompts"),
+        Flag("num_warmup_runs", "N", "untimed runs before the timed ones; default {warmup_runs}", int, least=0,
+            also=BENCHMARKS, beside_prompts="engines are warmed up when loaded"),
+        Flag("use_cuda_graph", "", "capture the networks and the loop as CUDA graphs, on engines that have CUDA", bool,
+            also=BENCHMARKS),
+        Flag("nvtx_profile", "", "mark the stages for NVIDIA's profilers", bool),
+    ),
+    "building TensorRT engines": (
+        Flag("dynamic_batches", BOUNDS, "bounds of a free batch, and the one to be best at; default: 1 1 8", int,
+            also=TOOLS),
+        Flag("dynamic_sizes", BOUNDS,
+            "bounds in pixels of free heights and widths; default: from the model's size to half as much again", int,
+            also=TOOLS),
+        Flag("compute_capability", "X.Y",
+            "of the GPUs that engines are for; default: the GPU at hand, or without one 8.0 and later", together=True,
+            also=TOOLS),
+        Flag("optimization_level", "N", "from 0, builds fastest, to 5, runs fastest; default 3", int, also=TOOLS),
+        Flag("workspace", "GIB", "memory that an engine's layers may work in", float, also=TOOLS),
+        Flag("timing_cache", "FILE", "keep what building timed, for the next build", also=TOOLS),
+        Flag("build_enable_refit", "", "engines whose weights can be exchanged", bool, also=TOOLS),
+        Flag("build_all_tactics", "", "let every source of kernels compete", bool, also=TOOLS),
+        Flag("ws", "", "stream weights to the GPU where its memory is short of them", bool, also=TOOLS),
+    ),
+    "folders": (
+        Flag("onnx_dir", "DIR", "ONNX graphs; default: onnx", also=(*TOOLS, STORES)),
+        Flag("engine_dir", "DIR", "built engines and schedules; default: engines", also=(*TOOLS, STORES)),
+        Flag("onnx_refiner_dir", "DIR", "the refiner's graphs; default: --onnx-dir", scripts=(XL,),
+            needs="enable_refiner"),
+        Flag("engine_refiner_dir", "DIR", "its engines; default: --engine-dir", scripts=(XL,), needs="enable_refiner"),
+        Flag("output_dir", "DIR", "pictures; default: output"),
+    ),
+    "what is printed": (
+        Flag("verbose", "", "also what each stage loads, builds and reuses", bool, exclusive=True, also=TOOLS),
+        Flag("quiet", "", "only the paths of the pictures", bool, exclusive=True),
+        Flag("json", "", "one machine-readable result on stdout, the rest on stderr", bool, also=(BUILD, STORES)),
+    ),
+}
+# fmt: on
+
+FLAGS = tuple(flag for flags in GROUPS.values() for flag in flags)
+OF_REQUEST = {flag.field or flag.name: flag for flag in FLAGS if REQUEST in flag.use}
+"""By the fields of a `Request` that they set."""
+
+OF_ROW = {flag.row or flag.name: flag for flag in FLAGS if ROW in flag.use}
+"""By their names in prompt files and as inputs of served models."""
