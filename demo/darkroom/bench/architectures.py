@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import EMBEDDED
+from darkroom.checkpoint.catalog import EMBEDDED, SD, SDXL
 
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_L |= {"vocab_size": 49408, "projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407}
@@ -122,6 +122,11 @@ CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
 }
+
+
+def family_of(name: str) -> str:
+    """The name of a model's family."""
+    return SDXL if "text_encoder_2" in ARCHITECTURES[name] else SD
 
 
 def pixels_of(name: str) -> int:

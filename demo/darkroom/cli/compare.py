@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.bench.architectures import ARCHITECTURES, MODELS, pixels_of, write_model
+from darkroom.bench.architectures import ARCHITECTURES, MODELS, family_of, pixels_of, write_model
 from darkroom.bench.cell import Cell
 from darkroom.bench.peers import DEFAULT_PEERS, PEERS, REFERENCES, entrant_of, write_noise
 from darkroom.bench.turns import Entrant, folder_of
 from darkroom.bench.worker import preparer_of
-from darkroom.checkpoint.catalog import TXT2IMG, TXT2IMG_XL, Version
+from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version
 from darkroom.cli.console import Console
 from darkroom.cli.parser import named
 from darkroom.cli.settings import home
@@ -59,8 +59,8 @@ class Comparison:
         if flags.keep_loaded and flags.cold_starts:
             raise InvalidRequest("--keep-loaded needs --cold-starts 0: a cold start is of one batch size.")
         for name in flags.full_size or ():
-            described = ARCHITECTURES[_known(name, "--full-size", ARCHITECTURES)]
-            if "text_encoder_2" in described and any(peer.exporter for peer in self.peers):
+            _known(name, "--full-size", ARCHITECTURES)
+            if family_of(name) not in TXT2IMG.families and any(peer.exporter for peer in self.peers):
                 raise InvalidRequest(
                     f"--full-size {name} is of SDXL's kind, and compared with diffusers alone: --peer."
                 )
@@ -88,7 +88,7 @@ class Comparison:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise Failed(f"{folder} cannot be written ({reason}); --peer-dir names another.") from None
-        unnamed = (TXT2IMG_XL if "text_encoder_2" in ARCHITECTURES[name] else TXT2IMG).unnamed
+        unnamed = next(script for script in SCRIPTS.values() if family_of(name) in script.families).unnamed
         few = {"steps": 1, "guidance_scale": 0.0} if TURBO in name else {}
         size = pixels_of(name)
         return replace(unnamed, name=name, source=str(folder), size=size, embedded=True, **few)
