@@ -7,7 +7,7 @@ serves every step, and a captured one may be replayed. `schedule.step_onnx` writ
 import numpy as np
 
 from darkroom.contract import DRAWS, Stage, Tensor
-from darkroom.schedule.table import OUTPUT_WINDOW, ROW, SAMPLE_WINDOW, Table, state_of
+from darkroom.schedule.table import OUTPUT_WINDOW, ROW, SAMPLE_WINDOW, State, Table, network_input, state_of
 
 ROWS = 2048
 """Calls that a table has room for, and one more: Heun makes 1,999 of the 1,000 steps that a model may have."""
@@ -34,6 +34,12 @@ def step_stage(latents: Tensor) -> Stage:
     made = (*state, latents, Tensor("timestep", (batch,)))
     outputs = tuple(Tensor(NEXT + each.name, each.shape, each.dtype) for each in made)
     return Stage("step", (*state, *table, *given), outputs)
+
+
+def first_call(table: Table, sample: np.ndarray) -> dict[str, np.ndarray]:
+    """What the UNet is called with before the first step, by the contract's names; `sample` (B, C, h, w)."""
+    latents = network_input(table.rows()[0], State((sample,), ()))
+    return {"latents": latents, "timestep": np.full(len(sample), table.timesteps[0], np.float32)}
 
 
 def start_of(table: Table, sample: np.ndarray, noises: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession, OrtValue
 
 from darkroom.contract import Job, Profile, Stage, Tensor
 from darkroom.engines.runtime import Engine
-from darkroom.schedule.step import NEXT, start_of, step_stage
+from darkroom.schedule.step import NEXT, first_call, start_of, step_stage
 from darkroom.schedule.table import Table
 
 HOST = "cpu"
@@ -103,8 +103,7 @@ class DeviceUnet(DeviceEngine):
     ) -> Iterator[np.ndarray | None]:
         """See `Denoiser`."""
         calls = len(table)
-        timestep = np.full(len(sample), table.timesteps[0], np.float32)
-        self._give(conditions | {"latents": sample * np.float32(table.input_scale[0]), "timestep": timestep})
+        self._give(conditions | first_call(table, sample))
         turns = self._turns(start_of(table, sample, noises))
         for call in range(calls):
             self._session.run_with_iobinding(self._binding)

@@ -21,7 +21,7 @@ from darkroom.engines.cuda import Cuda, nvtx_range
 from darkroom.engines.runtime import Engine, Options
 from darkroom.engines.tensorrt.log import make_log
 from darkroom.errors import Failed
-from darkroom.schedule.step import NEXT, start_of, step_stage
+from darkroom.schedule.step import NEXT, first_call, start_of, step_stage
 from darkroom.schedule.table import Table
 from darkroom.store.store import MANIFEST
 
@@ -316,9 +316,9 @@ class TensorRtUnet(TensorRtEngine):
     ) -> None:
         """Everything that the loop needs, before it begins."""
         unet, step = self._network, self._step
-        given = {"latents": sample * table.input_scale[0], "timestep": np.full(len(sample), table.timesteps[0])}
+        given = conditions | first_call(table, sample)
         for tensor in unet.stage.inputs:
-            unet.give(tensor.name, (given | conditions)[tensor.name])
+            unet.give(tensor.name, given[tensor.name])
         start = start_of(table, sample, noises)
         drawn = start["noises"]
         if "noises" not in step.buffers or step.buffers["noises"].pinned.nbytes < drawn.nbytes:
