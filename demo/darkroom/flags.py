@@ -20,11 +20,16 @@ PIXEL_MULTIPLE = 8
 FLOAT32_MOST = (2 - 2**-23) * 2.0**127
 """The largest number that networks compute with."""
 
+INT32_MOST = 2**31 - 1
+
 OPSETS = range(17, 21)
 """ONNX opsets that graphs can be exported with: the tracing exporter ends at 20, LayerNormalization began with 17."""
 
 BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
+
+NUM_IMAGES = "num_images"
+"""The field of rows, and of requests to a server, that says how many images a prompt makes: it is of no `Request`."""
 
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
@@ -38,6 +43,7 @@ TRYING = (BUILD, *BENCHMARKS)
 STORES = "build_engines.py"
 TRITON = "build_triton_repository.py"
 TOOLS = (*TRYING, TRITON)
+CLIENT = "client.py"
 """The scripts and commands that have flags of `GROUPS`; STORES stands for all others of that script."""
 
 BOUNDS = ("LEAST", "BEST", "MOST")
@@ -106,6 +112,12 @@ class Flag:
     needs: str = ""
     beside_prompts: str = ""
 
+    @property
+    def tensor_type(self) -> str:
+        """How a served model takes it, as Triton names types."""
+        whole = "UINT64" if self.most is not None and self.most > INT32_MOST else "INT32"
+        return {str: "STRING", int: whole, float: "FP32"}[self.kind]
+
     def wrong(self, value: Any) -> str | None:
         """What is wrong with a value, to follow a name that its user knows; None where nothing is."""
         kind = int | float if self.kind is float else self.kind
@@ -138,26 +150,26 @@ def wrong_text(text: str, choices: tuple[str, ...] = ()) -> str | None:
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "the picture": (
         Flag("prompt", "PROMPT", "what the pictures should show; several make several", use=ROW),
-        Flag("negative_prompt", "TEXT", "what they should not show", use=REQUEST | ROW | RECIPE),
+        Flag("negative_prompt", "TEXT", "what they should not show", use=REQUEST | ROW | RECIPE, also=(CLIENT,)),
         Flag("height", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
-            multiple=PIXEL_MULTIPLE, also=(BUILD,)),
+            multiple=PIXEL_MULTIPLE, also=(BUILD, CLIENT)),
         Flag("width", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
-            multiple=PIXEL_MULTIPLE, also=(BUILD,)),
+            multiple=PIXEL_MULTIPLE, also=(BUILD, CLIENT)),
         Flag("denoising_steps", "N", "steps of the scheduler; default: the model's own", int, REQUEST | ROW | RECIPE,
-            least=1, lists=TRYING, row="steps"),
+            least=1, also=(CLIENT,), lists=TRYING, row="steps"),
         Flag("guidance_scale", "X", "how strictly to follow the prompt; 1 and below turn guidance off", float,
-            REQUEST | ROW | RECIPE, least=0, most=FLOAT32_MOST, also=TRYING),
+            REQUEST | ROW | RECIPE, least=0, most=FLOAT32_MOST, also=(*TRYING, CLIENT)),
         Flag("scheduler", "NAME", f"one of {', '.join(SCHEDULERS)}; default: the model's own",
-            use=REQUEST | ROW | RECIPE, choices=tuple(SCHEDULERS), lists=(BUILD, SWEEP)),
+            use=REQUEST | ROW | RECIPE, choices=tuple(SCHEDULERS), also=(CLIENT,), lists=(BUILD, SWEEP)),
         Flag("seed", "S", "image k gets the seed S+k; default: {seed}", int, REQUEST | ROW | RECIPE, least=0,
-            most=SEED_LIMIT - 1, also=BENCHMARKS),
+            most=SEED_LIMIT - 1, also=(*BENCHMARKS, CLIENT)),
         Flag("clip_skip", "N", "leave out the last N layers of the text encoder", int, REQUEST | RECIPE, default=0,
             least=0, also=(BUILD,)),
         Flag("batch_size", "B", "images that go through the engines together; default 1{of_prompts}", int,
             REQUEST | RECIPE, default=1, least=1, lists=TRYING),
         Flag("batch_count", "C", "batches for each prompt; default 1", int, REQUEST | RECIPE, default=1, least=1,
             beside_prompts="rows say num_images"),
-        Flag("num_images", "N", "of each prompt", int, ROW, least=1, scripts=()),
+        Flag(NUM_IMAGES, "N", "of each prompt; default: the model's own, 1", int, ROW, least=1, scripts=(CLIENT,)),
         Flag("prompts", "FILE",
             "a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of {fields}; the "
             "same command goes on where it was stopped", scripts=FROM_TEXT),
@@ -198,13 +210,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("framework_model_dir", "DIR", "download models here; default: the hub's own cache", also=TOOLS),
     ),
     "the engines": (
-        Flag("engine", "NAME", "auto (default), {engines}", use=REQUEST | RECIPE, also=(TRITON,), lists=TRYING),
+        Flag("engine", "NAME", "auto (default), {engines}", use=REQUEST | RECIPE, default="auto", also=(TRITON,),
+            lists=TRYING),
         Flag("torch_inference", "MODE",
             "run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
-            "are --engine torch-compile in that mode", use=RECIPE),
+            "are --engine torch-compile in that mode", use=RECIPE, also=BENCHMARKS),
         Flag("quantization", "KIND",
             "compute the UNet's transformer blocks in int8 or fp8, on torch engines, and report what that costs",
-            use=RECIPE, beside_prompts="what it costs in quality is reported of the pictures of one run"),
+            use=RECIPE, also=BENCHMARKS,
+            beside_prompts="what it costs in quality is reported of the pictures of one run"),
         Flag("precision", "NAME", f"{', '.join(PRECISIONS)}; default: {PRECISIONS[0]}", use=REQUEST | RECIPE,
             default=PRECISIONS[0], choices=PRECISIONS, also=(TRITON,), lists=TRYING),
         Flag("size", "HxW", "heights and widths in pixels, as 512 or 512x768", pixel_size, scripts=(), lists=TOOLS),

@@ -14,7 +14,10 @@ TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
 
 
-@dataclass(frozen=True)
+DEFAULTS = {name: flag.default for name, flag in OF_REQUEST.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One run. Raises `InvalidRequest` for values that no model could be run with.
 
@@ -29,20 +32,20 @@ class Request:
 
     model: str | None
     prompts: tuple[str, ...]
-    negative_prompt: str | None
-    batch_size: int
-    batch_count: int
+    negative_prompt: str | None = None
+    batch_size: int = DEFAULTS["batch_size"]
+    batch_count: int = DEFAULTS["batch_count"]
     height: int
     width: int
     denoising_steps: int
     guidance_scale: float
-    clip_skip: int
-    scheduler: str | None
-    seed: int
-    engine: str
-    precision: str
-    build: str
-    onnx_opset: int
+    clip_skip: int = DEFAULTS["clip_skip"]
+    scheduler: str | None = None
+    seed: int = 0
+    engine: str = DEFAULTS["engine"]
+    precision: str = DEFAULTS["precision"]
+    build: str = DEFAULTS["build"]
+    onnx_opset: int = DEFAULTS["onnx_opset"]
     input_image: str | None = None
     image_strength: float | None = None
     refiner: str | None = None

@@ -8,10 +8,10 @@ from darkroom.bench.results import read
 from darkroom.cli import compare
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
-from darkroom.cli.flags import add_build_arguments
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Sweep, add_work_flags, check_baseline, say_results
+from darkroom.cli.sweep import Sweep, add_work_flags, check_baseline, say_results
+from darkroom.flags import COMPARE, SWEEP
 
 PROGRAM = "benchmark.py"
 RESULTS = "benchmark.jsonl"
@@ -22,23 +22,21 @@ def parser() -> Parser:
     parser = Parser(prog=PROGRAM, allow_abbrev=False, description="Measures engines, precisions and batch sizes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep = commands.add_parser("run", help="measure every combination of what is listed", allow_abbrev=False)
-    lists = add_work_flags(sweep, RESULTS)
-    lists.add_argument("--scheduler", nargs="+", metavar="NAME", help="default: the model's own")
-    lists.add_argument("--streams", nargs="+", type=int, default=[1], metavar="N", help="requests at a time; default 1")
-    lists.add_argument(
+    own = add_work_flags(sweep, SWEEP, RESULTS)
+    own.add_argument("--streams", nargs="+", type=int, default=[1], metavar="N", help="requests at a time; default 1")
+    own.add_argument(
         "--async",
         dest="asynchronous",
         action="store_true",
         help="measure also with text encoding and VAE decoding of neighbouring batches beside the UNet",
     )
-    add_build_arguments(lists, several=True, opset=False)
     sweep.set_defaults(work=_run)
     making = commands.add_parser("report", help="tables and charts of what was measured", allow_abbrev=False)
     making.add_argument("results", nargs="*", metavar="FILE", help=f"what was measured; default: output/{RESULTS}")
     making.add_argument("--output-dir", type=named, metavar="DIR", help="default: FILE-report, beside the first file")
     making.set_defaults(work=_report)
     racing = commands.add_parser("compare", help="the same work by others, in the same run", allow_abbrev=False)
-    add_work_flags(racing, compare.RESULTS)
+    add_work_flags(racing, COMPARE, compare.RESULTS)
     compare.add_compare_flags(racing)
     racing.set_defaults(work=lambda flags: compare.Comparison(flags, Console(flags.verbose)))
     for command in (sweep, making, racing):

@@ -12,20 +12,21 @@ import numpy as np
 
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
+from darkroom.cli.flags import add_flags, refuse_below
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import make_folder, output_folder
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.schedule import SCHEDULERS
+from darkroom.flags import CLIENT, OF_ROW, option
 from darkroom.triton.album import Album
 from darkroom.triton.client import HOST, PORTS, Address, Model, address_of, connected
 from darkroom.triton.load import Load, Tally, send
-from darkroom.triton.prompts import flag_of, make_prompt, read_prompts
+from darkroom.triton.prompts import make_prompt, read_prompts
 
 PROGRAM = "client.py"
 MODEL = "stable_diffusion_xl"
 PROMPT = "a red apple"
-FIELDS = ("negative_prompt", "steps", "guidance_scale", "scheduler", "height", "width", "num_images")
-"""What a flag sets for every prompt that does not set it itself."""
+FIELDS = {name: flag.name for name, flag in OF_ROW.items() if name != "prompt"}
+"""The inputs of a model that a flag sets, where a prompt does not set them itself, and the flags."""
 
 LONGEST_TIMEOUT = 10**9
 """Seconds: microseconds of it are sent in 64 bits."""
@@ -63,7 +64,7 @@ def parser() -> Parser:
         metavar="SECONDS",
         help="a deadline for each request, told to the server, too; default: none",
     )
-    picture = parser.add_argument_group("the pictures")
+    picture = parser.add_argument_group("the prompts")
     prompts = picture.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompt",
@@ -75,19 +76,11 @@ def parser() -> Parser:
     prompts.add_argument(
         "--prompts-file",
         metavar="FILE",
-        help="a prompt a line; with .jsonl a JSON object a line: prompt, and for this prompt alone any of seed, "
+        help="a prompt a line; with .jsonl a JSON object a line: prompt, and for this prompt alone any of "
         f"{', '.join(FIELDS)}",
     )
-    picture.add_argument("--negative-prompt", metavar="TEXT", help="what they should not show")
-    picture.add_argument("--seed", type=int, metavar="S", help="image k of all gets the seed S+k; default: drawn there")
-    picture.add_argument(
-        "--denoising-steps", "--steps", dest="steps", type=int, metavar="N", help="default: the model's own"
-    )
-    picture.add_argument("--guidance-scale", type=float, metavar="X", help="default: the model's own")
-    picture.add_argument("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)}; default: the model's")
-    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
-    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8; default: the model's own")
-    picture.add_argument("--num-images", type=int, metavar="N", help="of each prompt; default: the model's own, 1")
+    add_flags(parser, CLIENT, seed="drawn there")
+    picture.add_argument("--steps", dest="denoising_steps", type=int, metavar="N", help="short for --denoising-steps")
     output = parser.add_argument_group("what is kept and printed")
     output.add_argument("--save-image", action="store_true", help="keep the pictures, and print their paths")
     output.add_argument("--output-dir", type=named, metavar="DIR", help="where; default: output")
@@ -124,10 +117,8 @@ def _run(flags: argparse.Namespace) -> None:
 
 def load_of(flags: argparse.Namespace) -> Load:
     """What is to be sent. Raises `InvalidRequest` for what cannot be."""
-    for name in ("clients", "requests", "static_batch_size"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise InvalidRequest(f"{flag_of(name)} must be 1 or more, not {getattr(flags, name)}.")
-    common = {name: getattr(flags, name) for name in FIELDS}
+    refuse_below(flags, clients=1, requests=1, static_batch_size=1)
+    common = {name: getattr(flags, flag) for name, flag in FIELDS.items() if name != "seed"}
     if flags.prompts_file is not None:
         prompts = read_prompts(Path(flags.prompts_file), common)
     else:
@@ -165,7 +156,7 @@ async def _send(address: Address, load: Load, flags: argparse.Namespace, console
 
 def _check_inputs(model: Model, load: Load, flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for what the model does not take."""
-    asked = {flag_of(name): name for name in ("seed", *FIELDS) if getattr(flags, name) is not None}
+    asked = {option(flag): name for name, flag in FIELDS.items() if getattr(flags, flag) is not None}
     asked |= {f"{prompt.place}: {name}": name for prompt in load.prompts for name in prompt.fields}
     for what, name in asked.items():
         if name not in model.inputs:

@@ -14,7 +14,7 @@ from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version
 from darkroom.cli.console import Console
 from darkroom.cli.parser import named
 from darkroom.cli.settings import home
-from darkroom.cli.sweeping import Show, Sweep, check_baseline
+from darkroom.cli.sweep import Show, Sweep, check_baseline
 from darkroom.errors import Failed, InvalidRequest, near_matches
 
 RESULTS = "comparison.jsonl"

@@ -120,25 +120,3 @@ def refuse_below(flags: argparse.Namespace, **least: float) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value is not None and not value >= bound:
                 raise InvalidRequest(f"{option(name)} must be {bound} or more, not {value}.")
-
-
-SHARES = "how many devices divide each batch among them, or all"
-DEFAULT_OPSET = 17
-
-
-def add_build_arguments(engine: Any, several: bool = False, opset: bool = True) -> None:
-    """For `benchmark.py`, until it takes declared flags."""
-    for flag in FLAGS:
-        if flag.name == "build" or (opset and flag.name == "onnx_opset"):
-            _add(engine, flag, several, WORDS)
-
-
-def add_place_arguments(engine: Any) -> None:
-    for flag in FLAGS:
-        if flag.name in ("provider", "device"):
-            _add(engine, flag, False, WORDS)
-
-
-def add_tensorrt_arguments(parser: Any) -> None:
-    for flag in GROUPS["building TensorRT engines"]:
-        _add(parser, flag, False, WORDS)

@@ -19,7 +19,7 @@ from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import Runtime
 from darkroom.errors import InvalidRequest
 from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, option
-from darkroom.request import LoraChoice, Request, draw_seed
+from darkroom.request import DEFAULTS, LoraChoice, Request, draw_seed
 
 WORKED_OUT = ("model", "engine", "input_image", "image_strength", "refiner", "refiner_strength", "vae")
 """Fields of a request that are not a flag's value as it is."""
@@ -192,9 +192,9 @@ def request_of(
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
         input_image=None if image is None else pixels_digest(image),
-        image_strength=None if image is None else _strength(flags, "image_strength"),
+        image_strength=None if image is None else _or(flags.image_strength, DEFAULTS["image_strength"]),
         refiner=None if refiner is None else refiner.name,
-        refiner_strength=None if refiner is None else _strength(flags, "refiner_strength"),
+        refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULTS["refiner_strength"]),
         loras=loras,
         vae=None if flags.vae is None else repository_of(flags.vae) or "",
     )
@@ -205,8 +205,7 @@ def make_request(values: Mapping[str, Any], version: Version, size: tuple[int, i
 
     `size` is the height and width in pixels where none is passed; `fields` of the request go before all of these.
     """
-    flags = {name: flag for name, flag in OF_REQUEST.items() if name not in WORKED_OUT}
-    defaults = {name: flag.default for name, flag in flags.items()} | {
+    of_version = {
         "model": version.name or None,
         "prompts": ("a picture",),
         "height": size[0],
@@ -214,14 +213,10 @@ def make_request(values: Mapping[str, Any], version: Version, size: tuple[int, i
         "denoising_steps": version.steps,
         "guidance_scale": version.guidance_scale,
         "scheduler": version.scheduler,
-        "seed": 0,
     }
-    passed = {name: value for name, flag in flags.items() if (value := values.get(flag.name)) is not None}
-    return Request(**defaults | passed | fields)
-
-
-def _strength(flags: argparse.Namespace, field: str) -> float:
-    return _or(flags.image_strength, OF_REQUEST[field].default)
+    flags = ((name, flag) for name, flag in OF_REQUEST.items() if name not in WORKED_OUT)
+    passed = {name: value for name, flag in flags if (value := values.get(flag.name)) is not None}
+    return Request(**of_version | passed | fields)
 
 
 def engine_of(flags: argparse.Namespace) -> str:

@@ -24,11 +24,10 @@ from darkroom.contract import PRECISIONS
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.errors import InvalidRequest
-from darkroom.flags import BUILD, BUILDS, STORES, option, pixel_size
+from darkroom.flags import BUILD, BUILDS, STORES, option
 from darkroom.prepare import BATCHES, Preparer, check_precision
 from darkroom.request import Request
 
-__all__ = ["pixel_size"]
 PROGRAM = "build_engines.py"
 
 
@@ -36,6 +35,13 @@ def versions() -> dict[str, Version]:
     """Every model that a script knows by name, refiners too."""
     known = {name: version for script in SCRIPTS.values() for name, version in script.versions.items()}
     return known | {script.refiner.name: script.refiner for script in SCRIPTS.values() if script.refiner}
+
+
+def versions_of(flags: argparse.Namespace) -> list[Version]:
+    """The models that lists of --version and --model name."""
+    known = versions()
+    named = [find_version(name, known) for name in flags.version or ()]
+    return named + [unnamed(source, TXT2IMG.unnamed) for source in flags.model or ()]
 
 
 def parser() -> Parser:
@@ -100,10 +106,7 @@ class Cell:
 def _cells(flags: argparse.Namespace) -> list[Cell]:
     """Every combination, refused where any could not be asked of any model."""
     options = options_of(flags)
-    known = versions()
-    asked = [find_version(name, known) for name in flags.version or ()]
-    asked += [unnamed(source, TXT2IMG.unnamed) for source in flags.model or ()]
-    asked = asked or [version for version in known.values() if version.embedded]
+    asked = versions_of(flags) or [version for version in versions().values() if version.embedded]
     runtimes = [_compiling(name, options) for name in flags.engine]
     builds = flags.build or [BUILDS[0]]
     for runtime in runtimes:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InvalidRequest, near_matches
+from darkroom.flags import NUM_IMAGES, OF_ROW
 from darkroom.request import Request
-from darkroom.serving.service import FIELDS, asked_for
+from darkroom.serving.service import asked_for
 
 JSON_LINES = ".jsonl"
 OTHERS = (".csv", ".tsv", ".json")
 """Files whose lines are no prompts."""
-NUM_IMAGES = "num_images"
-ROW_FIELDS = (*FIELDS, NUM_IMAGES)
 
 MOST_IMAGES = 10**7
 """Of one file: more are a slip of the keyboard, and years of work."""
@@ -110,9 +109,8 @@ class Prompts:
         first = 0
         for number, fields in said_in(self.path, self._lines):
             images = fields.pop(NUM_IMAGES, 1)
-            if not isinstance(images, int) or isinstance(images, bool) or images < 1:
-                where = self.place(number)
-                raise InvalidRequest(f"{where}: {NUM_IMAGES} must be a whole number from 1 up, not {images!r}.")
+            if wrong := OF_ROW[NUM_IMAGES].wrong(images):
+                raise InvalidRequest(f"{self.place(number)}: {NUM_IMAGES} {wrong}")
             yield Row(number, first, images, fields)
             first += images
 
@@ -151,9 +149,9 @@ def _fields(text: str) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise InvalidRequest('this line is no JSON object, as {"prompt": "a red apple", "steps": 4} is.')
     for name in said:
-        if name not in ROW_FIELDS:
-            near = near_matches(name, list(ROW_FIELDS))
-            raise InvalidRequest(f"{name!r} is not a field.{near} Known: {', '.join(ROW_FIELDS)}.")
+        if name not in OF_ROW:
+            near = near_matches(name, list(OF_ROW))
+            raise InvalidRequest(f"{name!r} is not a field.{near} Known: {', '.join(OF_ROW)}.")
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -22,6 +22,7 @@ from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Engine, Options, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.families.family import Traits
+from darkroom.flags import NUM_IMAGES, OF_ROW, option
 from darkroom.pipeline.assembly import text_encoders
 from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.request import Request, draw_seed
@@ -36,17 +37,8 @@ PLAN = "serving.json"
 MODEL_INDEX = "model_index.json"
 FORMAT = 2
 
-FIELDS = {
-    "prompt": str,
-    "negative_prompt": str,
-    "seed": int,
-    "steps": int,
-    "guidance_scale": float,
-    "scheduler": str,
-    "height": int,
-    "width": int,
-}
-"""What a request may say of each image, and of which kind it is."""
+FIELDS = {name: flag for name, flag in OF_ROW.items() if name != NUM_IMAGES}
+"""What a request may say of each image."""
 
 MEASURED_CALLS = 3
 
@@ -277,8 +269,7 @@ class Service:
     def _requests(self, fields: Mapping[str, Any], images: int) -> list[Request]:
         plan, limits = self.plan, self.plan.limits
         fields = {name: value for name, value in fields.items() if value is not None}
-        for name, value in fields.items():
-            _check_kind(name, value)
+        check_fields(fields)
         for name in ("prompt", "negative_prompt"):
             size = len((fields.get(name) or "").encode("utf-8", "surrogatepass"))
             if size > limits.prompt_bytes:
@@ -345,14 +336,11 @@ def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
 def asked_by_flags(fields: Mapping[str, Any], default: Request) -> Request:
     """As `asked_for`, with complaints about flags."""
     fields = {name: value for name, value in fields.items() if value is not None}
-    for name, value in fields.items():
-        _check_kind(name, value)
-    fields["prompts"] = (fields.pop("prompt", ""),)
-    if "steps" in fields:
-        fields["denoising_steps"] = fields.pop("steps")
-    if "guidance_scale" in fields:
-        fields["guidance_scale"] = _as_float(fields["guidance_scale"])
-    asked = replace(default, batch_size=1, batch_count=1, **fields)
+    check_fields(fields)
+    values = {FIELDS[name].name: value for name, value in fields.items() if name != "prompt"}
+    if "guidance_scale" in values:
+        values["guidance_scale"] = float(values["guidance_scale"])
+    asked = replace(default, prompts=(fields.get("prompt", ""),), batch_size=1, batch_count=1, **values)
     if not asked.guided and fields.get("negative_prompt"):
         raise InvalidRequest(
             f"--negative-prompt acts through guidance, which --guidance-scale {asked.guidance_scale} turns off."
@@ -401,29 +389,20 @@ def milliseconds_of(denoisers: Mapping[int, tuple[Engine, Job]]) -> dict[int, fl
 
 
 def in_fields(complaint: str) -> str:
-    """A complaint about flags, which whoever sends a request has none of: it names the fields."""
-    return re.sub(
-        r"--([a-z]+(?:-[a-z]+)*)",
-        lambda flag: flag[1].replace("denoising-steps", "steps").replace("-", "_"),
-        complaint,
-    )
+    """A complaint about flags in the names of fields, for those who send a request or write a file of prompts."""
+    fields = {flag.name: name for name, flag in OF_ROW.items()}
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return fields.get(name, name)
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", renamed, complaint)
 
 
-def _as_float(number: float) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # a whole number of hundreds of digits
-        return math.inf
-
-
-def _check_kind(name: str, value: Any) -> None:
-    if name not in FIELDS:
-        raise InvalidRequest(f"{name!r} is not a field of a request. Known: {', '.join(FIELDS)}.")
-    kind = FIELDS[name]
-    if kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits:
-        words = {str: "a text", int: "a whole number", float: "a number"}
-        raise InvalidRequest(f"{name} must be {words[kind]}, not {value!r}.")
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raises `InvalidRequest`, naming the flag, for fields that there are not and values that none takes."""
+    for name, value in fields.items():
+        if name not in FIELDS:
+            raise InvalidRequest(f"{name!r} is not a field of a request. Known: {', '.join(FIELDS)}.")
+        if wrong := FIELDS[name].wrong(value):
+            raise InvalidRequest(f"{option(FIELDS[name].name)} {wrong}")

@@ -5,23 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InvalidRequest, near_matches
+from darkroom.flags import OF_ROW
 from darkroom.request import Request
 from darkroom.serving.service import Limits, Plan
 
 CONFIG = "config.pbtxt"
-IMAGES = "num_images"
-
-INPUTS = {
-    "prompt": "TYPE_STRING",
-    "negative_prompt": "TYPE_STRING",
-    "seed": "TYPE_UINT64",
-    "steps": "TYPE_INT32",
-    "guidance_scale": "TYPE_FP32",
-    "scheduler": "TYPE_STRING",
-    "height": "TYPE_INT32",
-    "width": "TYPE_INT32",
-    IMAGES: "TYPE_INT32",
-}
+INPUTS = {name: f"TYPE_{flag.tensor_type}" for name, flag in OF_ROW.items()}
 """What a request may hold of each prompt; all but the prompt itself can be left out."""
 
 OUTPUTS = {

@@ -16,10 +16,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # what the backend offers its models
 
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
+from darkroom.flags import NUM_IMAGES, OF_ROW
 from darkroom.request import Request
 from darkroom.serving.batching import Busy, Counts, Late, Made, StepBatcher, Unwanted, all_of
-from darkroom.serving.service import FIELDS, PLAN, Plan, Service
-from darkroom.triton.config import IMAGES, Parameters
+from darkroom.serving.service import PLAN, Plan, Service
+from darkroom.triton.config import Parameters
 from darkroom.triton.server import IN_FLIGHT, SHARED
 
 CODES = {
@@ -90,7 +91,7 @@ class TritonPythonModel:
 
     def _rows(self, request: Any) -> list[Request]:
         """The images that are asked for: each row of the inputs is a prompt with its fields."""
-        columns = {name: _values(request, name) for name in (*FIELDS, IMAGES)}
+        columns = {name: _values(request, name) for name in OF_ROW}
         columns = {name: values for name, values in columns.items() if values is not None}
         if not columns.get("prompt"):
             raise InvalidRequest("the input prompt is missing.")
@@ -99,7 +100,7 @@ class TritonPythonModel:
         rows: list[Request] = []
         for index in range(len(columns["prompt"])):
             fields = {name: values[index] for name, values in columns.items()}
-            rows += self.service.requests(fields, fields.pop(IMAGES, 1))
+            rows += self.service.requests(fields, fields.pop(NUM_IMAGES, 1))
         if len(rows) > (most := self.service.plan.limits.images):
             raise InvalidRequest(f"{len(rows)} images are more than the {most} that a request may ask for.")
         if len({(row.height, row.width) for row in rows}) > 1:
@@ -265,12 +266,12 @@ def _values(request: Any, name: str) -> list[Any] | None:
     if tensor is None:
         return None
     values = tensor.as_numpy().reshape(-1)
-    if FIELDS.get(name) is str:
+    if OF_ROW[name].kind is str:
         try:
             return [bytes(value).decode("utf-8") for value in values]
         except UnicodeDecodeError:
             raise InvalidRequest(f"{name} is not UTF-8 text.") from None
-    if FIELDS.get(name) is float:
+    if OF_ROW[name].kind is float:
         # The number that was typed, not the float32 next to it: 7.3, which a recipe then says too.
         return [float(str(value)) for value in values]
     return [int(value) for value in values]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InvalidRequest
-from darkroom.flags import BUILDS
-from darkroom.prompts.rows import BYTE_ORDER_MARK, NUM_IMAGES, read, said_in
+from darkroom.flags import INT32_MOST, NUM_IMAGES, OF_ROW, option
+from darkroom.prompts.rows import BYTE_ORDER_MARK, read, said_in
 from darkroom.request import Request
 from darkroom.serving.service import asked_by_flags, in_fields
 from darkroom.triton.config import INPUTS
@@ -14,26 +14,7 @@ from darkroom.triton.config import INPUTS
 DATATYPES = {name: kind.removeprefix("TYPE_").replace("STRING", "BYTES") for name, kind in INPUTS.items()}
 """The inputs of the server's models, each of shape (B, 1), and their types as KServe names them."""
 
-INT32_LIMIT = 2**31
-
-ANY = Request(
-    model=None,
-    prompts=("a picture",),
-    negative_prompt=None,
-    batch_size=1,
-    batch_count=1,
-    height=512,
-    width=512,
-    denoising_steps=20,
-    guidance_scale=7.5,
-    clip_skip=0,
-    scheduler=None,
-    seed=0,
-    engine="auto",
-    precision="fp32",
-    build=BUILDS[0],
-    onnx_opset=17,
-)
+ANY = Request(model=None, prompts=("a picture",), height=512, width=512, denoising_steps=20, guidance_scale=7.5)
 """Stands for what a server's model does by default, where prompts are checked that leave it unsaid."""
 
 
@@ -59,20 +40,16 @@ def make_prompt(values: dict[str, Any], place: str = "") -> Prompt:
     fields = {name: value for name, value in values.items() if value is not None}
     images = fields.get(NUM_IMAGES, 1)
     try:
-        if type(images) is not int or not 0 < images < INT32_LIMIT:
-            raise InvalidRequest(f"--num-images must be a whole number from 1 to {INT32_LIMIT - 1}, not {images!r}.")
+        if wrong := OF_ROW[NUM_IMAGES].wrong(images):
+            raise InvalidRequest(f"--num-images {wrong}")
         first = asked_by_flags({name: value for name, value in fields.items() if name != NUM_IMAGES}, ANY)
         replace(first, batch_count=images)  # whose seeds are checked
         for name, value in fields.items():
-            if DATATYPES[name] == "INT32" and value >= INT32_LIMIT:
-                raise InvalidRequest(f"{flag_of(name)} must be below {INT32_LIMIT}, not {value}.")
+            if DATATYPES[name] == "INT32" and value > INT32_MOST:
+                raise InvalidRequest(f"{option(OF_ROW[name].name)} must be at most {INT32_MOST}, not {value}.")
     except InvalidRequest as error:
         raise InvalidRequest(f"{place}: {in_fields(str(error))}" if place else str(error)) from None
     return Prompt(fields, place)
-
-
-def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def read_prompts(path: Path, common: dict[str, Any]) -> tuple[Prompt, ...]:

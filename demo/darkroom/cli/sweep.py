@@ -18,21 +18,22 @@ from darkroom.bench.results import Row, identity, row_of
 from darkroom.bench.sections import meant, sections
 from darkroom.bench.turns import Entrant, add_likeness, folder_of, line_of, take_turns
 from darkroom.bench.worker import preparer_of
-from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, TXT2IMG, Version, find_version
+from darkroom.checkpoint.catalog import EMBEDDED, SCRIPTS, Version
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.console import Console
-from darkroom.cli.flags import DEFAULT_OPSET, SHARES, add_place_arguments, add_tensorrt_arguments
-from darkroom.cli.from_flags import PROVISIONAL_SIZE, unnamed
+from darkroom.cli.flags import add_flags, refuse_below
+from darkroom.cli.from_flags import PROVISIONAL_SIZE
 from darkroom.cli.opening import open_model, refuse_bounds
 from darkroom.cli.parser import named
-from darkroom.cli.prebuild import pixel_size, versions
+from darkroom.cli.prebuild import versions, versions_of
 from darkroom.cli.settings import PACKAGE, artefact_folders, bounds_of, home, options_of, stores_of
 from darkroom.contract import PRECISIONS
-from darkroom.engines import RUNTIMES, automatic, find_runtime, options_for
+from darkroom.engines import automatic, find_runtime, options_for
 from darkroom.engines.runtime import Options, Runtime, asked_as
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
-from darkroom.flags import BUILDS
+from darkroom.flags import BUILDS, option
 from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
+from darkroom.request import DEFAULTS
 from darkroom.store.manifest import read_manifest
 
 Show = Callable[[str], None]
@@ -42,46 +43,21 @@ LEAST = {"repeat": RUNS_AT_LEAST, "num_warmup_runs": 0, "cold_starts": 0, "strea
 """What numbers must be at least."""
 
 
-def add_work_flags(command: argparse.ArgumentParser, file: str) -> argparse._ArgumentGroup:
-    """What is run, and how often, and the `file` of results; returns the group of what takes several values."""
-    lists = command.add_argument_group("what is swept over; each takes several")
-    lists.add_argument("--version", nargs="+", metavar="NAME", help=f"any of {', '.join(versions())}; default: emoji")
-    lists.add_argument(
-        "--model", nargs="+", type=named, metavar="PATH_OR_REPO", help="model folders or hub repositories"
-    )
-    lists.add_argument("--engine", nargs="+", default=["auto"], metavar="NAME", help=f"any of {', '.join(RUNTIMES)}")
-    lists.add_argument("--precision", nargs="+", default=[PRECISIONS[0]], metavar="NAME", help=", ".join(PRECISIONS))
-    lists.add_argument("--batch-size", nargs="+", type=int, default=[1], metavar="B", help="images a batch; default 1")
-    lists.add_argument("--denoising-steps", nargs="+", type=int, metavar="N", help="default: the model's own")
-    lists.add_argument("--size", nargs="+", type=pixel_size, metavar="HxW", help="pixels, as 512 or 512x768")
-    lists.add_argument("--threads", nargs="+", type=int, metavar="N", help="CPU threads; default: the runtime's own")
-    each = command.add_argument_group("each cell")
-    each.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT!r}")
-    each.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
-    each.add_argument("--guidance-scale", type=float, metavar="X", help="default: the model's own")
+def add_work_flags(command: argparse.ArgumentParser, name: str, file: str) -> argparse._ArgumentGroup:
+    """What the command of this name runs, and how often, and the `file` of results; returns the group of its own."""
+    add_flags(command, name, versions=", ".join(versions()), version="emoji", seed="0", warmup_runs="1")
+    own = command.add_argument_group("what is measured")
+    own.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT!r}")
     least = RUNS_AT_LEAST
-    each.add_argument("--repeat", type=int, default=least, metavar="N", help=f"timed runs, {least} or more")
-    each.add_argument("--num-warmup-runs", type=int, default=1, metavar="N", help="untimed runs before; default 1")
+    own.add_argument("--repeat", type=int, default=least, metavar="N", help=f"timed runs, {least} or more")
     starts = f"processes from the shell to a picture; 0 for none, default {least}"
-    each.add_argument("--cold-starts", type=int, default=least, metavar="N", help=starts)
-    add_place_arguments(each)
-    each.add_argument("--torch-inference", metavar="MODE", help="of torch.compile, with --engine torch-compile")
-    each.add_argument("--quantization", metavar="KIND", help="of the UNet's transformer blocks, on torch: int8 or fp8")
-    each.add_argument("--use-cuda-graph", action="store_true", help="on engines that have CUDA")
-    each.add_argument("--devices", nargs=1, metavar="N", help=f"with --engine jax: {SHARES}")
-    each.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
-    each.add_argument("--onnx-opset", type=int, metavar="N", help=f"default {DEFAULT_OPSET}")
-    add_tensorrt_arguments(command)
-    folders = command.add_argument_group("folders")
-    folders.add_argument("--onnx-dir", type=named, metavar="DIR", help="ONNX graphs; default: onnx")
-    folders.add_argument("--engine-dir", type=named, metavar="DIR", help="engines and schedules; default: engines")
-    folders.add_argument("--hf-token", metavar="TOKEN", help="for gated models on the hub; default: $HF_TOKEN")
-    folders.add_argument("--framework-model-dir", type=named, metavar="DIR", help="download models here")
-    command.add_argument("--verbose", action="store_true", help="also what is loaded, built and reused")
+    own.add_argument("--cold-starts", type=int, default=least, metavar="N", help=starts)
+    own.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
     kept = f"results, a line a cell, to which a second run adds what is missing; default: output/{file}"
-    command.add_argument("--output", type=named, default=home() / "output" / file, metavar="FILE", help=kept)
+    own.add_argument("--output", type=named, default=home() / "output" / file, metavar="FILE", help=kept)
+    command.set_defaults(engine=["auto"], precision=[PRECISIONS[0]], batch_size=[1], seed=0, num_warmup_runs=1)
     command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None, keep_loaded=False)
-    return lists
+    return own
 
 
 class Race(Protocol):
@@ -104,9 +80,7 @@ class Sweep:
         self.flags = flags
         self.console = console
         self.folders = artefact_folders(flags)
-        known = versions()
-        self.asked = [find_version(name, known) for name in flags.version or ()]
-        self.asked += [unnamed(source, TXT2IMG.unnamed) for source in flags.model or ()]
+        self.asked = versions_of(flags)
         self.builds = flags.build or [BUILDS[0]]
         options = options_of(flags)
         runtimes = [_runtime(name, options, self.builds, flags) for name in flags.engine]
@@ -116,7 +90,7 @@ class Sweep:
             if flags.keep_loaded and runtime.compiles:
                 raise InvalidRequest(f"--keep-loaded has no effect with {asked_as(runtime)}, built for one batch size.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
-        for version in self.asked or [known["emoji"]]:
+        for version in self.asked or [versions()["emoji"]]:
             # What is wrong with any is said before models are fetched.
             for cell in self._cells_of(version, version.source, "", PROVISIONAL_SIZE):
                 cell.request()
@@ -172,7 +146,7 @@ class Sweep:
                 repeat=flags.repeat,
                 prompt=flags.prompt,
                 seed=flags.seed,
-                onnx_opset=DEFAULT_OPSET if flags.onnx_opset is None else flags.onnx_opset,
+                onnx_opset=DEFAULTS["onnx_opset"] if flags.onnx_opset is None else flags.onnx_opset,
                 batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
                 pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
                 cold_starts=flags.cold_starts,
@@ -278,15 +252,10 @@ class Sweep:
 
 def check_numbers(flags: argparse.Namespace) -> None:
     """Raises `InvalidRequest` for numbers that no cell could be run with."""
-    for name, bound in LEAST.items():
-        values = getattr(flags, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < bound:
-                why = ": medians need as many" if name == "repeat" else ""
-                raise InvalidRequest(f"--{name.replace('_', '-')} must be {bound} or more, not {value}{why}.")
+    refuse_below(flags, **LEAST)
     for name in ("price_per_hour", "max_latency"):
         if getattr(flags, name) is not None and not getattr(flags, name) > 0:
-            raise InvalidRequest(f"--{name.replace('_', '-')} must be above 0, not {getattr(flags, name)}.")
+            raise InvalidRequest(f"{option(name)} must be above 0, not {getattr(flags, name)}.")
 
 
 def _runtime(name: str, options: Options, builds: list[str], flags: argparse.Namespace) -> Runtime:
@@ -343,7 +312,7 @@ def cold_command(cell: Cell, family: str) -> list[str]:
     for name, value in asked.items():
         if value is not None and value is not False:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
-            command += [f"--{name.replace('_', '-')}", *map(str, values)]
+            command += [option(name), *map(str, values)]
     return [*command, "--quiet", "--output-dir"]
 
 
