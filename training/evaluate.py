@@ -25,6 +25,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from training import answers, artwork, captions, concepts, drawings, measure, questions, vocabulary
+from training.check_vae import reconstruct
 from training.colours import NAMES, TABLE
 from training.drawings import Drawings
 from training.export import OUTPUT
@@ -61,17 +62,6 @@ def generate(
     return np.concatenate(made)
 
 
-@torch.no_grad()
-def reconstruct(pipe: DiffusionPipeline, pictures: np.ndarray, batch: int = 16) -> np.ndarray:
-    """Through the VAE and back, from the posterior's mean. (N, H, W, 3) uint8 both ways."""
-    made = []
-    for start in range(0, len(pictures), batch):
-        pixels = torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(pipe.vae.device)
-        out = pipe.vae.decode(pipe.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean).sample
-        made.append(((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(made)
-
-
 def retrieve(rgba: np.ndarray, prompts: list[Prompt], made: np.ndarray) -> np.ndarray:
     """Rank of the right picture for each made one. rgba: (styles, concepts, H, W, 4); returns (M,) int."""
     groups = defaultdict(list)
@@ -92,7 +82,7 @@ def evaluate(pipe: DiffusionPipeline, rgba: np.ndarray, guidance: float, steps: 
     made = generate(pipe, texts, [FIRST_SEED + i for i in range(number)], guidance, steps)
     colours = np.array([b for _, _, b in prompts])
     right = artwork.composite(np.stack([rgba[s, c] for s, c, _ in prompts]), TABLE[colours])
-    again = reconstruct(pipe, right)
+    again = reconstruct(pipe.vae, right)
     rank, ceiling = retrieve(rgba, prompts, made), retrieve(rgba, prompts, again)
     return {
         "prompts": number,
@@ -119,7 +109,7 @@ def evaluate_256(
     these = [question for _, question in asked]
     made = generate(pipe, [q.prompt for q in these], [FIRST_SEED + i for i, _ in asked], guidance, steps)
     right = np.stack([answers.shown(question, artworks) for question in these])
-    again = reconstruct(pipe, first := right[[question.kind == kinds[0] for question in these]])
+    again = reconstruct(pipe.vae, first := right[[question.kind == kinds[0] for question in these]])
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         for (index, _), picture in zip(asked, made, strict=True):

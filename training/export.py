@@ -1,6 +1,6 @@
 """Write a model's diffusers folder from the checkpoints' averaged weights, as float16.
 
-    python -m training.export [--work FOLDER] [--model emoji-turbo] [--output FOLDER] [--untrained]
+    python -m training.export [--work FOLDER] [--model emoji-turbo] [--scenes] [--output FOLDER] [--untrained]
 
 What a model has in common with `emoji`, byte for byte, becomes a link to it.
 """
@@ -25,7 +25,7 @@ from training.tokenizer import Encoder
 from training.train_text import Regressor
 from training.train_text_xl import TextEncoders
 from training.train_unet import NOISE
-from training.workspace import add_work_argument
+from training.workspace import add_scenes_argument, add_work_argument
 
 MODELS = Path(__file__).parent.parent / "demo" / "darkroom" / "models"
 OUTPUT = MODELS / "emoji"
@@ -44,8 +44,11 @@ def scheduler() -> DDIMScheduler:
     return made
 
 
-def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name) -> DiffusionPipeline:
-    """The whole model in float32. `untrained` fills in fresh weights where a checkpoint is missing."""
+def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name, scenes: bool = False) -> DiffusionPipeline:
+    """The whole model in float32. `untrained` fills in fresh weights where a checkpoint is missing.
+
+    `scenes`: `emoji` of 256 pixels.
+    """
     tokens = Encoder(work / "tokenizer")
 
     def trained(module: nn.Module, name: str) -> nn.Module:
@@ -54,7 +57,8 @@ def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name) -> D
             module.load_state_dict(averaged(path))
         return module.eval()
 
-    vae = trained(networks.vae(), "decoder" if (work / "decoder.pt").exists() else "vae")
+    vae = networks.vae_256() if scenes else networks.vae()
+    vae = trained(vae, "decoder" if (work / "decoder.pt").exists() else "vae")
     cache = work / "latents.pt"
     scale = torch.load(cache, weights_only=True)["scale"] if cache.exists() or not untrained else 0.18215
     vae.register_to_config(scaling_factor=scale)
@@ -75,8 +79,8 @@ def pipeline(work: Path, untrained: bool = False, model: str = OUTPUT.name) -> D
     if model == TURBO:
         parts["scheduler"] = LCMScheduler.from_config(scheduler().config)
     return StableDiffusionPipeline(
-        text_encoder=trained(Regressor(tokens), "text").text,
-        unet=trained(networks.unet(), "turbo" if model == TURBO else "unet"),
+        text_encoder=trained(Regressor(tokens, scenes), "text").text,
+        unet=trained(networks.unet_256() if scenes else networks.unet(), "turbo" if model == TURBO else "unet"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -103,12 +107,14 @@ def main() -> None:
     parser.add_argument("--model", choices=(OUTPUT.name, TURBO, XL), default=OUTPUT.name)
     parser.add_argument("--output", type=Path, help="default: its folder in demo/darkroom/models")
     parser.add_argument("--untrained", action="store_true", help="fresh weights where a checkpoint is missing")
-    args = parser.parse_args()
+    args = add_scenes_argument(parser).parse_args()
+    if args.scenes and not args.output:
+        parser.error("--scenes needs --output: the folder of `emoji` holds the model of 128 pixels")
     output = args.output or MODELS / args.model
     for part in SHARED:
         if (output / part).is_symlink():
             (output / part).unlink()  # or the export would write into the original
-    pipeline(args.work, args.untrained, args.model).to(dtype=torch.float16).save_pretrained(output)
+    pipeline(args.work, args.untrained, args.model, args.scenes).to(dtype=torch.float16).save_pretrained(output)
     # Clean of what this machine left in: CLIPTokenizer and save_pretrained write where things came from.
     for path in output.rglob("*.json"):
         config = json.loads(path.read_text("utf-8"))

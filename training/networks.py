@@ -11,6 +11,8 @@ TOKENS = 77
 """Prompt length of every Stable Diffusion."""
 TEXT_INNER = 1536
 """Width of the text encoder's feed-forward layers: 24 units for each of the 64 places of `train_text`."""
+WIDTH_SCENES = 256
+"""The same of the 256-pixel model, whose words are three times as many and whose order matters."""
 WIDTH_2 = 64
 """Of the second text encoder of the SDXL shape, and of its pooled output."""
 SIZE_WIDTH = 16
@@ -52,10 +54,11 @@ def vae_256() -> AutoencoderKL:
     )
 
 
-def text_encoder(vocabulary: int, begin: int, end: int, layers: int = 3) -> CLIPTextModel:
-    """Token ids (B, 77) -> hidden states (B, 77, WIDTH)."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": TEXT_INNER, "num_attention_heads": 6, "projection_dim": WIDTH}
-    return CLIPTextModel(_text_config(vocabulary, begin, end, num_hidden_layers=layers, **shape))
+def text_encoder(vocabulary: int, begin: int, end: int, layers: int = 3, width: int = WIDTH) -> CLIPTextModel:
+    """Token ids (B, 77) -> hidden states (B, 77, width)."""
+    shape = {"hidden_size": width, "intermediate_size": TEXT_INNER, "projection_dim": width}
+    shape |= {"num_attention_heads": width // 32, "num_hidden_layers": layers}
+    return CLIPTextModel(_text_config(vocabulary, begin, end, **shape))
 
 
 def text_encoder_2(vocabulary: int, begin: int, end: int) -> CLIPTextModelWithProjection:
@@ -91,6 +94,14 @@ def unet(**changed) -> UNet2DConditionModel:
         "norm_num_groups": 16,
     }
     return UNet2DConditionModel(**shape | changed)
+
+
+def unet_256() -> UNet2DConditionModel:
+    """Latents (B, 16, 16, 16), timesteps (B,), hidden states (B, 77, WIDTH_SCENES) -> v (B, 16, 16, 16).
+
+    As many places as in `unet`, so about its work a step.
+    """
+    return unet(in_channels=16, out_channels=16, block_out_channels=(96, 160, 256), cross_attention_dim=WIDTH_SCENES)
 
 
 def unet_xl() -> UNet2DConditionModel:

@@ -83,18 +83,32 @@ def colourable(thing: Thing) -> bool:
     return thing.group not in (PEOPLE, SYMBOLS) and not set(thing.name.split()) & set(grammar.COLOURS)
 
 
-def sample(things: list[Thing], drawings: Drawings, rng: random.Random) -> Scene:
-    """A random scene of those that training draws."""
+ALONE = 0.55
+"""Share of scenes with one thing as it is: the names are most of what there is to learn."""
+
+
+def sample(things: list[Thing], drawings: Drawings, rng: random.Random, least: float = 0.0) -> Scene:
+    """A random scene of those that training draws; `least=ALONE`: but none of one thing as it is."""
     while True:
-        scene = _any(things, drawings, rng)
+        scene = _any(things, drawings, rng, least)
         if not held_out(scene):
             return scene
 
 
-def _any(things: list[Thing], drawings: Drawings, rng: random.Random) -> Scene:
-    style = rng.choices(list(STYLES), (2, 1, 1))[0]
-    background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.75 else rng.choice(list(PLACES))
-    kind = rng.random()
+def alone(thing: Thing, style: str, rng: random.Random) -> Scene:
+    """One thing as it is, on a random background."""
+    while held_out(scene := Scene((Part(thing),), style, _background(rng))):
+        pass
+    return scene
+
+
+def _background(rng: random.Random) -> str:
+    return rng.choice(list(BACKGROUNDS)) if rng.random() < 0.75 else rng.choice(list(PLACES))
+
+
+def _any(things: list[Thing], drawings: Drawings, rng: random.Random, least: float = 0.0) -> Scene:
+    style, background = rng.choices(list(STYLES), (2, 1, 1))[0], _background(rng)
+    kind = rng.uniform(least, 1)
 
     def thing() -> Thing:
         while True:
@@ -106,7 +120,7 @@ def _any(things: list[Thing], drawings: Drawings, rng: random.Random) -> Scene:
         one = thing()
         return Part(one, rng.choice(THING_COLOURS) if rng.random() < coloured and colourable(one) else None)
 
-    if kind < 0.55:  # one thing as it is: the names are most of what there is to learn
+    if kind < ALONE:
         return Scene((part(0),), style, background)
     if kind < 0.72:
         return Scene((part(1),), style, background)

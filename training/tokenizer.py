@@ -1,6 +1,6 @@
 """Train the byte-pair tokenizer on captions and write it in every form that transformers and tokenizers read.
 
-    python -m training.tokenizer [--work FOLDER]
+    python -m training.tokenizer [--work FOLDER] [--scenes]
 
 The vocabulary is laid out as OpenAI's CLIP lays out its own: 256 bytes, 256 bytes at the end of a word, the
 merges in order, then `<|startoftext|>` and `<|endoftext|>`; so every text has ids, and none is unknown.
@@ -15,14 +15,18 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from training import captions, concepts
+from training import captions, concepts, vocabulary
 from training.colours import NAMES
+from training.drawings import Drawings
 from training.networks import TOKENS
-from training.workspace import add_work_argument
+from training.scenes import caption, sample
+from training.workspace import add_scenes_argument, add_work_argument
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 1534
 """512 + 1534 + 2 = 2048 ids."""
+SCENE_MERGES = 3582
+"""For twice as many."""
 
 
 def corpus(seed: int = 0, repeats: int = 20) -> list[str]:
@@ -34,6 +38,13 @@ def corpus(seed: int = 0, repeats: int = 20) -> list[str]:
         for style in captions.STYLE_WORDS:
             lines += [captions.caption(concept, style, rng.choice(NAMES), rng).text for _ in range(repeats // 4)]
     return lines
+
+
+def scene_corpus(work: Path, seed: int = 0, scenes: int = 20_000) -> list[str]:
+    """Captions of scenes, and every word for everything."""
+    things, drawings, rng = vocabulary.load(work), Drawings.load(work), random.Random(seed)
+    lines = [word for thing in things for word in thing.words for _ in range(4)]
+    return lines + [caption(sample(things, drawings, rng), rng).text for _ in range(scenes)]
 
 
 def learn_merges(lines: list[str], count: int) -> list[tuple[str, str]]:
@@ -92,8 +103,10 @@ class Encoder:
 
 def main() -> None:
     """Train and write WORK/tokenizer."""
-    args = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0])).parse_args()
-    write(learn_merges(corpus(), MERGES), args.work / "tokenizer")
+    parser = add_work_argument(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    args = add_scenes_argument(parser).parse_args()
+    lines, count = (scene_corpus(args.work), SCENE_MERGES) if args.scenes else (corpus(), MERGES)
+    write(learn_merges(lines, count), args.work / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the text encoder to hold the picture: it regresses the latents before any UNet exists.
 
-    python -m training.train_text [--work FOLDER] [--minutes 30] [--resume] [--device cuda]
+    python -m training.train_text [--work FOLDER] [--scenes] [--minutes 30] [--resume] [--device cuda]
 
 A small UNet trained together with a fresh text encoder spends most of its time waiting for the words to mean
 something. Here the last 64 of the 77 positions (padding; being causal, each has seen the whole caption) each
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from training import networks
-from training.latents import Cache
 from training.loop import Plan, Trainer
-from training.networks import TOKENS, WIDTH
+from training.networks import TOKENS, WIDTH, WIDTH_SCENES
+from training.scene_latents import load_cache
 from training.tokenizer import Encoder
-from training.workspace import add_training_arguments
+from training.workspace import add_scenes_argument, add_training_arguments
 
 SIDE, PATCH = 8, 2
 """8 x 8 patches of 2 x 2 latents."""
@@ -52,12 +52,14 @@ def place_codes() -> tuple[Tensor, Tensor]:
 
 
 class Regressor(nn.Module):
-    """The text encoder with the head that predicts latents from it."""
+    """The text encoder with the head that predicts latents from it; `scenes`: those of the 256-pixel model."""
 
-    def __init__(self, tokens: Encoder) -> None:
+    def __init__(self, tokens: Encoder, scenes: bool = False) -> None:
         super().__init__()
-        self.text = networks.text_encoder(tokens.tokenizer.get_vocab_size(), tokens.begin, tokens.end)
-        self.head = nn.Linear(WIDTH, 4 * PATCH * PATCH)
+        layers, width, self.channels = (4, WIDTH_SCENES, 16) if scenes else (3, WIDTH, 4)
+        size = tokens.tokenizer.get_vocab_size()
+        self.text = networks.text_encoder(size, tokens.begin, tokens.end, layers, width)
+        self.head = nn.Linear(width, self.channels * PATCH * PATCH)
         self._separate_places()
 
     @torch.no_grad()
@@ -76,26 +78,26 @@ class Regressor(nn.Module):
         return (self.text(input_ids=ids).last_hidden_state,)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, 77) -> predicted latents (B, 4, 16, 16)."""
+        """ids (B, 77) -> predicted latents (B, C, 16, 16)."""
         hidden = self.encode(ids)[0][:, TOKENS - SIDE * SIDE :]
-        patches = self.head(hidden).reshape(len(ids), SIDE, SIDE, 4, PATCH, PATCH)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), 4, SIDE * PATCH, SIDE * PATCH)
+        patches = self.head(hidden).reshape(len(ids), SIDE, SIDE, self.channels, PATCH, PATCH)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), self.channels, SIDE * PATCH, SIDE * PATCH)
 
 
 def main() -> None:
     """Train and keep `text.pt` in the work folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args = add_training_arguments(parser, 30, 64, 1.5e-3).parse_args()
+    args = add_scenes_argument(add_training_arguments(parser, 30, 64, 1.5e-3)).parse_args()
     torch.manual_seed(args.seed)
-    tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
-    model = Regressor(tokens).to(args.device)
+    tokens, cache = Encoder(args.work / "tokenizer"), load_cache(args.work, args.scenes)
+    model = Regressor(tokens, args.scenes).to(args.device)
     trainer = Trainer(model, Plan.of(args, average=0.99), args.work / "text.pt")
     if args.resume:
         trainer.load()
 
     def loss(step: int, progress: float, generator: torch.Generator) -> Tensor:
         texts, _, expected = cache.draw(args.batch, generator)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16 or args.device != "cpu"):
             predicted = model(torch.tensor(tokens(texts), device=args.device))
         return (predicted.float() - expected.to(args.device)).square().mean()
 

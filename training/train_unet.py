@@ -1,6 +1,6 @@
 """Train the UNet on cached latents and cached hidden states of the frozen text encoder.
 
-    python -m training.train_unet [--work FOLDER] [--minutes 60] [--resume] [--device cuda]
+    python -m training.train_unet [--work FOLDER] [--scenes] [--minutes 60] [--resume] [--device cuda]
 
 v-prediction (https://arxiv.org/abs/2202.00512): at high noise the target is nearly the picture itself, which is
 what a network trained for minutes must learn first; epsilon would be nearly its input.
@@ -20,9 +20,10 @@ from torch import Tensor
 from training import networks
 from training.latents import EVEN, Cache, Emphasis
 from training.loop import Plan, Trainer, averaged
+from training.scene_latents import SceneCache, load_cache
 from training.tokenizer import Encoder
 from training.train_text import Regressor
-from training.workspace import add_training_arguments
+from training.workspace import add_scenes_argument, add_training_arguments
 
 NOISE = {
     "num_train_timesteps": 1000,
@@ -76,7 +77,7 @@ class Pool:
     @staticmethod
     @torch.no_grad()
     def draw(
-        cache: Cache,
+        cache: Cache | SceneCache,
         tokens: Encoder,
         encode: Callable[[Tensor], tuple[Tensor, ...]],
         size: int,
@@ -99,9 +100,9 @@ class Pool:
         )
 
 
-def load_text(work: Path, tokens: Encoder, device: str) -> Regressor:
+def load_text(work: Path, tokens: Encoder, device: str, scenes: bool = False) -> Regressor:
     """The trained text encoder of `train_text`."""
-    text = Regressor(tokens).eval()
+    text = Regressor(tokens, scenes).eval()
     text.load_state_dict(averaged(work / "text.pt"))
     return text.to(device)
 
@@ -110,14 +111,14 @@ def main() -> None:
     """Train and keep `unet.pt` in the work folder."""
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 60, 64, 1e-3)
     parser.add_argument("--pool", type=int, default=24_576, help="captions encoded in advance (30 KB each)")
-    Emphasis.add_arguments(parser)
+    Emphasis.add_arguments(add_scenes_argument(parser))
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    tokens, cache = Encoder(args.work / "tokenizer"), Cache.load(args.work)
-    text = load_text(args.work, tokens, args.device)
+    tokens, cache = Encoder(args.work / "tokenizer"), load_cache(args.work, args.scenes)
+    text = load_text(args.work, tokens, args.device, args.scenes)
     pool = Pool.draw(cache, tokens, text.encode, args.pool, args.device, Emphasis.asked(args))
     (hidden,) = pool.encoded
-    unet = networks.unet().to(args.device, memory_format=torch.channels_last)
+    unet = (networks.unet_256() if args.scenes else networks.unet()).to(args.device, memory_format=torch.channels_last)
     trainer = Trainer(unet, Plan.of(args, average=0.998), args.work / "unet.pt")
     if args.resume:
         trainer.load()
@@ -128,7 +129,7 @@ def main() -> None:
         which = torch.randint(len(hidden), (args.batch,), generator=generator).to(args.device)
         times = stratified_times(args.batch, generator).to(args.device)
         noisy, target = noise.add(pool.latents[which], times, generator)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16 or args.device != "cpu"):
             out = forward(noisy.contiguous(memory_format=torch.channels_last), times, hidden[which].float()).sample
         return (out.float() - target).square().mean()
 

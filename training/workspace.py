@@ -14,6 +14,12 @@ def add_work_argument(parser: argparse.ArgumentParser) -> argparse.ArgumentParse
     return parser
 
 
+def add_scenes_argument(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a script its --scenes flag."""
+    parser.add_argument("--scenes", action="store_true", help="for the model of 256 pixels, which draws scenes")
+    return parser
+
+
 def add_training_arguments(parser: argparse.ArgumentParser, minutes: float, batch: int, rate: float):
     """Flags of a training script: how long, on what, how fast, and whether to go on from the checkpoint."""
     add_work_argument(parser)
