@@ -4,12 +4,14 @@ The one door between the half that compiles (torch, diffusers, ONNX) and the hal
 child processes, so this process never imports the heavy half unless the runtime itself is torch.
 """
 
+import io
 import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from darkroom.schedule import SPREADABLE, Chosen
 from darkroom.schedule.table import Table
 from darkroom.store.producers import made_with
 from darkroom.store.store import Key, Store
-from darkroom.text.clip import ClipTokenizer
+from darkroom.text.compile import compile_tokenizer
+from darkroom.text.tokenizer import Tokenizer
 
 GRAPH_REVISION = 3
 TABLE_REVISION = 2
-"""Raised when a change to the exporter or the schedule compiler makes other artefacts from the same facts."""
+TOKENIZER_REVISION = 1
+"""Raised when a change to what makes them makes other artefacts from the same facts."""
 
 TABLE_FILE = "table.npz"
 
@@ -52,7 +56,7 @@ class Compiled:
     jobs: dict[str, Job]
     sources: dict[str, Path]
     table_folder: Path
-    tokenizers: list[ClipTokenizer]
+    tokenizers: list[Path]
     scheduler: str
     artefacts: dict[str, str]
 
@@ -127,7 +131,9 @@ class Preparer:
         for store in (self.graphs, self.engines):
             store.fingerprints.remember()
             store.sweep()
-        for part, source in {"schedule": table_folder, **sources}.items():
+        names = [self.checkpoint.tokenizer(part).name for part in self.checkpoint.texts]
+        texts = dict(zip(names, tokenizers, strict=True))
+        for part, source in {"schedule": table_folder, **texts, **sources}.items():
             self.detail(f"{part}: {source}")
         artefacts = {"schedule": self.engines.digest_of(table_key, table_folder)}
         artefacts |= {name: self.engines.digest_of(key, sources[name]) for name, key in keys.items()}
@@ -143,8 +149,7 @@ class Preparer:
     def plan(self, request: Request, stages: Collection[str] | None = None) -> dict[str, Path | None]:
         """What `compile` needs by its label, and the folder of what is there. Makes nothing."""
         self._check_fit(request)
-        _, key = self.schedule_key(request)
-        planned = {key.label: self.engines.find(key)}
+        planned = {each.key.label: self.engines.find(each.key) for each in self._read_off(request)}
         for job in self._jobs(request, stages).values():
             graph, engine = self._graph_key(job, request), self._engine_key(job, request)
             planned[engine.label] = self.engines.find(engine) or self.engines.find_for(engine, self.runtime.runs)
@@ -192,16 +197,18 @@ class Preparer:
                 for name in sorted(jobs, key=lambda name: not jobs[name].stage.denoises)
             }
             schedule = Table.load(compiled.table_folder / TABLE_FILE)
+            tokenizers = [Tokenizer.load(folder) for folder in compiled.tokenizers]
             loaded: dict[str, Engine] = {name: future.result() for name, future in loading.items()}
         if self.runtime.compiles:
             for source in sources.values():
                 self.engines.note_use(source)
-        self.engines.note_use(compiled.table_folder)
+        for folder in (compiled.table_folder, *compiled.tokenizers):
+            self.engines.note_use(folder)
         # There is one stage of each role beside the text encoders.
         of = {jobs[name].stage.role: engine for name, engine in loaded.items()}
         pipeline = assemble(
             self.traits,
-            text_encoders(self.traits, compiled.tokenizers, loaded),
+            text_encoders(self.traits, tokenizers, loaded),
             of[DENOISER],
             of.get(DECODER),
             schedule,
@@ -225,26 +232,51 @@ class Preparer:
             contracts[name] = replace(stage, loras=loras, half_weights=half)
         return contracts
 
-    def check(self, request: Request) -> tuple[str, Key, Path, list[ClipTokenizer]]:
-        """What can be refused is refused here, before any network is touched; only a schedule may be compiled.
+    def check(self, request: Request) -> tuple[str, Key, Path, list[Path]]:
+        """What can be refused is refused here, before any network is touched; only a schedule and tokenizers may be
+        compiled.
 
-        Returns the scheduler's class, its table's key and folder, and the tokenizers.
+        Returns the scheduler's class, its table's key and folder, and the folders of the tokenizers.
         """
         self._check_fit(request)
         scheduler, key = self.schedule_key(request)
-        tokenizers = [self._tokenizer(part, text) for part, text in self.checkpoint.texts.items()]
-        return scheduler, key, self.engines.find(key) or self._compile_schedule(key), tokenizers
+        table, *tokenizers = self._found_or_compiled(self._read_off(request))
+        return scheduler, key, table, tokenizers
 
-    def _tokenizer(self, part: str, text: dict[str, Any]) -> ClipTokenizer:
-        """Raises `InvalidRequest` for one whose ids its text encoder has no embeddings for."""
-        folder, encoder = self.checkpoint.tokenizer(part), self.checkpoint.folder / part
-        tokenizer = ClipTokenizer(folder, self.checkpoint.context(part))
-        if tokenizer.largest >= text["vocab_size"]:
-            raise InvalidRequest(
-                f"{folder} has token ids up to {tokenizer.largest}, but {encoder / 'config.json'} a vocab_size of "
-                f"{text['vocab_size']}: the two are of different models."
-            )
-        return tokenizer
+    def _read_off(self, request: Request) -> list["ReadOff"]:
+        """The schedule, and the tokenizers in the order of their text encoders."""
+        _, key = self.schedule_key(request)
+        facts = key.facts
+        choice = Chosen(**facts["scheduler"])
+        title = f"the schedule {choice.class_name} of {facts['steps']} steps"
+        arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0))
+        return [ReadOff(key, title, compile_table, arguments), *map(self._tokenizer, self.checkpoint.texts)]
+
+    def _tokenizer(self, part: str) -> "ReadOff":
+        source = folder, class_name, context, known = self.checkpoint.tokenizer_source(part)
+        facts = {
+            "kind": "tokenizer",
+            "class": class_name,
+            "files": self.checkpoint.tokenizers[part],
+            "context": context,
+            "vocab_size": known,
+            "revision": TOKENIZER_REVISION,
+        } | made_with("transformers", "tokenizers")
+        return ReadOff(Key(f"{folder.name}-{self.name}", facts), "the tokenizer", compile_tokenizer, source)
+
+    def _found_or_compiled(self, wanted: list["ReadOff"]) -> list[Path]:
+        """Their folders. What is missing is compiled in one child before the store is touched: what cannot be made
+        leaves nothing behind."""
+        folders = {each.key.folder_name: self.engines.find(each.key) for each in wanted}
+        missing = {each.key.folder_name: each for each in wanted if folders[each.key.folder_name] is None}
+        if missing:
+            titles = " and ".join(dict.fromkeys(each.title for each in missing.values()))
+            calls = [(each.function, each.arguments) for each in missing.values()]
+            with self.job(f"compiling {titles}"):
+                contents = run_in_child(call_each, calls, verbose=self.verbose)
+            for (name, each), content in zip(missing.items(), contents, strict=True):
+                folders[name] = self.engines.make(each.key, partial(_write, *content))
+        return [folders[each.key.folder_name] for each in wanted]
 
     def _check_fit(self, request: Request) -> None:
         """Raises `InvalidRequest` when model, runtime and request do not fit."""
@@ -317,20 +349,6 @@ class Preparer:
             else:
                 check_steps_left(request.denoising_steps, request.image_strength)
         return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
-
-    def _compile_schedule(self, key: Key) -> Path:
-        """Compiled before the store is touched: a schedule that cannot be made leaves nothing behind."""
-        facts = key.facts
-        choice = Chosen(**facts["scheduler"])
-        with self.job(f"compiling the schedule {choice.class_name}, {facts['steps']} steps"):
-            arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0))
-            table, diffusers = run_in_child(compile_table, *arguments, verbose=self.verbose)
-
-        def build(folder: Path) -> dict[str, Any]:
-            table.save(folder / TABLE_FILE)
-            return {"calls": len(table), "diffusers": diffusers}
-
-        return self.engines.make(key, build)
 
     def _profile(self, request: Request) -> Profile:
         batch = request.batch_size if request.build == "static-batch" else None
@@ -475,13 +493,36 @@ def _makers(stage: Stage) -> list[str]:
     return ["torch", "diffusers", "transformers", *(["peft"] if stage.loras else [])]
 
 
-def compile_table(choice: Chosen, steps: int, skipped: int | None, share: float) -> tuple[Table, str]:
+@dataclass(frozen=True)
+class ReadOff:
+    """A small artefact that the libraries are read off into: `function` returns its file's name and content, and facts
+    worth recording. `title` says to people what it is."""
+
+    key: Key
+    title: str
+    function: Callable[..., tuple[str, bytes, dict[str, Any]]]
+    arguments: tuple[Any, ...]
+
+
+def call_each(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Runs in a child: the libraries that all of them import are imported once."""
+    return [function(*arguments) for function, arguments in calls]
+
+
+def compile_table(choice: Chosen, steps: int, skipped: int | None, share: float) -> tuple[str, bytes, dict[str, Any]]:
     """Runs in a child: it imports diffusers, whose version it returns too."""
     import diffusers
 
     from darkroom.schedule.compile import compile_schedule
 
-    return compile_schedule(choice, steps, skipped, share), diffusers.__version__
+    table, content = compile_schedule(choice, steps, skipped, share), io.BytesIO()
+    table.save(content)
+    return TABLE_FILE, content.getvalue(), {"calls": len(table), "diffusers": diffusers.__version__}
+
+
+def _write(name: str, content: bytes, made: dict[str, Any], folder: Path) -> dict[str, Any]:
+    (folder / name).write_bytes(content)
+    return made
 
 
 def build_engine(

@@ -13,7 +13,8 @@ import pytest
 from darkroom.checkpoint.folder import Checkpoint, open_checkpoint
 from darkroom.errors import InvalidRequest
 from darkroom.store.fingerprints import Fingerprints
-from darkroom.text.clip import ClipTokenizer
+from darkroom.text.compile import compile_tokenizer
+from darkroom.text.tokenizer import Tokenizer
 from tests.support import edit_json
 
 WEIGHTS = {
@@ -81,7 +82,7 @@ def test_prompts_are_as_long_as_the_tokenizer_makes_them(model: Path) -> None:
     edit_json(model / "tokenizer" / "tokenizer_config.json", model_max_length=20)
     checkpoint, reference = opened(model), CLIPTokenizer.from_pretrained(model / "tokenizer")
     expected = reference("a red bird", padding="max_length", max_length=reference.model_max_length).input_ids
-    ours = ClipTokenizer(model / "tokenizer", checkpoint.context("text_encoder"))
+    ours = Tokenizer(compile_tokenizer(*checkpoint.tokenizer_source("text_encoder"))[1])
     assert ours.encode(["a red bird"]).ids[0].tolist() == expected
     for unlimited in (int(1e30), None):  # as transformers writes it, and as it reads it
         edit_json(model / "tokenizer" / "tokenizer_config.json", model_max_length=unlimited)
@@ -102,23 +103,6 @@ def test_attention_mask_of_the_text_is_refused_by_name(masked: bool, model: Path
         assert "use_attention_mask" in refusal(model)
     else:
         opened(model)
-
-
-def test_vocabulary_written_by_hand_may_have_tokens_that_no_merge_makes(model: Path) -> None:
-    """As those of transformers' and diffusers' own tiny models."""
-    from transformers import CLIPTokenizer
-
-    folder = model / "tokenizer"
-    words = ["l", "o", "w", "e", "r", "s", "t", "i", "d", "n", "lo", "l</w>", "w</w>", "r</w>", "t</w>", "low</w>"]
-    words += ["er</w>", "lowest</w>", "newer</w>", "wider", "<unk>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nl o\nlo w</w>\ne r</w>\n")
-    edit_json(folder / "tokenizer_config.json", unk_token="<unk>")
-    opened(model)
-    reference, ours = CLIPTokenizer.from_pretrained(folder), ClipTokenizer(folder)
-    for text in ("lower newer", "a cat", "wider low", ""):
-        expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
-        assert ours.encode([text]).ids[0].tolist() == expected, text
 
 
 def test_folder_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -187,7 +171,7 @@ def test_width_that_the_heads_do_not_divide_is_named_with_its_file(model: Path) 
     assert f"{model / 'text_encoder' / 'config.json'}: hidden_size 30" in refusal(model)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "tokenizer/vocab.json", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize("name", [*CONFIGS, "tokenizer/tokenizer_config.json"])
 def test_json_that_is_nested_too_deeply_is_named(name: str, model: Path) -> None:
     (model / name).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
     assert str(model / name) in refusal(model)
@@ -242,60 +226,6 @@ def test_memory_of_hashes_that_is_no_such_thing_is_computed_again(model: Path) -
 def test_missing_tokenizer_is_named(name: str, model: Path) -> None:
     (model / "tokenizer" / name).unlink()
     assert str(model / "tokenizer" / name) in refusal(model)
-
-
-@pytest.mark.parametrize("beside", [(), ("tokenizer.json",)], ids=["pair", "tokenizer.json too"])
-@pytest.mark.parametrize("lines", [0, 1, 7, -1])
-def test_truncated_merges_are_named(lines: int, beside: tuple[str, ...], model: Path) -> None:
-    """Any beginning of them is a list of merges, and reads prompts otherwise."""
-    from transformers import CLIPTokenizer
-
-    folder = model / "tokenizer"
-    if beside:
-        CLIPTokenizer.from_pretrained(folder).save_pretrained(model / "saved")
-        shutil.copy(model / "saved" / "tokenizer.json", folder)
-    merges = folder / "merges.txt"
-    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:lines]))
-    said = refusal(model)
-    assert str(merges) in said and "is cut off" in said
-
-
-@pytest.mark.parametrize("merge", ["x y", "red</w> x", "red on</w>", "a", "a b c"])
-def test_merge_of_or_into_no_token_is_named(merge: str, model: Path) -> None:
-    merges = model / "tokenizer" / "merges.txt"
-    merges.write_text(f"{merges.read_text()}{merge}\n")
-    assert str(merges) in refusal(model)
-
-
-def test_merges_that_tokenizer_json_lacks_are_named(model: Path) -> None:
-    from transformers import CLIPTokenizer
-
-    folder = model / "tokenizer"
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(model / "saved")
-    shutil.rmtree(folder)
-    (model / "saved").rename(folder)
-    opened(model)
-    whole = json.loads((folder / "tokenizer.json").read_text())
-    del whole["model"]["merges"][-3:]
-    (folder / "tokenizer.json").write_text(json.dumps(whole))
-    assert str(folder / "tokenizer.json") in refusal(model)
-
-
-def test_words_that_were_added_take_no_merge(model: Path) -> None:
-    vocabulary = json.loads((model / "tokenizer" / "vocab.json").read_text())
-    edit_json(model / "tokenizer" / "vocab.json", **{"<toy>": len(vocabulary)})
-    assert "'<toy>'" in refusal(model)
-    (model / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<toy>": len(vocabulary)}))
-    edit_json(model / "text_encoder" / "config.json", vocab_size=len(vocabulary) + 1)
-    opened(model)
-
-
-def test_tokenizer_that_was_whole_before_is_checked_again_when_it_changes(model: Path) -> None:
-    fingerprints = Fingerprints(model.parent / ".fingerprints.json")
-    open_checkpoint(model, fingerprints)
-    fingerprints.remember()
-    edit_json(model / "tokenizer" / "vocab.json", apples=5000)
-    assert "'apples', which vocab.json has" in refusal(model)
 
 
 @pytest.mark.parametrize("kind", ["bin", "ckpt", "pt"])

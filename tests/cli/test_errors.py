@@ -216,7 +216,7 @@ def test_tokens_that_the_text_encoder_does_not_know_are_refused(studio: Studio) 
 
     model = changed_copy(studio.model, studio.root / "broken", more)
     size = len(json.loads((model / "tokenizer" / "vocab.json").read_text()))
-    said = f"token ids up to {size}, but {model / 'text_encoder' / 'config.json'} a vocab_size of {size}"
+    said = f"token ids up to {size}, but its text encoder a vocab_size of {size}"
     assert_nothing_came_of(studio, [PROMPT, "--model", str(model), *studio.folders()], said)
 
 

@@ -213,9 +213,9 @@ class TestBuild:
         assert not empty_studio.engines.exists() and not empty_studio.onnx.exists()
         assert not any(row["folder"] for row in planned)
         made = rows(prebuild(empty_studio, "build", **asked))
-        schedules = {row["what"] for row in planned if row["what"].startswith("schedule")}
-        assert len(schedules) == 1
-        assert {row["what"] for row in planned} - schedules == {row["name"] for row in made}
+        read_off = {row["what"] for row in planned if row["what"].startswith(("schedule-", "tokenizer-"))}
+        assert len(read_off) == 2
+        assert {row["what"] for row in planned} - read_off == {row["name"] for row in made}
         again = rows(prebuild(empty_studio, "build", "--dry-run", **asked))
         assert all(row["folder"] for row in again)
 
@@ -301,11 +301,11 @@ class TestUpkeep:
         before = listing(stocked.engines, stocked.onnx)
         shown = rows(prebuild(stocked, "clean", "--all", "--json"))
         assert listing(stocked.engines, stocked.onnx) == before
-        assert len(shown) == 9 and all(row["why"] for row in shown)
+        assert len(shown) == 10 and all(row["why"] for row in shown)
         ended = prebuild(stocked, "clean", "--all", "--yes", "unet")
         assert ended.code == 0
         left = rows(prebuild(stocked, "list", "--json"))
-        assert len(left) == 7 and not any("unet" in row["name"] for row in left)
+        assert len(left) == 8 and not any("unet" in row["name"] for row in left)
         assert ended.out.endswith(f" freed, {readable_size(sum(row['bytes'] for row in left))} left.\n")
 
     def test_clean_takes_what_is_damaged_or_for_others(self, stocked: Studio) -> None:
@@ -315,15 +315,15 @@ class TestUpkeep:
         (damaged / MANIFEST).write_text("{}")
         doomed = rows(prebuild(stocked, "clean", "--unusable", "--yes", "--json"))
         assert {row["folder"] for row in doomed} == {str(foreign), str(damaged)}
-        assert not foreign.exists() and not damaged.exists() and len(store.folders()) == 4
+        assert not foreign.exists() and not damaged.exists() and len(store.folders()) == 5
 
     def test_clean_by_age_and_use(self, stocked: Studio) -> None:
         assert rows(prebuild(stocked, "clean", "--older-than", "1", "--unused", "1", "--json")) == []
-        assert len(rows(prebuild(stocked, "clean", "--older-than", "0", "--json"))) == 9
+        assert len(rows(prebuild(stocked, "clean", "--older-than", "0", "--json"))) == 10
         total = sum(row["bytes"] for row in rows(prebuild(stocked, "list", "--json")))
         doomed = rows(prebuild(stocked, "clean", "--keep-under", str(total / 2e9), "--json"))
         freed = sum(row["bytes"] for row in doomed)
-        assert freed >= total / 2 > freed - doomed[-1]["bytes"] or len(doomed) < 9
+        assert freed >= total / 2 > freed - doomed[-1]["bytes"] or len(doomed) < 10
 
 
 COMPILED = {"kind": "compiled", "runtime": "torch-compile", "version": "1", "device": "CPU"}
@@ -338,7 +338,7 @@ class TestCarry:
         other = Studio(tmp_path / "other", empty_studio.model)
         other.root.mkdir()
         added = rows(prebuild(other, "import", str(archive), "--json"))
-        assert {row["kind"] for row in added} == {"engine", "graph", "schedule"}
+        assert {row["kind"] for row in added} == {"engine", "graph", "schedule", "tokenizer"}
         drawn = other.draw(PROMPT, engine="onnxruntime")
         assert drawn.children == [] and (drawn.pictures[0] == first.pictures[0]).all()
         before = listing(other.engines, other.onnx)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from darkroom.families.family import LEAST_CONTEXT, Family
 from darkroom.files import read_json
 from darkroom.schedule import Chosen, chosen
 from darkroom.store.fingerprints import Fingerprints
-from darkroom.text.vocabulary import check_vocabulary, tokenizer_files
+from darkroom.text.tokenizer import tokenizer_files
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -28,12 +29,14 @@ LARGE = 10**9
 class Checkpoint:
     """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
 
-    `digests` maps each network to a hash of its configuration and weights.
+    `digests` maps each network to a hash of its configuration and weights, `tokenizers` each text encoder to those of
+    its tokenizer's files, by name.
     """
 
     folder: Path
     family: Family
     digests: dict[str, str]
+    tokenizers: dict[str, dict[str, str]]
     revision: str
 
     def config(self, part: str) -> dict[str, Any]:
@@ -80,6 +83,17 @@ class Checkpoint:
         if not isinstance(padded, int | float) or not padded >= LEAST_CONTEXT:
             raise InvalidRequest(f"{file}: model_max_length must be a count from {LEAST_CONTEXT} up, not {padded!r}.")
         return int(padded)
+
+    def tokenizer_source(self, part: str) -> tuple[Path, str, int, int]:
+        """What a text encoder's tokenizer is compiled from: its folder, its class in transformers (CLIP's where the
+        model index names none), the tokens that are read, and how many the encoder knows."""
+        folder = self.tokenizer(part)
+        match self.index.get(folder.name):
+            case ["transformers", str(name)]:
+                class_name = name
+            case _:
+                class_name = "CLIPTokenizer"
+        return folder, class_name, self.context(part), self.texts[part]["vocab_size"]
 
     def is_large(self, part: str) -> bool:
         """Whether the weights of a network hold more than `LARGE` numbers."""
@@ -145,10 +159,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
             _check_heads(config, part.defaults | described)
         contents = [json.dumps(described, sort_keys=True)]
         for weights in weight_files(folder / name, part.stem):
-            try:
-                contents.append(fingerprints.sha256(weights, check=check_safetensors))
-            except OSError as error:
-                raise InvalidRequest(f"{weights} cannot be read: {error.strerror}.") from None
+            contents.append(_digest(weights, fingerprints, check_safetensors))
         digests[name] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     scheduler = read_json(config := folder / "scheduler" / "scheduler_config.json")
     _check_config(config, {"num_train_timesteps": scheduler.get("num_train_timesteps", 1000)})
@@ -159,11 +170,14 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
         case other:
             raise InvalidRequest(f"{folder / 'model_index.json'} names no scheduler of diffusers, but {other!r}.")
     rest += [f"{switch}={index[switch]}" for switch in family.switches if switch in index]
-    for part in parts.values():
-        if part.tokenizer:
-            rest += _tokenizer_digests(folder / part.tokenizer, fingerprints)
+    tokenizers = {
+        name: _tokenizer_digests(folder / part.tokenizer, fingerprints)
+        for name, part in parts.items()
+        if part.tokenizer
+    }
+    rest += [digest for files in tokenizers.values() for digest in files.values()]
     revision = hashlib.sha256("\n".join([*digests.values(), *rest]).encode()).hexdigest()
-    checkpoint = Checkpoint(folder, family, digests, revision)
+    checkpoint = Checkpoint(folder, family, digests, tokenizers, revision)
     try:
         family.check(checkpoint)
     except ValueError as error:
@@ -171,10 +185,15 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     return checkpoint
 
 
-def _tokenizer_digests(folder: Path, fingerprints: Fingerprints) -> list[str]:
-    """A hash of each file of a tokenizer, all of which are checked when one is new or has changed."""
-    files = [folder / name for name in tokenizer_files(folder)]
-    return [fingerprints.sha256(file, check=lambda _: check_vocabulary(folder)) for file in files]
+def _tokenizer_digests(folder: Path, fingerprints: Fingerprints) -> dict[str, str]:
+    return {name: _digest(folder / name, fingerprints) for name in tokenizer_files(folder)}
+
+
+def _digest(file: Path, fingerprints: Fingerprints, check: Callable[[Path], None] | None = None) -> str:
+    try:
+        return fingerprints.sha256(file, check)
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _check_config(file: Path, config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from darkroom.checkpoint.other_vae import STEM
 from darkroom.errors import DarkroomError, Failed, InvalidRequest, near_on_disk
 from darkroom.families import every_family, family_of
 from darkroom.files import read_json
-from darkroom.text.vocabulary import tokenizer_files
+from darkroom.text.tokenizer import tokenizer_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -16,7 +16,7 @@ from darkroom.families.family import Part
 from darkroom.files import read_json
 from darkroom.processes.child import run_in_child
 from darkroom.store.store import Key, Store
-from darkroom.text.vocabulary import tokenizer_files
+from darkroom.text.tokenizer import tokenizer_files
 
 REVISION = 1
 """Raised when a change makes other folders from the same file."""

@@ -25,7 +25,7 @@ WIDE, WIDE_ENOUGH = 200, 150
 NARROW = ("what", "size", "made in", "age", "here")
 """What is left of it where there is less room; `--json` has all."""
 
-KINDS = ("engine", "compiled", "graph", "schedule", "model", "damaged")
+KINDS = ("engine", "compiled", "graph", "schedule", "tokenizer", "model", "damaged")
 
 OF_A_RUNTIME = ("engine", "compiled")
 

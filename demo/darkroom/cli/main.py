@@ -38,7 +38,7 @@ from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import Batch, Request, check_published_steps, check_steps_left
-from darkroom.text.clip import told_of_cut
+from darkroom.text.tokenizer import told_of_cut
 
 
 def run(script: Script, arguments: list[str] | None = None) -> int:

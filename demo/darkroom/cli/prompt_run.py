@@ -21,7 +21,7 @@ from darkroom.request import Request
 from darkroom.serving.service import Plan
 from darkroom.serving.workers import Crew, Kept, NotMade, Orders, Task, Tell, Worker
 from darkroom.store.fingerprints import hash_json
-from darkroom.text.clip import ClipTokenizer, told_of_cut
+from darkroom.text.tokenizer import Tokenizer, told_of_cut
 
 LOCK = ".lock"
 CLOCKS_KEPT = 10_000
@@ -74,7 +74,7 @@ class Run:
         self._workers: dict[str, int] = {}
         self._problem: DarkroomError | None = None
         plan = orders.plan
-        self._tokenizer = ClipTokenizer(*plan.tokenizers[0])
+        self._tokenizer = Tokenizer.load(plan.tokenizers[0])
         head = {
             "darkroom": __version__,
             "script": plan.script,

@@ -9,7 +9,7 @@ from darkroom.families.family import Traits
 from darkroom.pipeline.pipeline import InitialImage, Pipeline, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule.table import Table
-from darkroom.text.clip import ClipTokenizer
+from darkroom.text.tokenizer import Tokenizer
 
 
 def assemble(
@@ -46,9 +46,7 @@ def assemble(
     )
 
 
-def text_encoders(
-    traits: Traits, tokenizers: list[ClipTokenizer], loaded: dict[str, Engine]
-) -> tuple[TextEncoder, ...]:
+def text_encoders(traits: Traits, tokenizers: list[Tokenizer], loaded: dict[str, Engine]) -> tuple[TextEncoder, ...]:
     """The text encoders among loaded engines, in the order in which prompts are read."""
     return tuple(
         TextEncoder(tokenizer, loaded[name], loaded.get(f"{name}_negative", loaded[name]))

@@ -16,7 +16,7 @@ from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pipeline.timing import StageClock
 from darkroom.request import Batch
 from darkroom.schedule.table import Table, Trajectory
-from darkroom.text.clip import ClipTokenizer
+from darkroom.text.tokenizer import Tokenizer
 
 KEPT_PROMPTS = 8
 
@@ -25,7 +25,7 @@ KEPT_PROMPTS = 8
 class TextEncoder:
     """A tokenizer and the engine that reads its ids; `negative` reads negative prompts, and may be the same."""
 
-    tokenizer: ClipTokenizer
+    tokenizer: Tokenizer
     engine: Engine
     negative: Engine
     _kept: dict[tuple[int, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -103,9 +103,8 @@ class Table:
         """Which of the noises that are drawn each row takes, (N,): any where its weight is 0."""
         return np.clip(np.cumsum(self.noise_drawn) - 1, 0, None)
 
-    def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+    def save(self, file: Path | BinaryIO) -> None:
+        np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> "Table":

@@ -58,9 +58,6 @@ def planned(
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, denoisers))
     folder = compiled_schedules(preparer, request, schedules)
-    tokenizers = (
-        (preparer.checkpoint.tokenizer(part), preparer.checkpoint.context(part)) for part in preparer.checkpoint.texts
-    )
     return Plan(
         request=request,
         script=script,
@@ -69,7 +66,7 @@ def planned(
         runtime_version=preparer.runtime.version(),
         options=preparer.runtime.options,
         traits=preparer.traits,
-        tokenizers=tuple((folder.absolute(), context) for folder, context in tokenizers),
+        tokenizers=tuple(folder.absolute() for folder in compiled.tokenizers),
         schedules=folder.absolute(),
         schedule_keys={
             schedule.name: preparer.schedule_key(_asking(request, schedule))[1].digest for schedule in schedules

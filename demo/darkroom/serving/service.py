@@ -31,7 +31,7 @@ from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.schedule.table import Table
 from darkroom.serving.batching import Counts, Lane, StepBatcher
 from darkroom.store.store import Store
-from darkroom.text.clip import ClipTokenizer
+from darkroom.text.tokenizer import Tokenizer
 
 PLAN = "serving.json"
 MODEL_INDEX = "model_index.json"
@@ -82,7 +82,7 @@ class Plan:
     """All that serving a model takes.
 
     `request` is what a request is by default; its prompt and seed do not matter. `script` is what replays the pictures,
-    `scheduler` the model's own; `tokenizers` are folders and the tokens that are read; `schedules` is the folder of a
+    `scheduler` the model's own; `tokenizers` are artefacts' folders; `schedules` is the folder of a
     `Bundle`, and `schedule_keys` are the keys that its tables have each alone, by their names there.
     """
 
@@ -93,7 +93,7 @@ class Plan:
     runtime_version: str
     options: Options
     traits: Traits
-    tokenizers: tuple[tuple[Path, int], ...]
+    tokenizers: tuple[Path, ...]
     schedules: Path
     schedule_keys: dict[str, str]
     lanes: tuple[LanePlan, ...]
@@ -102,7 +102,7 @@ class Plan:
     def folders(self) -> list[Path]:
         """Where all its artefacts are."""
         parts = [part for lane in self.lanes for part in (*lane.parts.values(), *lane.denoisers.values())]
-        return list(dict.fromkeys([*(part.folder for part in parts), self.schedules]))
+        return list(dict.fromkeys([*(part.folder for part in parts), *self.tokenizers, self.schedules]))
 
     def lane_for(self, request: Request) -> LanePlan:
         """The engines for a request: of its size, and with guidance if it has any. Raises `InvalidRequest` for none."""
@@ -154,7 +154,7 @@ class Plan:
             return {name: replace(part, folder=place(part.folder)) for name, part in old.items()}
 
         lanes = (replace(lane, parts=parts(lane.parts), denoisers=parts(lane.denoisers)) for lane in self.lanes)
-        tokenizers = tuple((place(folder), context) for folder, context in self.tokenizers)
+        tokenizers = tuple(map(place, self.tokenizers))
         return replace(self, tokenizers=tokenizers, schedules=place(self.schedules), lanes=tuple(lanes))
 
     def as_json(self, root: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Plan:
             }
             for lane in plan.lanes
         ]
-        tokenizers = [[folder.as_posix(), context] for folder, context in plan.tokenizers]
+        tokenizers = [folder.as_posix() for folder in plan.tokenizers]
         simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "limits")}
         simple["request"] = plan.request.as_json()
         rest = {name: value for name, value in vars(plan).items() if name not in simple}
@@ -211,7 +211,7 @@ class Plan:
                     "traits": Traits.from_json(fields["traits"]),
                     "request": Request.from_json(fields["request"]),
                     "limits": Limits(**fields["limits"]),
-                    "tokenizers": tuple((root / folder, context) for folder, context in fields["tokenizers"]),
+                    "tokenizers": tuple(root / folder for folder in fields["tokenizers"]),
                     "schedules": root / fields["schedules"],
                     "lanes": tuple(lane(each) for each in fields["lanes"]),
                 }
@@ -240,7 +240,7 @@ class Service:
         check_whole(plan)
         runtime.keep_in(Store(plan.schedules.parent))
         self._bundle = Bundle(plan.schedules)
-        tokenizers = [ClipTokenizer(folder, context) for folder, context in plan.tokenizers]
+        tokenizers = [Tokenizer.load(folder) for folder in plan.tokenizers]
         engines = _load_all(plan, runtime, threads)
         self._encoders: list[tuple[TextEncoder, ...]] = []
         self._lanes = [self._lane(lane, engines, tokenizers) for lane in plan.lanes]
@@ -299,7 +299,7 @@ class Service:
         """The engines for a request: see `Plan.lane_for`."""
         return self._lanes[self.plan.lanes.index(self.plan.lane_for(request))]
 
-    def _lane(self, lane: LanePlan, engines: dict[str, Engine], tokenizers: list[ClipTokenizer]) -> Lane:
+    def _lane(self, lane: LanePlan, engines: dict[str, Engine], tokenizers: list[Tokenizer]) -> Lane:
         parts = {name: engines[part.key] for name, part in lane.parts.items()}
         denoisers = {batch: engines[part.key] for batch, part in lane.denoisers.items()}
         encoders = self._shared_encoders(text_encoders(self.plan.traits, tokenizers, parts))
