@@ -477,7 +477,13 @@ class TestKeys:
         assert "export_stage" not in empty_studio.draw(PROMPT, height=96, width=32, batch_size=2).children
 
     @pytest.mark.parametrize(
-        "pattern", ["engines/unet-*/engine.*", "engines/schedule-*/table.npz", "engines/clip-*/manifest.json"]
+        "pattern",
+        [
+            "engines/unet-*/engine.*",
+            "engines/schedule-*/table.npz",
+            "engines/tokenizer-*/tokenizer.json",
+            "engines/clip-*/manifest.json",
+        ],
     )
     def test_damaged_artefact_is_made_again(self, pattern: str, empty_studio: Studio) -> None:
         expected = empty_studio.draw(PROMPT).pictures[0]
