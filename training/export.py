@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from darkroom.bench.published_names import publish_names
-from training import networks
+from training import networks, vocabulary
 from training.loop import averaged
 from training.tokenizer import Encoder
 from training.train_text import Regressor
@@ -123,6 +123,8 @@ def main() -> None:
     for folder in output.glob("tokenizer*"):
         for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
             shutil.copy(args.work / "tokenizer" / name, folder / name)
+    if args.scenes:  # so that a prompt's other words can be named
+        (output / "words.txt").write_text("\n".join(vocabulary.known(vocabulary.load(args.work))) + "\n", "utf-8")
     for path in output.glob("text_encoder*/*.safetensors"):
         publish_names(path)  # as transformers before its version 5 needs them
     for path in output.rglob("*"):

@@ -1,4 +1,7 @@
-"""Draw the contact sheet: twelve prompts that a stranger would type, seeds 0 to 11, nothing picked.
+"""Draw the contact sheet: one seed for each prompt, from 0, nothing picked.
+
+A model of 256 pixels draws the first twenty strangers' prompts of `questions.py`, chosen by the rule that stands there;
+one of 128 pixels twelve of ours.
 
 python -m training.sheet [--model FOLDER] [--output FILE]
 """
@@ -6,12 +9,15 @@ python -m training.sheet [--model FOLDER] [--output FILE]
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from training import questions
 from training.evaluate import generate
 from training.export import OUTPUT
 
@@ -30,6 +36,12 @@ PROMPTS = (
     "a ghost, noto style, teal background",
 )
 COLUMNS, SIDE, LABEL, GAP = 4, 128, 26, 8
+
+
+def strangers(count: int) -> tuple[str, ...]:
+    """The first strangers' prompts of the evaluation."""
+    rows = map(json.loads, questions.PATH.read_text("utf-8").splitlines())
+    return tuple(itertools.islice((row["prompt"] for row in rows if row["kind"] == "stranger"), count))
 
 
 def lines(text: str, font: ImageFont.ImageFont) -> list[str]:
@@ -66,8 +78,9 @@ def main() -> None:
     args = parser.parse_args()
     pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    made = generate(pipe, list(PROMPTS), list(range(len(PROMPTS))), args.guidance, args.steps)
-    draw([Image.fromarray(picture) for picture in made], PROMPTS).save(
+    prompts = strangers(20) if pipe.vae.config.sample_size == 256 else PROMPTS
+    made = generate(pipe, list(prompts), list(range(len(prompts))), args.guidance, args.steps)
+    draw([Image.fromarray(picture) for picture in made], prompts).save(
         args.output or args.model / "sheet.png", optimize=True
     )
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from training import concepts, grammar
+from training.colours import NAMES as BACKGROUNDS
 from training.packages import read
 from training.workspace import add_work_argument
 
@@ -159,6 +160,16 @@ def _persons(things: list[Thing]) -> list[Thing]:
             thing = replace(thing, synonyms=thing.synonyms + tuple(word for word in more if word not in taken))
         made.append(thing)
     return made
+
+
+def known(things: list[Thing]) -> list[str]:
+    """Every single word that a caption may hold, in alphabetical order: what the model was taught, and nothing else."""
+    tables = (grammar.COLOURS, grammar.SIZES, grammar.NUMBERS, grammar.RELATIONS, grammar.PLACES, grammar.STYLES)
+    phrases = [phrase for table in tables for forms in table.values() for phrase in forms]
+    phrases += [*BACKGROUNDS, "a an the emoji style background on picture drawing of"]
+    for thing in things:
+        phrases += [form for word in thing.words for form in (word, grammar.plural(word))]
+    return sorted({word for phrase in phrases for word in re.findall(r"[a-z0-9']+", phrase)})
 
 
 def load(work: Path) -> list[Thing]:

@@ -91,5 +91,12 @@ def test_what_is_written_is_read_back(npm: Path, tmp_path: Path, monkeypatch: py
     assert isinstance(vocabulary.load(work)[0], Thing)
 
 
+def test_known_words_are_those_of_captions_and_no_others(npm: Path) -> None:
+    words = vocabulary.known(vocabulary.build(npm, extra={}))
+    assert {"wizard", "mages", "cat", "cats", "blue", "left", "night", "noto", "two", "huge"} <= set(words)
+    assert not {"harbour", "watercolour", "dragon"} & set(words)
+    assert words == sorted(set(words))
+
+
 def test_every_package_is_pinned() -> None:
     assert all(version.count(".") == 2 for version in packages.VERSIONS.values())
