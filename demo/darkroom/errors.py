@@ -1,6 +1,7 @@
 """The two ways a run can end badly for reasons its user can understand."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -25,6 +26,18 @@ class Failed(DarkroomError):
 def gist(error: Exception) -> str:
     """The first line of what another library says, without the stop at its end; the error's kind where it is silent."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def check_known(flag: str, name: str, choices: Iterable[str], more: str = "") -> None:
+    """Raises `InvalidRequest` for a value of a flag that is none of its `choices`; `more` is said at its end."""
+    known = list(choices)
+    if name not in known:
+        raise InvalidRequest(f"{flag} {unknown(name, known)}{more}.")
+
+
+def unknown(name: str, choices: list[str]) -> str:
+    """`'Eular' is not known here. Did you mean 'Euler'? Known: DDIM, Euler`."""
+    return f"{name!r} is not known here.{near_matches(name, choices)} Known: {', '.join(choices)}"
 
 
 def near_matches(word: str, choices: list[str]) -> str:

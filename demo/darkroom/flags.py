@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom.contract import PRECISIONS
-from darkroom.errors import near_matches
+from darkroom.errors import unknown
 from darkroom.noise import SEED_LIMIT
 from darkroom.schedule import SCHEDULERS
 
@@ -141,7 +141,7 @@ def wrong_text(text: str, choices: tuple[str, ...] = ()) -> str | None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         return f"is not valid UTF-8 text: {text.encode('utf-8', 'backslashreplace')!r}."
     if choices and text not in choices:
-        return f"{text!r} is not known here.{near_matches(text, list(choices))} Known: {', '.join(choices)}."
+        return f"{unknown(text, list(choices))}."
     return None
 
 

@@ -21,6 +21,7 @@ from darkroom.checkpoint.folder import Checkpoint
 from darkroom.contract import DECODER, DENOISER, ENCODER, FREE, Job, Lora, Profile, Stage, Tensor
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.flags import option
 from darkroom.pipeline.assembly import assemble, text_encoders
 from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
 from darkroom.processes.child import machine_memory, peak_memory, run_in_child
@@ -321,10 +322,10 @@ class Preparer:
         asked = {"batch_size": (profile.batch, profile.batches)}
         asked |= {name: (getattr(profile, name), profile.pixels) for name in ("height", "width")}
         for name, (fixed, (least, _, most)) in asked.items():
-            flag, value = f"--{name.replace('_', '-')}", getattr(request, name)
+            value = getattr(request, name)
             bounds = "--dynamic-batches" if name == "batch_size" else "--dynamic-sizes"
             if fixed is None and not least <= value <= most:
-                raise InvalidRequest(f"{flag} {value} is outside of {least} to {most}, which {bounds} sets.")
+                raise InvalidRequest(f"{option(name)} {value} is outside of {least} to {most}, which {bounds} sets.")
 
     def scheduler(self, request: Request) -> Chosen:
         """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.errors import InvalidRequest, near_matches
+from darkroom.errors import check_known
 
 SD, SDXL = "sd", "sdxl"
 """The names of the families that the scripts run."""
@@ -131,9 +131,5 @@ SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG
 
 def find_version(name: str, versions: dict[str, Version]) -> Version:
     """The version called `name`, or `InvalidRequest` with the names that are near it."""
-    if name in versions:
-        return versions[name]
-    raise InvalidRequest(
-        f"--version {name!r} is not known here.{near_matches(name, list(versions))} "
-        f"Known: {', '.join(versions)}; any other diffusers model goes with --model."
-    )
+    check_known("--version", name, versions, "; any other diffusers model goes with --model")
+    return versions[name]

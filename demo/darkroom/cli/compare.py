@@ -15,7 +15,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.parser import named
 from darkroom.cli.settings import home
 from darkroom.cli.sweep import Show, Sweep, check_baseline
-from darkroom.errors import Failed, InvalidRequest, near_matches
+from darkroom.errors import Failed, InvalidRequest, check_known
 
 RESULTS = "comparison.jsonl"
 TURBO = "turbo"
@@ -48,7 +48,9 @@ class Comparison:
 
     def __init__(self, flags: argparse.Namespace, console: Console) -> None:
         self.flags = flags
-        self.peers = [PEERS[_known(name, "--peer", PEERS)] for name in flags.peer or DEFAULT_PEERS]
+        for name in flags.peer or ():
+            check_known("--peer", name, PEERS)
+        self.peers = [PEERS[name] for name in flags.peer or DEFAULT_PEERS]
         self.folder = Path(flags.peer_dir).absolute() if flags.peer_dir else home() / ".peers"
         if flags.threads and len(flags.threads) > 1:
             raise InvalidRequest("--threads takes one number in a comparison: that of all who take part.")
@@ -59,7 +61,7 @@ class Comparison:
         if flags.keep_loaded and flags.cold_starts:
             raise InvalidRequest("--keep-loaded needs --cold-starts 0: a cold start is of one batch size.")
         for name in flags.full_size or ():
-            _known(name, "--full-size", ARCHITECTURES)
+            check_known("--full-size", name, ARCHITECTURES)
             if family_of(name) not in TXT2IMG.families and any(peer.exporter for peer in self.peers):
                 raise InvalidRequest(
                     f"--full-size {name} is of SDXL's kind, and compared with diffusers alone: --peer."
@@ -100,11 +102,3 @@ class Comparison:
         options: dict[str, Any] = {"compile": self.flags.torch_inference} if self.flags.torch_inference else {}
         here = self.flags.peers_here
         return [entrant_of(peer, cells, self.folder, noise, here, show, options) for peer in self.peers]
-
-
-def _known(name: str, flag: str, names: dict[str, Any]) -> str:
-    if name not in names:
-        raise InvalidRequest(
-            f"{flag} {name!r} is not known here.{near_matches(name, list(names))} Known: {', '.join(names)}."
-        )
-    return name

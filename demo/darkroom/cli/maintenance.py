@@ -9,6 +9,7 @@ from typing import Any
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.artefacts import Row, Runtimes, readable_age, readable_size, rows_of, show, table, total
 from darkroom.cli.console import Console
+from darkroom.cli.flags import refuse_below
 from darkroom.cli.settings import artefact_folders, stores_of
 from darkroom.engines.parity import TOLERANCES, run_once
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
@@ -130,10 +131,7 @@ def _model(made: dict[str, Any], key: dict[str, Any], store: Store) -> Path | No
 
 def _clean(flags: argparse.Namespace) -> None:
     console = Console(machine=flags.json)
-    for name in ("unused", "older_than", "keep_under"):
-        value = getattr(flags, name)
-        if value is not None and not value >= 0:
-            raise InvalidRequest(f"--{name.replace('_', '-')} is a number from 0 up, not {value}.")
+    refuse_below(flags, unused=0, older_than=0, keep_under=0)
     if not any((flags.unusable, flags.all, flags.unused is not None, flags.older_than is not None)) and (
         flags.keep_under is None
     ):

@@ -16,8 +16,8 @@ from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of
 from darkroom.contract import PRECISIONS
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, asked_as
-from darkroom.errors import InvalidRequest, near_matches
-from darkroom.flags import BUILDS, TRITON, option, wrong_text
+from darkroom.errors import InvalidRequest, check_known, near_matches
+from darkroom.flags import BUILDS, TRITON, option
 from darkroom.prepare import BATCHES, Preparer
 from darkroom.request import Request
 from darkroom.schedule import SCHEDULERS
@@ -159,8 +159,7 @@ def _build(flags: argparse.Namespace) -> None:
     if flags.size and flags.build_dynamic_shape:
         raise InvalidRequest("--size has no effect with --build-dynamic-shape, which takes any.")
     for name in flags.schedulers or ():
-        if wrong := wrong_text(name, tuple(SCHEDULERS)):
-            raise InvalidRequest(f"--schedulers {wrong}")
+        check_known("--schedulers", name, SCHEDULERS)
 
     engine = automatic(options_of(flags)) if flags.engine == "auto" else flags.engine
     runtime = find_runtime(engine, options_of(flags))

@@ -9,7 +9,8 @@ from typing import Any
 
 from darkroom.contract import PLACES
 from darkroom.engines.runtime import NOTHING_ASKED, Options, Runtime
-from darkroom.errors import Failed, InvalidRequest, near_matches
+from darkroom.errors import Failed, InvalidRequest, check_known
+from darkroom.flags import option
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,14 @@ def find_runtime(name: str, options: Options = NOTHING_ASKED) -> Runtime:
     """
     if name == "auto":
         name = automatic(options)
-    if name not in RUNTIMES:
-        known = ", ".join(["auto", *RUNTIMES])
-        raise InvalidRequest(
-            f"--engine {name!r} is not known here.{near_matches(name, list(RUNTIMES))} Known: {known}."
-        )
+    check_known("--engine", name, ["auto", *RUNTIMES])
     listed = RUNTIMES[name]
     if not _installed(listed):
         raise InvalidRequest(f"--engine {name} needs the package {listed.packages[-1]}: {listed.install}")
-    for option in options.asked():
-        if option not in listed.options:
-            able = " or ".join(name for name, each in RUNTIMES.items() if option in each.options)
-            flag = f"--{option.replace('_', '-')}"
-            raise InvalidRequest(f"{flag} has no effect with --engine {name}: it is for {able}.")
+    for asked in options.asked():
+        if asked not in listed.options:
+            able = " or ".join(name for name, each in RUNTIMES.items() if asked in each.options)
+            raise InvalidRequest(f"{option(asked)} has no effect with --engine {name}: it is for {able}.")
     return importlib.import_module(f"darkroom.engines.{listed.module}.runtime").runtime(name, options)
 
 

@@ -20,7 +20,7 @@ from darkroom.engines.runtime import Engine, Options, Place, Progress, Runtime
 from darkroom.engines.torch.cache import keep_compiled
 from darkroom.engines.torch.run import LoopStep, TorchEngine, TorchUnet, out_of_memory
 from darkroom.engines.torch.tuning import ROWS_OF_INT8, check_quantization, fuse_projections, least_rows, quantize
-from darkroom.errors import InvalidRequest, near_matches
+from darkroom.errors import InvalidRequest, check_known
 from darkroom.networks.load import DTYPES, load_module
 from darkroom.store.store import Store
 
@@ -146,11 +146,8 @@ class Torch(Runtime):
     def _check_options(self) -> None:
         """Raises `InvalidRequest` for what is not known, or cannot be had on this machine."""
         mode = self.options.torch_inference
-        if mode is not None and mode not in TORCH_MODES:
-            near = near_matches(mode, list(TORCH_MODES))
-            raise InvalidRequest(
-                f"--torch-inference {mode!r} is not known here.{near} Known: {', '.join(TORCH_MODES)}."
-            )
+        if mode is not None:
+            check_known("--torch-inference", mode, TORCH_MODES)
         if self.options.use_cuda_graph and not self._on_gpu:
             raise InvalidRequest(f"--use-cuda-graph needs an NVIDIA GPU, and --engine {self.name} finds none here.")
         if self.options.quantization is not None:

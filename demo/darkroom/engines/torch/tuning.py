@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from darkroom.contract import Job
-from darkroom.errors import InvalidRequest, near_matches
+from darkroom.errors import InvalidRequest, check_known
 
 QUANTIZATIONS = ("int8", "fp8")
 """What `--quantization` takes: weights and activations in 8 bits, scaled as the activations come."""
@@ -57,9 +57,7 @@ def fuse_projections(module: nn.Module) -> None:
 
 def check_quantization(kind: str, device: torch.device) -> None:
     """Raises `InvalidRequest` for a quantization that is not known, or that cannot be had here."""
-    if kind not in QUANTIZATIONS:
-        near = near_matches(kind, list(QUANTIZATIONS))
-        raise InvalidRequest(f"--quantization {kind!r} is not known here.{near} Known: {', '.join(QUANTIZATIONS)}.")
+    check_known("--quantization", kind, QUANTIZATIONS)
     if importlib.util.find_spec("torchao") is None:
         raise InvalidRequest(f"--quantization {kind} needs the package torchao: pip install torchao==0.18.0")
     if kind != "fp8":
