@@ -260,6 +260,16 @@ def test_no_other_user_reaches_the_server_past_its_door(guarded: Guarded) -> Non
             assert words[3] != "0A" or f"socket:[{words[9]}]" not in inodes
 
 
+def test_what_others_put_beside_the_servers_memory_is_left_alone(guarded: Guarded, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.touch(0o644)
+    link = Path(f"{SHARED}/{guarded.server._shared}link")
+    link.symlink_to(theirs)
+    guarded.server.look_after(WAIT)
+    assert theirs.stat().st_mode & 0o777 == 0o644
+    link.unlink()
+
+
 def test_the_server_knows_no_secret_of_who_starts_it(guarded: Guarded) -> None:
     processes = [guarded.server.process.pid, guarded.server._door.process.pid, *guarded.server._running_stubs()]
     assert len(processes) == 4  # of the toy there are two

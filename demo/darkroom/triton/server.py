@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -259,7 +260,8 @@ class Triton:
         """Closes to others the memory that prompts and pictures go through: the backend makes it for all to read."""
         for segment in SHARED.glob(f"{self._shared}*"):
             with contextlib.suppress(FileNotFoundError):
-                if segment.is_file():
+                found = segment.lstat()
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():  # anybody may put a link here
                     segment.chmod(0o600)
 
     def watch(self, seconds: float) -> None:
@@ -338,8 +340,8 @@ class Triton:
         if not self._server.end(signal.SIGINT, seconds):
             self._tell("the server does not end by itself: it is killed.")
         for left in (*SHARED.glob(f"{self._shared}*"), *SHARED.glob(f"{self._shared}*/*")):
-            if not left.is_dir():
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder itself, or another user's
+                left.unlink()
 
     def is_ready(self, model: str) -> bool:
         """Whether requests for a model would be answered."""
