@@ -12,24 +12,24 @@ class DarkroomError(Exception):
 
 
 class InvalidRequest(DarkroomError):
-    """What was asked cannot be done: the message says what is wrong, the value seen, and what to do."""
+    """The request cannot be met: the message says what is wrong, the value seen, and what to do."""
 
     exit_code = 2
 
 
 class Failed(DarkroomError):
-    """What was asked is fine, but it could not be done here and now."""
+    """The request is valid, but could not be met here and now."""
 
     exit_code = 1
 
 
 def gist(error: Exception) -> str:
-    """The first line of what another library says, without the stop at its end; the error's kind where it is silent."""
+    """The first line of another library's error, without the full stop; the error's kind where it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def check_known(flag: str, name: str, choices: Iterable[str], more: str = "") -> None:
-    """Raises `InvalidRequest` for a value of a flag that is none of its `choices`; `more` is said at its end."""
+    """Raises `InvalidRequest` for a value of a flag that is none of its `choices`; `more` ends the message."""
     known = list(choices)
     if name not in known:
         raise InvalidRequest(f"{flag} {unknown(name, known)}{more}.")

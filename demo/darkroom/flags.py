@@ -1,4 +1,4 @@
-"""The flags that say what a picture is and how it is made: each is declared here, once, as data.
+"""The flags that define a picture and how it is made: each is declared here, once, as data.
 
 The scripts' parsers, requests, what a recipe fixes, the fields of prompt files, a server's inputs, refusals and the
 reference in docs/flags.md follow from `GROUPS`. What one tool alone has, and no request holds, stands in its parser.
@@ -29,7 +29,7 @@ BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 """What an engine leaves free: nothing; the batch; the batch, height and width."""
 
 NUM_IMAGES = "num_images"
-"""The field of rows, and of requests to a server, that says how many images a prompt makes: it is of no `Request`."""
+"""The field of rows, and of requests to a server, for the number of images of a prompt. No `Request` holds it."""
 
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
@@ -168,7 +168,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("batch_size", "B", "images that go through the engines together; default 1{of_prompts}", int,
             REQUEST | RECIPE, default=1, least=1, lists=TRYING),
         Flag("batch_count", "C", "batches for each prompt; default 1", int, REQUEST | RECIPE, default=1, least=1,
-            beside_prompts="rows say num_images"),
+            beside_prompts="rows have num_images"),
         Flag(NUM_IMAGES, "N", "of each prompt; default: the model's own, 1", int, ROW, least=1, scripts=(CLIENT,)),
         Flag("prompts", "FILE",
             "a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of {fields}; the "

@@ -1,4 +1,4 @@
-"""What was asked: everything that determines the pixels, validated, and nothing else."""
+"""A request: everything that determines the pixels, validated, and nothing else."""
 
 import dataclasses
 import secrets
@@ -92,7 +92,7 @@ class Request:
         return self.denoising_steps - int(self.denoising_steps * self.image_strength)
 
     def refining(self) -> "Request":
-        """What the refiner is asked: the same prompts, from the first model's latents."""
+        """The request to the refiner: the same prompts, from the first model's latents."""
         return dataclasses.replace(
             self,
             model=self.refiner,

@@ -229,7 +229,7 @@ class TestGoingOn:
         rows[1]["prompt"] = "a green dog"
         desk.write([*rows, {"prompt": "one more", "steps": 7, "scheduler": "DDIM"}])
         result = desk.json(seed=5)
-        assert "the file or the flags have changed: 3 of 5 pictures are still what is asked for." in result["err"]
+        assert "the file or the flags have changed: 3 of 5 pictures are still as requested." in result["err"]
         assert result["counts"]["made"] == 2
         assert before.items() <= desk.pictures().items()
         assert [image["prompt"] for image in result["images"]][1] == "a green dog"

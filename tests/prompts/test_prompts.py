@@ -115,7 +115,7 @@ class TestReading:
             ('{"prompt": ""}', "prompt is empty"),
             ('{"prompt": 7}', "prompt must be a text, not 7"),
             ('{"prompt": "a", "promt": "b"}', "'prompt'"),
-            ('{"prompt": "a", "prompt": "b"}', "'prompt' is said more than once"),
+            ('{"prompt": "a", "prompt": "b"}', "'prompt' is set more than once"),
             ('{"prompt": "a", "steps": "3"}', "steps must be a whole number"),
             ('{"prompt": "a", "steps": 2.5}', "steps must be a whole number"),
             ('{"prompt": "a", "steps": true}', "steps must be a whole number"),

@@ -171,7 +171,7 @@ def table(columns: dict[str, list[str]], narrow: tuple[str, ...]) -> None:
     screen = RichConsole() if sys.stdout.isatty() else RichConsole(width=WIDE)
     if screen.width < WIDE_ENOUGH:
         columns = {name: column for name, column in columns.items() if name in narrow}
-    # Nothing to say, nothing to show.
+    # A column without values is not shown.
     columns = {name: column for name, column in columns.items() if any(column)}
     shown = Table(box=None, pad_edge=False)
     for name in columns:

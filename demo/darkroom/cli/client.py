@@ -62,7 +62,7 @@ def parser() -> Parser:
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help="a deadline for each request, told to the server, too; default: none",
+        help="a deadline for each request, sent to the server, too; default: none",
     )
     picture = parser.add_argument_group("the prompts")
     prompts = picture.add_mutually_exclusive_group()

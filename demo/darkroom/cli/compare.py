@@ -23,7 +23,7 @@ TURBO = "turbo"
 
 
 def add_compare_flags(compare: argparse.ArgumentParser) -> None:
-    """What only a comparison asks."""
+    """The flags of a comparison alone."""
     those = f"whom to compare with: any of {', '.join(PEERS)}; default: all in float32"
     compare.add_argument("--peer", nargs="+", metavar="NAME", help=those)
     compare.add_argument(
@@ -72,7 +72,7 @@ class Comparison:
         names = [peer.name for peer in self.peers]
         self.reference = next((name for name in REFERENCES if name in names), None)
         if self.reference is None:
-            missing = f"pictures are compared with those of {REFERENCES[0]}, which takes no part: nobody's are checked."
+            missing = f"pictures are compared with those of {REFERENCES[0]}, which takes no part: none are checked."
             console.warn(missing)
         self.pictures = flags.output.absolute().with_name(f"{flags.output.stem}-pictures")
         for name in flags.full_size or ():
@@ -81,7 +81,7 @@ class Comparison:
         sweep.measure(self)
 
     def _full_size(self, name: str) -> Version:
-        """An architecture that is asked for, written where it is not there yet."""
+        """A requested architecture, written where it is not there yet."""
         from safetensors import SafetensorError
 
         folder = self.folder / "models" / name

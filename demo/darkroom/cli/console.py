@@ -1,4 +1,4 @@
-"""What a run says: results and timings on stdout; progress, warnings and details on stderr."""
+"""What a run prints: results and timings on stdout; progress, warnings and details on stderr."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ class Console:
         """What the run was for: the path of a picture, or the machine-readable result.
 
         Raises `Failed` where a program waits for it and stdout is closed; not in a run that is `failing`, whose own
-        reason is still to be said.
+        reason is still to be printed.
         """
         if failing:
             try:
@@ -36,7 +36,7 @@ class Console:
                 nobody_reads()
             return
         if self.machine and isinstance(sys.stdout, NullStream):
-            raise Failed("stdout is closed: the result, for which --json asks, cannot be told.")
+            raise Failed("stdout is closed: the result, which --json requests, cannot be printed.")
         print(text, flush=True)
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How a script ends: its exit code, and the line that says why."""
+"""How a script ends: its exit code, and the line that gives the reason."""
 
 import contextlib
 import io
@@ -75,7 +75,7 @@ def interrupting(stop: Callable[[], None]) -> Iterator[None]:
     def heard(number: int, _: object) -> None:
         nonlocal terminated
         terminated = terminated or number == signal.SIGTERM
-        # A second SIGTERM says nothing new: `timeout` sends two.
+        # A second SIGTERM means nothing new: `timeout` sends two.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else before[number])
         stop()
 

@@ -21,7 +21,7 @@ WORDS = {
     "workers": "",
     "warmup_runs": "0",
 }
-"""What the help of flags says of scripts, unless they have words of their own."""
+"""The words in the help of flags that depend on the script, unless it has its own."""
 
 
 def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,7 +57,7 @@ def parser_of(script: Script) -> Parser:
 
 
 def add_flags(parser: argparse.ArgumentParser, script: str, **words: str) -> None:
-    """Adds the declared flags of a script or command, group by group. `words` fill in what their help says of it."""
+    """Adds the declared flags of a script or command, group by group. `words` are those of its own in their help."""
     for title, flags in GROUPS.items():
         own = [flag for flag in flags if script in (*flag.scripts, *flag.also, *flag.lists)]
         if not own:

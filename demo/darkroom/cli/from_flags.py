@@ -1,4 +1,4 @@
-"""Flags -> what was asked: which model, and the request."""
+"""Flags -> the model and the request."""
 
 import argparse
 import hashlib
@@ -49,7 +49,7 @@ def recipe_of(flags: argparse.Namespace, script: Script) -> dict[str, Any] | Non
 
 
 def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
-    """Raises `InvalidRequest` for flags that say who makes the pictures of a file, where there is none."""
+    """Raises `InvalidRequest` for flags about the workers of a prompt file, where there is none."""
     refuse_without(flags, "prompts")
     dividing = [name for name, listed in RUNTIMES.items() if "devices" in listed.options]
     if flags.devices is not None and flags.recipe is None and engine_of(flags) not in dividing:
@@ -106,7 +106,7 @@ def with_few_steps(version: Version, flags: argparse.Namespace, script: Script) 
 
 
 def refiner_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version | None:
-    """The second model that is meant, or None without one. Refuses flags about a refiner that is not asked for."""
+    """The second model that is meant, or None without one. Refuses flags about a refiner that is not enabled."""
     if script.refiner is None:
         return None
     asked = bool(flags.enable_refiner) if recipe is None else recipe["request"].get("refiner") is not None
@@ -138,7 +138,7 @@ def unnamed(source: str, defaults: Version) -> Version:
 
 
 def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
-    """The pixels to start from: (H, W, 3) uint8, of the size that is asked for or else the file's own, cut to fit.
+    """The pixels to start from: (H, W, 3) uint8, of the requested size or else the file's own, cropped to fit.
 
     Beside a recipe, they must be the ones that it was made from.
     """

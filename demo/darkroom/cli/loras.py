@@ -17,7 +17,7 @@ from darkroom.store.fingerprints import Fingerprints
 
 
 def check_lora_flags(flags: argparse.Namespace) -> None:
-    """Raises `InvalidRequest` for what can be told to be wrong before a model is fetched."""
+    """Raises `InvalidRequest` for what is known to be wrong before a model is fetched."""
     paths, weights = flags.lora_path or [], flags.lora_weight
     if not paths:
         refuse_without(flags, "lora_path")

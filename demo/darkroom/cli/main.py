@@ -64,7 +64,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     image = image_of(flags, recipe) if script.from_image else None
     engine = engine_of(flags)
     if recipe is None:
-        # What is wrong with the request is said before a model is fetched for it.
+        # What is wrong with the request is refused before a model is fetched for it.
         asked = request_of(flags, version, image, second, None, engine)
         if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
             check_steps_left(asked.denoising_steps, asked.image_strength)
@@ -230,7 +230,7 @@ def _warm_up(pipeline: Pipeline, batch: Batch, runs: int, console: Console) -> N
 
 
 def _import_pictures() -> None:
-    """Ahead of those who need them, who will say what is missing."""
+    """Ahead of the code that needs them, which will report what is missing."""
     with suppress(ImportError):
         importlib.import_module("darkroom.pipeline.pictures")
 

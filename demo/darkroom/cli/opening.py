@@ -1,4 +1,4 @@
-"""Which runtime and which models flags ask for, and opening them."""
+"""Opens the runtime and the models that flags name."""
 
 import argparse
 import os
@@ -102,7 +102,7 @@ def runtime_of(
 
 
 def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
-    """Without a model in the flags a small one runs, and this says so."""
+    """Reports that a small model runs, where flags name none."""
     if version.embedded and not (flags.version or flags.model):
         console.say(f"model: {version.name}, which ships with Darkroom; a real one: --version {script.real}")
 
@@ -132,7 +132,7 @@ def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: 
 def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:
     """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
 
-    `config` says where a single file's configuration is, None for the published one.
+    `config` names the configuration of a single file, None for the published one.
     """
 
     def fetched(repository: str, weights: bool, typed: bool) -> Path:
@@ -147,7 +147,7 @@ def open_model(version: Version, config: str | None, settings: Folders, graphs: 
     check_single_file(file)
     typed = config is not None
     if config is None:
-        # Two models of one architecture may differ in what their configurations say alone.
+        # Two models of one architecture may differ in their configurations alone.
         config = published_config(file)
         console.say(f"{file.name}: taken for a model like {config}; --config names another")
     described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)

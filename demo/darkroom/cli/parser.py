@@ -1,4 +1,4 @@
-"""How words become flags, and what is said of those that do not."""
+"""How words become flags, and how those that do not are refused."""
 
 import argparse
 import re
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _no_flag(self, word: str) -> str:
-        """What is said of one that does not exist. What may be glued to it is not repeated."""
+        """The refusal of one that does not exist. What may be glued to it is not repeated."""
         dashes, flag, _ = _taken_apart(word)
         if others := [name for name, other in self._commands().items() if flag in other._flags()]:
             return f"{flag} is a flag of {' and '.join(repr(name) for name in others)}, not of {self._command!r}."

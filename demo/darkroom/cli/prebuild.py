@@ -84,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of what is asked for."""
+    """One combination of the requested settings."""
 
     version: Version
     runtime: Runtime
@@ -104,7 +104,7 @@ class Cell:
 
 
 def _cells(flags: argparse.Namespace) -> list[Cell]:
-    """Every combination, refused where any could not be asked of any model."""
+    """Every combination. Raises `InvalidRequest` where no model could be run with one."""
     options = options_of(flags)
     asked = versions_of(flags) or [version for version in versions().values() if version.embedded]
     runtimes = [_compiling(name, options) for name in flags.engine]
@@ -126,7 +126,7 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
         for steps in flags.denoising_steps or [None]
     ]
     for cell in cells:
-        # What is wrong is said before anything is fetched.
+        # What is wrong is refused before anything is fetched.
         cell.request(flags, PROVISIONAL_SIZE)
         check_precision(cell.runtime, cell.precision)
     return list(dict.fromkeys(cells))

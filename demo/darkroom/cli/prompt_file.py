@@ -1,4 +1,4 @@
-"""The mode of --prompts: what its flags and rows ask for, and the engines that it takes."""
+"""The mode of --prompts: what its flags and rows request, and the engines that it takes."""
 
 import argparse
 import contextlib
@@ -97,7 +97,7 @@ def _default(
     engine: str,
     loras: tuple[LoraChoice, ...] = (),
 ) -> Request:
-    """What rows leave unsaid. Its seed is a stand-in where none is asked for."""
+    """What rows leave out. Its seed is a stand-in where none is passed."""
     of_one_image = {"prompt": ["a picture"], "batch_size": 1, "batch_count": 1, "seed": flags.seed or 0}
     return request_of(argparse.Namespace(**vars(flags) | of_one_image), version, None, None, checkpoint, engine, loras)
 
@@ -143,7 +143,7 @@ def _check_number(number: str, device: str, runtime: Runtime) -> None:
 
 
 def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:
-    """Engines and schedules for what the rows ask for, and no more. What cannot be made is refused with its line."""
+    """Engines and schedules for what the rows request, and no more. What cannot be made is refused with its line."""
     preparer.check(replace(default, batch_size=slots))
     sizes: dict[bool, dict[tuple[int, int], Asked]] = {}
     schedules: dict[Schedule, Asked] = {}
@@ -154,7 +154,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
         schedules.setdefault(Schedule(request.scheduler, request.denoising_steps, size), asked)
         if request.negative_prompt and preparer.traits.embeds_guidance:
             raise InvalidRequest(
-                f"{prompts.place(asked.line)}: negative_prompt has no effect: this model is told the guidance "
+                f"{prompts.place(asked.line)}: negative_prompt has no effect: this model takes the guidance "
                 f"scale instead."
             )
     for of_guidance in sizes.values():
@@ -182,7 +182,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
 
 @contextlib.contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Says where what is refused was asked for, in the names of fields."""
+    """Puts the place that a refused request came from before the refusal, which then names fields, not flags."""
     try:
         yield
     except InvalidRequest as error:
@@ -199,7 +199,7 @@ def _cluster(flags: argparse.Namespace) -> contextlib.AbstractContextManager[Non
 
 
 def _starts(flags: argparse.Namespace, runtime: Runtime, orders: Orders) -> list[Callable[[Tell], Worker]]:
-    """What starts the workers that are asked for."""
+    """What starts the requested workers."""
     if flags.ray is not None:
         from darkroom.serving.ray_workers import actors
 

@@ -1,4 +1,4 @@
-"""The pictures of a file of prompts: those that are there, those that workers make, and what is said of them."""
+"""The pictures of a file of prompts: those that are there, those that workers make, and what is reported of them."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ from darkroom import __version__
 from darkroom.cli.console import Console
 from darkroom.cli.exit import interrupting
 from darkroom.errors import DarkroomError, Failed
+from darkroom.flags import OF_ROW
 from darkroom.pipeline.pictures import file_name, find
 from darkroom.pipeline.timing import RULE, StageClock, medians
 from darkroom.prompts.gallery import Failure, Gallery
@@ -28,7 +29,7 @@ CLOCKS_KEPT = 10_000
 """Images that medians are over: the last."""
 
 SHOWN = 10
-"""Of what may be many: how many are said one by one."""
+"""Of what may be many: how many are reported one by one."""
 
 SECONDS_BETWEEN_GALLERIES = 2.0
 GALLERIES_SHARE = 0.05
@@ -91,7 +92,7 @@ class Run:
             what = (
                 "the file or the flags have changed" if before == prompts.path.name else f"this was {before}'s folder"
             )
-            console.say(f"{what}: {len(self._journal)} of {prompts.images} pictures are still what is asked for.")
+            console.say(f"{what}: {len(self._journal)} of {prompts.images} pictures are still as requested.")
         elif self._there_already:
             console.say(f"{self._there_already} of {prompts.images} pictures are there already.")
         about = f"{plan.script}, {default.model or 'a model folder'}, {_runtime(plan)}, seed {default.seed}"
@@ -134,7 +135,7 @@ class Run:
                 )
 
     def report(self) -> None:
-        """Says what was made, and raises `Failed` for what was not."""
+        """Reports what was made, and raises `Failed` for what was not."""
         self._gallery.write(self._failures, running=False)
         console = self._console
         if self._cuts > SHOWN:
@@ -209,20 +210,9 @@ class Run:
     def _record(self, asked: Asked, file: str, milliseconds: dict[str, float] | None) -> Record:
         request = asked.request
         own = self._orders.plan.scheduler.removesuffix("Scheduler")
-        return Record(
-            image=asked.number,
-            line=asked.line,
-            file=file,
-            prompt=request.prompts[0],
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            steps=request.denoising_steps,
-            guidance_scale=request.guidance_scale,
-            scheduler=request.scheduler or own,
-            height=request.height,
-            width=request.width,
-            milliseconds=milliseconds,
-        )
+        row = {name: getattr(request, flag.name) for name, flag in OF_ROW.items() if hasattr(request, flag.name)}
+        row |= {"prompt": request.prompts[0], "scheduler": request.scheduler or own}
+        return Record(image=asked.number, line=asked.line, file=file, milliseconds=milliseconds, **row)
 
     def _warn_of_cuts(self, asked: Asked) -> None:
         tokenizer = self._tokenizer
@@ -269,13 +259,8 @@ class Run:
             "slots_in_use": self._occupancy,
             "milliseconds": medians(list(self._clocks)) if self._clocks else {},
             "images": [
-                {
-                    "path": str(folder / record.file),
-                    "line": record.line,
-                    "image": record.image,
-                    "seed": record.seed,
-                    "prompt": record.prompt,
-                }
+                {"path": str(folder / record.file)}
+                | {name: getattr(record, name) for name in ("line", "image", "seed", "prompt")}
                 for record in self._journal
             ],
             "failures": [

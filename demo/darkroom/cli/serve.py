@@ -36,7 +36,7 @@ def parser() -> Parser:
         "--environment-dir", type=named, metavar="DIR", help=f"the server's environment; default: {ENVIRONMENTS}"
     )
     flags.add_argument("--print", action="store_true", help="print a line that starts the server by hand, and end")
-    flags.add_argument("--verbose", action="store_true", help="all that the server has to say")
+    flags.add_argument("--verbose", action="store_true", help="all that the server prints")
     return flags
 
 
@@ -58,7 +58,7 @@ def _serve(flags: argparse.Namespace) -> None:
         console.result(parts.line(line))
         return
     address.check_free()
-    # Both end the server in the same way. Whoever starts this in the background may have them ignored: set anew.
+    # Both end the server in the same way. What starts this in the background may have them ignored: set anew.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -74,7 +74,7 @@ def _serve(flags: argparse.Namespace) -> None:
 
 
 def _show(models: list[str], everything: bool, line: str) -> None:
-    """What the models say of their batches, and what Python says of faults; everything where that is wanted."""
+    """Prints what the models report of their batches, and Python of faults; everything where that is wanted."""
     words = line.partition("] ")[2]
     fault = line.startswith(("Traceback ", "  File ", "    ")) or re.match(r"[\w.]+(Error|Exception)\b", line)
     if everything or fault or any(words.startswith((f"{model}: ", f'"{model}: ')) for model in models):
@@ -82,7 +82,7 @@ def _show(models: list[str], everything: bool, line: str) -> None:
 
 
 class _Stopped(BaseException):
-    """Somebody wants this to end."""
+    """A signal ends this."""
 
 
 def _stop(*_: Any) -> None:

@@ -73,12 +73,12 @@ def artefact_folders(flags: argparse.Namespace) -> Folders:
 
 
 def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
-    """Those of graphs and of engines; what they have to tell is a warning."""
+    """Those of graphs and of engines; what they report is a warning."""
     return Store(folders.onnx_dir, console.warn), Store(folders.engine_dir, console.warn)
 
 
 def options_of(flags: argparse.Namespace) -> Options:
-    """What is asked of some engines alone."""
+    """The options that some engines alone take."""
     asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
     if getattr(flags, "prompts", None) is not None:
         asked["devices"] = None  # there, they are workers

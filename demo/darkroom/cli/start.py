@@ -1,6 +1,6 @@
 """How a script starts: what holds while that which it runs is imported.
 
-Any Python from 3.6 on can read this file, the scripts and the packages it is in: an old one is told what to do.
+Any Python from 3.6 on can read this file, the scripts and the packages it is in: under an old one it prints what to do.
 """
 
 import atexit
@@ -22,7 +22,7 @@ words."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which does all that Ctrl-C does, but is told by other words."""
+    """SIGTERM, which does all that Ctrl-C does, but is reported in other words."""
 
 
 class Exit:
@@ -39,7 +39,7 @@ class Exit:
         atexit.register(self._leave)
 
     def set_code(self, code: int) -> None:
-        """The script's work is done, and all that it had to say is said."""
+        """The script's work is done, and all its output is printed."""
         self._code = code
 
     def keep(self, *things: object) -> None:
@@ -48,13 +48,13 @@ class Exit:
             self._left.extend(things)
 
     def _leave(self) -> None:
-        if self._code is None:  # a fault, whose trace Python tells
+        if self._code is None:  # a fault, whose trace Python prints
             return
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except (OSError, ValueError):
-            return  # Python says it, with an exit code of its own
+            return  # Python reports it, with an exit code of its own
         os._exit(self._code)
 
 
@@ -82,7 +82,7 @@ class Startup:
             found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], NEEDED))
             _fail(f"this is Python {found}, and {needed} or newer is needed: {WHAT_TO_DO}.")
         for number, unheard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            if signal.getsignal(number) == unheard:  # a run in the background may have been told to ignore it
+            if signal.getsignal(number) == unheard:  # a run in the background may be set to ignore it
                 signal.signal(number, _stop)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -93,7 +93,7 @@ class Startup:
 
 
 def missing_package(error: object) -> "str | None":
-    """What is said of an import that failed because a package is not installed; None of anything else."""
+    """The message for an import that failed because a package is not installed; None of anything else."""
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if name is None or "." in name:  # a part of a package that is there: a fault, which keeps its trace
         return None

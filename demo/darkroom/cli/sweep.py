@@ -1,4 +1,4 @@
-"""What `benchmark.py` is asked to measure: flags, the cells that they make, and what each needs to be there."""
+"""What `benchmark.py` measures: flags, the cells that they make, and what each needs to be there."""
 
 import argparse
 import itertools
@@ -71,7 +71,7 @@ class Race(Protocol):
 
 
 class Sweep:
-    """The cells that flags ask for. Raises `InvalidRequest` for what no cell could be run with, `Failed` for engines
+    """The cells that flags request. Raises `InvalidRequest` for what no cell could be run with, `Failed` for engines
     that cannot be measured here."""
 
     def __init__(self, flags: argparse.Namespace, console: Console) -> None:
@@ -91,7 +91,7 @@ class Sweep:
                 raise InvalidRequest(f"--keep-loaded has no effect with {asked_as(runtime)}, built for one batch size.")
         self.pairs = list(_pairs(runtimes, flags.precision, console))
         for version in self.asked or [versions()["emoji"]]:
-            # What is wrong with any is said before models are fetched.
+            # What is wrong with any is refused before models are fetched.
             for cell in self._cells_of(version, version.source, "", PROVISIONAL_SIZE):
                 cell.request()
         if flags.asynchronous and min(flags.streams) > 1:
@@ -173,7 +173,7 @@ class Sweep:
         try:
             for each in cells:
                 facts = built_facts(preparer, preparer.compile(each.request()))
-        except (DarkroomError, RuntimeError) as error:  # of a build's own process, too: its last line says what it was
+        except (DarkroomError, RuntimeError) as error:  # of a build's own process, too: its last line is the reason
             facts = {"error": str(error).strip().rpartition("\n")[2].rstrip(".")}
         measures_cold = cell.cold_starts and cell.streams == 1 and not cell.asynchronous
         cold = cold_command(cell, preparer.checkpoint.family.name) if measures_cold else None
@@ -183,7 +183,7 @@ class Sweep:
         return Entrant(name, label, settings, command, cold, facts, {"PYTHONPATH": paths})
 
     def measure(self, race: "Race | None" = None) -> None:
-        """Measures every cell that the file has not yet, and says how all stand. With a race, others take part."""
+        """Measures every cell that the file has not yet, and reports how all stand. With a race, others take part."""
         flags, console, file = self.flags, self.console, self.flags.output
         here, before = machine(), results.last_lines(file)
         asked: dict[str, dict[str, Any] | None] = {}
@@ -218,7 +218,7 @@ class Sweep:
                 for each in race.others(group[0], progress.show) if race else ():
                     if left := missing(each):
                         entrants.append(replace(each, cells=tuple(left)))
-                # The reference goes first: the others' lines say, as they end, how like its pictures theirs are.
+                # The reference goes first: the others' lines record, as they end, how like its pictures theirs are.
                 entrants.sort(key=lambda each: race is not None and each.label != race.reference)
                 turns = take_turns(entrants, flags.cold_starts, progress.show, race and race.pictures)
                 for each, cell, found in turns:
@@ -282,8 +282,8 @@ def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> 
 
 
 def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
-    """Seconds that the engines of a run took to build, graphs included, those of the compiler where it says them, and
-    their bytes; None where none are."""
+    """Seconds that the engines of a run took to build, with their graphs, those of the compiler where it reports them,
+    and their bytes; None where none are built."""
     if not preparer.runtime.compiles:
         return {"build_seconds": None, "engine_bytes": None}
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
@@ -298,7 +298,7 @@ def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
 
 
 def cold_command(cell: Cell, family: str) -> list[str]:
-    """The script that makes the cell's picture, with all that it is asked; the folder for the picture is to follow."""
+    """The script that makes the cell's picture, with all its flags; the folder for the picture is to follow."""
     few = [script for script in SCRIPTS.values() if script.few_steps and cell.version in script.versions]
     program = (few or [script for script in SCRIPTS.values() if family in script.families])[0].program
     runtime = find_runtime(cell.engine, cell.options)
@@ -323,7 +323,7 @@ def check_baseline(baseline: str | None, contenders: Iterable[str]) -> None:
 
 
 def say_results(rows: list[Row], flags: argparse.Namespace, console: Console) -> None:
-    """The table for the terminal, and what is best within --max-latency, if that is asked."""
+    """The table for the terminal, and what is best within --max-latency, if that is passed."""
     console.say("\n" + text(rows, flags.baseline))
     for sentence in best_under(sections(rows), flags.max_latency) if flags.max_latency is not None else ():
         console.say(sentence)

@@ -155,7 +155,7 @@ def _build(flags: argparse.Namespace) -> None:
     instances = _instances(flags)
     free = [name for name in ("build_dynamic_batch", "build_dynamic_shape") if getattr(flags, name)]
     if len(free) + bool(flags.batches) > 1:
-        raise InvalidRequest("--batches, --build-dynamic-batch and --build-dynamic-shape say the same: give one.")
+        raise InvalidRequest("--batches, --build-dynamic-batch and --build-dynamic-shape exclude each other: pass one.")
     if flags.size and flags.build_dynamic_shape:
         raise InvalidRequest("--size has no effect with --build-dynamic-shape, which takes any.")
     for name in flags.schedulers or ():
@@ -182,7 +182,7 @@ def _build(flags: argparse.Namespace) -> None:
     sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))
     guided = GUIDANCE[flags.guidance or ("on" if preparer.traits.guided(request) else "off")]
     if guided != (False,) and preparer.traits.embeds_guidance:
-        raise InvalidRequest("--guidance has no effect: this model's UNet is told the guidance scale.")
+        raise InvalidRequest("--guidance has no effect: this model's UNet takes the guidance scale as an input.")
     if preparer.traits.guided(request) and True not in guided:
         raise InvalidRequest(f"--guidance off: requests get the guidance scale {request.guidance_scale:g} by default.")
     batches = _batches(flags, slots, preparer)

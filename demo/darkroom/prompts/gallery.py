@@ -14,7 +14,7 @@ from darkroom.prompts.journal import Journal, Record
 INDEX, PAGES = "index.html", "index-*.html"
 PICTURES_A_PAGE = 1000
 SECONDS_BETWEEN_LOOKS = 5
-"""How often a page that is open asks for its next version while the run goes on."""
+"""How often an open page loads its next version while the run goes on."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fafafa; --card: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #dcdce0;
@@ -51,7 +51,7 @@ class Failure:
 
 
 class Gallery:
-    """Pages in `folder` of `images` pictures, those in `journal`; `line_of` an image is what asked for it.
+    """Pages in `folder` of `images` pictures, those in `journal`; `line_of` an image is its line in the file.
 
     Each page is written whole and put in place at once; only those on which something has changed are.
     """

@@ -17,8 +17,8 @@ ROWS = "rows.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """A finished picture. `image` counts over the whole run, from 1; `line` is what asked for it, `file` its name;
-    `milliseconds` are what its stages took, None where that was never written down."""
+    """A finished picture. `image` counts over the whole run, from 1; `line` is its line in the file of prompts, `file`
+    its name; `milliseconds` are what its stages took, None where that was never written down."""
 
     image: int
     line: int
@@ -103,7 +103,7 @@ class Journal:
             self._reader = path.open("rb")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take it will not take now: it has been said
+        with contextlib.suppress(OSError):  # what a full disk did not take it will not take now: it has been reported
             self._file.close()
         self._reader.close()
 

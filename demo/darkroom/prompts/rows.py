@@ -1,4 +1,4 @@
-"""A file of prompts: one a line, or a JSON object a line with what else is asked of it."""
+"""A file of prompts: one a line, or a JSON object a line with other fields of it."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Row:
-    """What a line asks for: `fields` are some of `serving.service.FIELDS`, `first` counts the images before it."""
+    """What a line requests: `fields` are some of `flags.OF_ROW`, `first` counts the images before it."""
 
     line: int
     first: int
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Asked:
-    """One image of a file: its `number` over all lines, from 1, and the line that asks for it."""
+    """One image of a file: its `number` over all lines, from 1, and the line that requests it."""
 
     number: int
     line: int
@@ -77,7 +77,7 @@ class Prompts:
         return f"{self.path}:{line}"
 
     def line_of(self, number: int) -> int:
-        """The line that asks for an image."""
+        """The line that requests an image."""
         return self._places[bisect_right(self._firsts, number - 1) - 1]
 
     def rows(self, default: Request) -> Iterator[Asked]:
@@ -126,7 +126,7 @@ def read(path: Path, flag: str) -> bytes:
 
 
 def said_in(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines that say something, by their numbers, and the fields that each sets. Raises `InvalidRequest`, with the
+    """The lines that are not empty, by their numbers, and the fields that each sets. Raises `InvalidRequest`, with the
     file and line, for what cannot be understood."""
     for number, line in enumerate(lines, start=1):
         try:
@@ -139,7 +139,7 @@ def said_in(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any
 
 
 def _fields(text: str) -> dict[str, Any]:
-    """What a line of JSON says; null says nothing."""
+    """The fields of a line of JSON; one that is null is left out."""
     try:
         said = json.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
@@ -159,5 +159,5 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     said = dict(pairs)
     if len(said) < len(pairs):
         names = [name for name, _ in pairs]
-        raise InvalidRequest(f"{max(names, key=names.count)!r} is said more than once.")
+        raise InvalidRequest(f"{max(names, key=names.count)!r} is set more than once.")
     return said

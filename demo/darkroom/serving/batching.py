@@ -27,14 +27,14 @@ from darkroom.request import Request
 from darkroom.schedule.table import Table, Trajectory
 
 SECONDS_BETWEEN_LOOKS = 0.05
-"""How often it is asked whether images are still wanted: asking may mean a message to another process."""
+"""How often it is checked whether images are still wanted: a check may mean a message to another process."""
 
 
 NEARLY_ALL = 0.9
 """Of an engine's best images a second: what is reached with fewer images at a time is as good, and each ends sooner."""
 
 JOINING = 2
-"""Images that may always share: who asks for four steps does not wait for the last of somebody's fifty."""
+"""Images that may always share: a request for four steps does not wait for the last of another's fifty."""
 
 
 class Busy(Failed):
@@ -46,7 +46,7 @@ class Late(Failed):
 
 
 class Unwanted(Failed):
-    """Nobody waits for the image any more."""
+    """The image is no longer waited for."""
 
 
 @dataclass(eq=False)
@@ -134,7 +134,7 @@ class Counts:
 
 @dataclass(eq=False)
 class _Image:
-    """One image on its way. `order` says who was first, `group` which images were asked for together."""
+    """One image on its way. `order` says who was first, `group` which images were requested together."""
 
     request: Request
     lane: Lane
@@ -166,7 +166,7 @@ class _Image:
         return True
 
     def end_if_unwanted(self, wanted: bool) -> bool:
-        """Whether nobody waits for it any more, as `wanted` says; then it fails."""
+        """Whether it is no longer waited for, by `wanted`; then it fails."""
         if not wanted:
             self.fail(Unwanted("nobody waits for it any more."))
         return not wanted
@@ -180,8 +180,8 @@ class StepBatcher:
     """Makes pictures of requests for one image each, `slots` at a time; as many as `queue` may wait.
 
     `lane_of` and `table_of` find the engines and the schedule of a request, and raise `InvalidRequest` where there are
-    none. `on_join` is told of the requests and the images in the slots when images have joined; `observe` gets the
-    counts when they have changed. Both are called from the batcher's own threads.
+    none. `on_join` gets how many requests and images are in the slots when images have joined; `observe` gets the counts
+    when they have changed. Both are called from the batcher's own threads.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class StepBatcher:
         while not self._closing:
             try:
                 self._next()
-            except Exception as error:  # a fault of ours: whom it may concern is told, and the rest goes on
+            except Exception as error:  # a fault of ours: its images fail, and the rest goes on
                 with self._changed:
                     for image in (*self._waiting, *self._running):
                         image.fail(error)
@@ -441,7 +441,7 @@ class StepBatcher:
         self._steps += len(images)
 
     def _conditions(self, lane: Lane, place: tuple[int, ...], images: list[_Image]) -> dict[str, np.ndarray]:
-        """What the UNet is told of the images, side by side; kept while they are the same."""
+        """The UNet's inputs for the images, side by side; kept while they are the same."""
         kept, stacked = self._stacked.get((lane, place), ([], {}))
         if kept != images:
             names = images[0].conditions
@@ -451,7 +451,7 @@ class StepBatcher:
 
     def _decode(self, image: _Image) -> None:
         try:
-            # It may have waited here for others: longer than it was given, or than anybody waits for it.
+            # It may have waited here for others: past its deadline, or past the time that its client waits.
             if not image.end_if_late() and not image.end_if_unwanted(image.wanted()):
                 made = self._picture(image)
                 if not image.end_if_late():

@@ -1,4 +1,4 @@
-"""Compiles what serving a model takes, and says it in a `Plan`."""
+"""Compiles what serving a model takes, and writes it down in a `Plan`."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace

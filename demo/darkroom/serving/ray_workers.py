@@ -45,7 +45,7 @@ def check_installed() -> None:
 @contextlib.contextmanager
 def cluster(address: str) -> Iterator[None]:
     """Connected to the cluster at an address; "auto" is the one that this machine is part of."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every run
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports every run to its makers
     import ray
 
     paths = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -136,5 +136,5 @@ class Actor(Worker):
 
     def _answered(self, future: "Future[News]") -> None:
         error = future.exception()
-        # What Ray has to say goes on for pages.
+        # Ray's message goes on for pages.
         self._tell(future.result() if error is None else Gone(str(error).strip().partition("\n")[0]))

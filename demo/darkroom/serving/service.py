@@ -1,6 +1,6 @@
 """What serves pictures one by one: engines, schedules, defaults and limits, and how strangers' requests become ours.
 
-A plan says all of it. It is made where models are compiled, and can be written beside the artefacts: whoever has both
+A plan holds all of it. It is made where models are compiled, and can be written beside the artefacts: who has both
 serves the model without torch, and without the model's weights.
 """
 
@@ -38,7 +38,7 @@ MODEL_INDEX = "model_index.json"
 FORMAT = 2
 
 FIELDS = {name: flag for name, flag in OF_ROW.items() if name != NUM_IMAGES}
-"""What a request may say of each image."""
+"""The fields of a request for each image."""
 
 MEASURED_CALLS = 3
 
@@ -67,7 +67,7 @@ class LanePlan:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for at most: steps and images, bytes of a prompt, pixels along a side; `multiple` of
+    """What a request may have at most: steps and images, bytes of a prompt, pixels along a side; `multiple` of
     which a free size must be."""
 
     steps: int = 50
@@ -256,7 +256,7 @@ class Service:
         return StepBatcher(self.lane_of, self.table_of, slots, queue, on_join, observe)
 
     def requests(self, fields: Mapping[str, Any], images: int = 1) -> list[Request]:
-        """What a stranger asks for, as a request for each of so many images: image k gets the seed S+k.
+        """What a client requests, as a request for each of so many images: image k gets the seed S+k.
 
         `fields` are some of FIELDS; None stands for one that is left out. Raises `InvalidRequest`, naming the field,
         for what no picture could be made of here.
@@ -281,7 +281,7 @@ class Service:
             raise InvalidRequest(f"num_images must be from 1 to {limits.images}, not {images}.")
         first = asked_for({"seed": draw_seed()} | fields, plan.request)
         if first.negative_prompt and plan.traits.embeds_guidance:
-            raise InvalidRequest("negative_prompt has no effect: this model is told the guidance scale instead.")
+            raise InvalidRequest("negative_prompt has no effect: this model takes the guidance scale as an input.")
         made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
         self.lane_of(first)
         self.table_of(first)
@@ -323,7 +323,7 @@ def _schedule_of(request: Request) -> Schedule:
 
 
 def asked_for(fields: Mapping[str, Any], default: Request) -> Request:
-    """One image as `fields` ask for it, and where they say nothing, or None, as `default` does.
+    """The request of one image: `default` with the `fields` that are not None.
 
     Raises `InvalidRequest`, naming the field, for what no picture could be made of.
     """

@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker is told: where pictures go, what begins their names, and which `share` of the cores is its own, of
+    """The orders of a worker: where pictures go, what begins their names, and which `share` of the cores is its own, of
     how many. `threads` is None for as many as there are cores; `device` is OpenVINO's, None with other engines."""
 
     plan: Plan
@@ -107,13 +107,13 @@ class Maker:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        plan = orders.plan  # whose recipes name the device that was asked for, whichever of its kind this is
+        plan = orders.plan  # whose recipes name the requested device, whichever of its kind this is
         if orders.device is not None:
             plan = replace(plan, options=replace(plan.options, device=orders.device))
         self._batcher = Service(plan, orders.threads).batcher(orders.slots, HELD_PER_SLOT * orders.slots)
 
     def make(self, task: Task, tell: Tell) -> None:
-        """Begins an image; `tell` hears what became of it, in another thread."""
+        """Begins an image; `tell` gets what became of it, in another thread."""
         try:
             (future,) = self._batcher.submit([task.request])
         except DarkroomError as error:
@@ -142,7 +142,7 @@ class Maker:
 
 
 class Worker(Protocol):
-    """Who makes images. It tells of them, and of itself, whoever started it."""
+    """Makes images. It reports them, and its own end, to what started it."""
 
     name: str
 
@@ -188,7 +188,7 @@ class Process(Worker):
             theirs.close()
             self._listener.start()
         except BaseException:
-            if self.process.pid is not None:  # it has begun, and nobody else knows of it
+            if self.process.pid is not None:  # it has begun, and is known here alone
                 self.process.kill()
                 self.process.join()
             raise
@@ -201,12 +201,12 @@ class Process(Worker):
         self.process.join(SECONDS_TO_END)
         self.process.kill()
         self.process.join()
-        self._listener.join()  # what it had finished is told before anybody asks what was
+        self._listener.join()  # what it had finished is reported before that is asked for
 
     def _send(self, task: Task | None) -> None:
         try:
             self._connection.send(task)
-        except OSError:  # it has ended, as its listener will say
+        except OSError:  # it has ended, as its listener will report
             pass
 
     def _listen(self) -> None:
@@ -290,7 +290,7 @@ def visible_gpu(number: int) -> str:
 
 @dataclass(eq=False)
 class _Post:
-    """A worker, what it holds by the images' numbers, and what it said of itself last."""
+    """A worker, what it holds by the images' numbers, and its own last report."""
 
     worker: Worker
     held: dict[int, Task] = field(default_factory=dict)
@@ -300,7 +300,7 @@ class _Post:
 
 
 class Crew:
-    """Workers that make the images of one run. `tell` hears of those that are lost.
+    """Workers that make the images of one run. `tell` gets those that are lost.
 
     What a worker was making when it ended is made by another, once. Raises `Failed` when no worker is left.
     """
@@ -377,7 +377,7 @@ class Crew:
         return False
 
     def _next(self, tasks: Iterator[Task], post: _Post) -> Task | None:
-        """A task whose name nobody is about to take: two processes that save under it at once would lose a picture.
+        """A task whose file name no other worker is about to take: two that save under it at once would lose a picture.
 
         No worker gets two that a worker has ended of: the one that is to blame would take the other with it again.
         """
