@@ -180,7 +180,7 @@ class StepBatcher:
     """Makes pictures of requests for one image each, `slots` at a time; as many as `queue` may wait.
 
     `lane_of` and `table_of` find the engines and the schedule of a request, and raise `InvalidRequest` where there are
-    none. `on_join` gets how many requests and images are in the slots when images have joined; `observe` gets the counts
+    none. `on_join` gets how many requests and images fill the slots when images have joined; `observe` gets the counts
     when they have changed. Both are called from the batcher's own threads.
     """
 
