@@ -76,7 +76,7 @@ class Preparer:
     """Compiles what a request on one model needs, or finds it compiled.
 
     `graphs` and `engines` are the stores, `name` is what people call the model, `loras` are fused into it; `job`
-    wraps each long job in whatever shows its progress, and `detail` is told where each artefact is. `batches` and
+    wraps each long job in whatever shows its progress, and `detail` gets where each artefact is. `batches` and
     `pixels` bound free sizes where the runtime needs that: least, best, most; None for what suits the model.
     """
 
@@ -284,7 +284,7 @@ class Preparer:
         check_precision(self.runtime, request.precision)
         if request.negative_prompt and self.traits.embeds_guidance:
             raise InvalidRequest(
-                "--negative-prompt has no effect: this UNet is called once, and told the guidance scale."
+                "--negative-prompt has no effect: this UNet is called once, with the guidance scale as an input."
             )
         layers = self.family.layers_to_skip(self.checkpoint)
         if request.clip_skip > layers:

@@ -1,4 +1,4 @@
-"""Which models exist, where they live, and what they are run with when nothing is asked."""
+"""Which models exist, where they live, and their default settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 
 @dataclass(frozen=True)
 class Version:
-    """A model that can be asked for by name.
+    """A model that has a name.
 
     `source` is a hub repository ("owner/name") or the folder of a model that ships with Darkroom. `size` is the
     height and width of its pictures in pixels, `scheduler` None for the model's own; `few_steps` models are distilled.

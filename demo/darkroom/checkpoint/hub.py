@@ -26,7 +26,7 @@ def fetch(
     repository: str, token: str | None, folder: Path | None, weights: bool = True, may_be_path: bool = True
 ) -> Path:
     """The folder of a hub repository's model: what is on disk already, or else downloaded; without `weights`, only its
-    configurations and tokenizers. `may_be_path` is false for a name that nobody typed.
+    configurations and tokenizers. `may_be_path` is false for a name that no user typed.
 
     Downloads go to the hub's own cache, or into `folder` when one is given. `token` is for gated models, and is
     handed to the hub alone. Raises `Failed` in one line when the model cannot be fetched.

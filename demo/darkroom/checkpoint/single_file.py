@@ -48,13 +48,13 @@ def check_single_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def published_config(path: Path) -> str:
-    """The hub repository whose configuration a checkpoint has, told by its tensors' names and shapes."""
+    """The hub repository whose configuration a checkpoint has, by its tensors' names and shapes."""
     header = check_single_file(path)
     for name, size, repository in PUBLISHED:
         if name in header and header[name]["shape"][-1] == size:
             return repository
     raise InvalidRequest(
-        f"{path} is of no architecture that can be told from it: name a diffusers folder or repository that has its "
+        f"{path} is of no architecture that is known from it: name a diffusers folder or repository that has its "
         f"configuration with --config."
     )
 

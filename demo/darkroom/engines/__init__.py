@@ -103,7 +103,7 @@ def runs_code(key: dict[str, Any]) -> bool:
 
 
 def has_cuda_graphs(name: str, options: Options) -> bool:
-    """Whether this engine, asked for with these options, has a use for --use-cuda-graph."""
+    """Whether this engine, with these options, has a use for --use-cuda-graph."""
     return "use_cuda_graph" in RUNTIMES[name].options and (name != "onnxruntime" or options.provider is not None)
 
 
@@ -119,7 +119,7 @@ def options_for(name: str, options: Options, among: list[str]) -> Options:
 
 
 def automatic(options: Options = NOTHING_ASKED) -> str:
-    """The one runtime that knows the place that is asked for, or the first that is installed and has what it needs."""
+    """The one runtime that knows the requested place, or the first that is installed and has what it needs."""
     for place in options.place():
         return next(name for name, listed in RUNTIMES.items() if place in listed.options)
     if any(os.path.exists(device) for device in NVIDIA_DEVICES) and _installed(RUNTIMES["tensorrt"]):
@@ -135,7 +135,7 @@ def automatic(options: Options = NOTHING_ASKED) -> str:
 @cache
 def distribution_of(module: str) -> str:
     """What the package that a module came from is called on the package index: some have several builds there."""
-    import importlib.metadata  # not above: few runs ask
+    import importlib.metadata  # not above: few runs need it
 
     return next(iter(importlib.metadata.packages_distributions().get(module, ())), module)
 

@@ -33,7 +33,7 @@ class Cuda:
         return capability(self._api)
 
     def allocate(self, size: int, purpose: str) -> int:
-        """Device memory, zeroed: its address. `purpose` is what an error says that it was for."""
+        """Device memory, zeroed: its address. `purpose` is named in an error."""
         status, address = self._api.cudaMalloc(max(size, 1))
         if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
             free, total = self._checked(self._api.cudaMemGetInfo())

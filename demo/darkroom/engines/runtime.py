@@ -12,13 +12,13 @@ from darkroom.schedule.table import Table
 from darkroom.store.store import Store
 
 Progress = Callable[[str, int, int], bool]
-"""Told while an engine is being built: what is being done, how many of its steps are, and how many there are (0 where
-nobody knows). Returns False when the build is not wanted any more."""
+"""Called while an engine is built, with what is being done, how many of its steps are done, and how many there are (0
+where that is unknown). Returns False when the build is no longer wanted."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of some runtimes and not of others. None and False ask for nothing.
+    """What some runtimes take and others do not. None and False stand for nothing.
 
     `compute_capabilities` are those of the GPUs that engines are for, as ("8.9",); `workspace` is in GiB;
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
@@ -43,12 +43,12 @@ class Options:
     devices: str | None = None
 
     def asked(self) -> list[str]:
-        """The names of what is asked for."""
+        """The names of those that are set."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return [name for name, value in values.items() if value is not None and value is not False]
 
     def place(self) -> dict[str, str]:
-        """What of them says where networks run: manifests have it too."""
+        """Those that set where networks run: manifests have them too."""
         return {name: value for name in PLACES if (value := getattr(self, name)) is not None}
 
     def recorded(self) -> dict[str, str]:
@@ -118,7 +118,7 @@ class Runtime(Protocol):
     not from the model folder; `typed`, whether they compute in the precision that the graph was exported in;
     `free_sizes`, whether an engine can leave sizes free; `bounded`, whether those have bounds. `revision` is raised
     when `build` comes to make other engines from the same source, and is part of every engine's key. `threaded`
-    runtimes compute in as many CPU threads as they are told.
+    runtimes compute in a given number of CPU threads.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Runtime(Protocol):
         return None
 
     def keep_in(self, store: Store) -> None:
-        """Where a runtime that compiles as it runs may keep what it compiled. Told before anything is loaded."""
+        """Where a runtime that compiles as it runs may keep what it compiled. Called before anything is loaded."""
 
     def release(self) -> None:
         """Lets go of a device that another process is to use. What was loaded before is of no more use."""

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022), and what was distilled from them.
 
 All stages speak of the user's batch: classifier-free guidance happens inside the UNet's graph, with a timestep and a
-guidance scale for each image, so the doubled batch is nobody's business but the graph's.
+guidance scale for each image, so the doubled batch is the graph's alone.
 """
 
 import re

@@ -106,7 +106,7 @@ def export_stage(
 
 
 def _refusal(module: Any, inputs: dict[str, Any], network: str, pixels: str) -> InvalidRequest | None:
-    """What is said where it is the network itself that cannot do with the inputs; None where it can."""
+    """The message where it is the network itself that cannot do with the inputs; None where it can."""
     import torch
 
     try:

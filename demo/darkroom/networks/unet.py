@@ -22,7 +22,7 @@ SHAREABLE = {
     "UpBlock2D",
     "AttnUpBlock2D",
 }
-"""The kinds of blocks whose resnets alone are told the timestep. In others, samplers or attentions are told it too."""
+"""The kinds of blocks whose resnets alone take the timestep. In others, samplers or attentions take it too."""
 
 
 def denoiser(stage: Stage, network: nn.Module) -> nn.Module:

@@ -29,7 +29,7 @@ JPEG_QUALITY = 92
 NAME_CHARACTERS = 10
 HASH_DIGITS, ALL_DIGITS = 4, 64
 GAPS = 3
-"""Names that nobody has, after which a longer one is not looked for: whoever had one may have been removed since."""
+"""Names that are free, after which a longer one is not looked for: a file that had one may have been removed since."""
 
 PER_IMAGE = ("image", "seed", "slot")
 """What in a recipe differs between the pictures of one run, and so stays out of the hash in their names."""
@@ -78,7 +78,7 @@ def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray
 def _of_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits -> the same in 8, where Pillow would take all above 255 for white; other pictures as they are.
 
-    Raises `ValueError` where nobody can tell what is white.
+    Raises `ValueError` where white is unknown.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of any range; save it with 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""Heavy work in a process of its own, which gives its memory back and leaves torch out of the run that asked."""
+"""Heavy work in a process of its own, which gives its memory back and leaves torch out of its parent."""
 
 import ctypes
 import errno
@@ -89,7 +89,7 @@ def deaf_to_interrupts() -> Iterator[None]:
         heard.append(number)
 
     # Blocked is what a process that begins inherits. This one's other threads may hear Ctrl-C all the same, and its
-    # handler would break in here, between a process that has begun and what it is told to do.
+    # handler would break in here, between a process that has begun and its orders.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     main = threading.current_thread() is threading.main_thread()  # no other has handlers
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}

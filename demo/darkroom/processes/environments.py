@@ -17,7 +17,7 @@ UNFINISHED = ".unfinished"
 """Ends the name of what lies beside an environment that is being made, or was when its maker was interrupted."""
 
 INSTALLED = ".installed-"
-"""Begins the name of what a finished install leaves; the rest is the hash of all that was asked for."""
+"""Begins the name of what a finished install leaves; the rest is the hash of all that was requested."""
 
 
 class Lodger(Protocol):

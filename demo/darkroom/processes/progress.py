@@ -1,4 +1,4 @@
-"""What long jobs tell of their progress; who shows it is decided elsewhere."""
+"""What long jobs report of their progress; what shows it is decided elsewhere."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ class Line:
         self._advance()
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """What is being done, how many of its steps are, and how many there are; 0 where nobody knows."""
+        """What is being done, how many of its steps are, and how many there are; 0 where that is unknown."""
         bar = f" {'━' * (20 * done // total):<20} {100 * done // total} %" if total else ""
         self.show(f"{name.lower()}{bar}")
 

@@ -36,10 +36,10 @@ LINEAR_SIGMAS = "linear"
 
 @dataclass(frozen=True)
 class Chosen:
-    """A scheduler as diffusers comes to it: the model's own is made from its file, and one that is asked for from that.
+    """A scheduler as diffusers comes to it: the model's own is made from its file, and a requested one from that.
 
     `config`: what the model's scheduler_config.json says. `own`: the class of the model's own scheduler where one was
-    asked for, which has `overrides` beyond the own one's configuration. `corrected`: whether the model's pipeline puts
+    requested, which has `overrides` beyond the own one's configuration. `corrected`: whether the model's pipeline puts
     right what old configurations say. `mu` and `sigmas` are what the pipeline gives it beside the number of steps:
     how far the picture's size shifts them (see `shift_mu`), and LINEAR_SIGMAS or None.
     """

@@ -15,7 +15,7 @@ TABLES, REFUSED = "tables.npz", "refused.json"
 
 
 class Schedule(NamedTuple):
-    """What a table is asked for by: a name of `--scheduler` or None for the model's own, the steps, and the picture's
+    """The key of a table: a name of `--scheduler` or None for the model's own, the steps, and the picture's
     height and width where they depend on it."""
 
     scheduler: str | None
@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
 
 
 class Bundle:
-    """The tables in a folder that `save` filled. One is read when it is first asked for."""
+    """The tables in a folder that `save` filled. One is read when it is first used."""
 
     def __init__(self, folder: Path) -> None:
         self._refused: dict[str, str] = json.loads((folder / REFUSED).read_text(encoding="utf-8"))

@@ -151,7 +151,7 @@ def _extract(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], folder: 
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Who made a file, and what they may do with it, is nobody else's business."""
+    """Who made a file, and what they may do with it, is no other machine's business."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mode = 0o644

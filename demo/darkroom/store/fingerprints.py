@@ -29,7 +29,7 @@ class Fingerprints:
         self._changed = False
 
     def sha256(self, path: Path, check: Callable[[Path], None] | None = None, anew: bool = False) -> str:
-        """The hash of `path`, in hex; computed `anew` even when it is known, if asked.
+        """The hash of `path`, in hex; computed `anew` even when it is known.
 
         `check` is called first when the file is new or has changed, and may raise.
         """

@@ -1,4 +1,4 @@
-"""The manifest beside every artefact: what it is, what it was made of, its files, and a hash of all that is said."""
+"""The manifest beside every artefact: what it is, what it was made of, its files, and a hash of all that."""
 
 import json
 from pathlib import Path

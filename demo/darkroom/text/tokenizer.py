@@ -68,7 +68,7 @@ class Tokenizer:
 
 
 def told_of_cut(cut: str, context: int) -> str:
-    """What is said of a prompt that did not fit, with what was cut off of it."""
+    """The warning for a prompt that did not fit, with what was cut off of it."""
     shown, more = cut[:SHOWN_OF_CUT], len(cut) - SHOWN_OF_CUT
     rest = f" and {more:,} more characters" if more > 0 else ""
     return f"a prompt is longer than the {context} tokens that the text encoder reads; cut off: {shown!r}{rest}"

@@ -1,1 +1,1 @@
-"""Darkroom behind a Triton Inference Server, and the client that asks it for pictures."""
+"""Darkroom behind a Triton Inference Server, and the client that requests pictures from it."""

@@ -58,7 +58,7 @@ class Album:
             raise
 
     def _taken(self, suffix: str) -> Path:
-        """The path under the next number that is free: an empty file, so that nobody else who keeps takes it."""
+        """The path under the next number that is free: an empty file, so that no other process takes it."""
         while True:
             path = self._folder / f"{self._model}-{next(self._numbers)}{suffix}"
             if not any(path.with_suffix(each).exists() for each in SUFFIXES.values()):

@@ -10,7 +10,7 @@ from darkroom.triton.prompts import Prompt
 
 PIXELS, ENCODED, SEED, RECIPE, TIMES = "generated_image", "encoded_image", "used_seed", "recipe", "stage_times"
 OUTPUTS = (PIXELS, ENCODED, SEED, RECIPE, TIMES)
-"""What is asked of a model that has it: one of the first two, and the others."""
+"""The outputs that are requested of a model that has them: one of the first two, and the others."""
 
 
 class NoAnswer(Exception):
@@ -19,7 +19,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One image of an answer: its pixels, (H, W, 3) uint8, or a whole file; what the model does not tell is None."""
+    """One image of an answer: its pixels, (H, W, 3) uint8, or a whole file; what the model does not return is None."""
 
     prompt: str
     pixels: np.ndarray | None

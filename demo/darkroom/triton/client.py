@@ -19,14 +19,14 @@ from darkroom.triton.answers import ENCODED, OUTPUTS, PIXELS, Image, NoAnswer, r
 from darkroom.triton.prompts import DATATYPES, Prompt
 
 PORTS = {"http": 8000, "grpc": 8001}
-"""The protocols, and where Triton listens to each unless it is told otherwise."""
+"""The protocols, and where Triton listens to each by default."""
 
 HOST = "127.0.0.1"
 ANSWERS_WITHIN = 10.0
-"""Seconds that a server which is there needs at most to say what a model's inputs and outputs are."""
+"""Seconds that a server which is there needs at most to describe a model's inputs and outputs."""
 
 GRACE = 1.0
-"""Seconds that a server has, past the deadline of a request, to say itself that it was missed."""
+"""Seconds that a server has, past the deadline of a request, to report itself that it was missed."""
 
 LONGEST = 300
 """Characters of a server's message that are shown."""
@@ -73,7 +73,7 @@ def address_of(url: str | None, protocol: str | None) -> Address:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a server, and the names of what it takes and of what is asked of it."""
+    """A model of a server, and the names of what it takes and of what is requested of it."""
 
     name: str
     inputs: frozenset[str]
@@ -164,8 +164,8 @@ class Server:
 
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[Server]:
-    """Raises `Failed` without the library. Whether a server is there shows when it is first asked."""
-    # Above warnings gRPC writes lines of its own for every connection that breaks; what they say is said here.
+    """Raises `Failed` without the library. Whether a server is there shows at the first request."""
+    # Above warnings gRPC writes lines of its own for every connection that breaks; what they say is reported here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         if address.protocol == "http":
@@ -190,7 +190,7 @@ def one_line(text: str) -> str:
 
 
 def _unavailable(error: Exception) -> bool:
-    """Whether gRPC says that there is nobody to talk to; a busy server says UNAVAILABLE, too, in words of its own."""
+    """Whether gRPC reports that no server is there; a busy server says UNAVAILABLE, too, in words of its own."""
     from tritonclient.utils import InferenceServerException
 
     if not isinstance(error, InferenceServerException) or error.status() != "StatusCode.UNAVAILABLE":

@@ -108,7 +108,7 @@ def config_text(name: str, max_batch_size: int, instances: Instances, parameters
         f'name: "{name}"',
         'backend: "python"',
         "",
-        "# Images that are made together. A request with fewer waits for nobody: it joins the running batch.",
+        "# Images that are made together. A request with fewer does not wait for others: it joins the running batch.",
         f"max_batch_size: {max_batch_size}",
         "",
     ]
@@ -129,7 +129,7 @@ def config_text(name: str, max_batch_size: int, instances: Instances, parameters
 
 
 def _left_out(tensor: str) -> str:
-    """What says of an input that requests may leave it out."""
+    """What marks an input that requests may leave out."""
     return "" if tensor == "prompt" else " optional: true"
 
 
@@ -201,7 +201,7 @@ def read_config(file: Path) -> Any:
 
 
 def changed_text(config: Any, max_batch_size: int | None, instances: Instances | None, changes: dict[str, str]) -> str:
-    """A configuration with what is asked changed in it, and all else as it was."""
+    """A configuration with these changes, and all else as it was."""
     from google.protobuf import text_format
 
     if max_batch_size is not None:

@@ -1,9 +1,9 @@
 """The door of a Triton server: it listens in the server's stead, and lets requests for pictures through alone.
 
-Whoever reaches Triton's model control runs code in it; a key for that would stand in its command line for all to read;
-it has no limit for a request's size; and some malformed requests end it. So Triton listens at sockets in a folder that
-nobody but its user can enter, and this process at the address: inference, health, metadata and statistics go through
-it, checked, and all else is closed.
+A client that reaches Triton's model control runs code in it; a key for that would stand in its command line for all to
+read; it has no limit for a request's size; and some malformed requests end it. So Triton listens at sockets in a folder
+that only its user can enter, and this process at the address: inference, health, metadata and statistics go through it,
+checked, and all else is closed.
 
     python -m darkroom.triton.door FOLDER HOST HTTP_PORT GRPC_PORT METRICS_PORT MODEL ...
 """
@@ -160,7 +160,7 @@ def _error(content: bytes) -> str:
 
 
 def _hint(model: str | None, models: list[str]) -> str:
-    """What helps whoever asks for a model that is not among those that are served."""
+    """What helps a client that names a model that is not served."""
     if not model or model in models:
         return ""
     return f".{near_matches(model, models)} It has: {', '.join(models)}."
@@ -220,7 +220,7 @@ class GrpcDoor(grpc.GenericRpcHandler):
             await context.write(answer.SerializeToString())
 
     async def _forward(self, method: str, request: bytes, context: Any) -> bytes:
-        """What Triton answers. Raises `Refused` where it does not, or is not asked."""
+        """What Triton answers. Raises `Refused` where it does not, or gets no request."""
         model = None
         try:
             if method != HEALTH:

@@ -94,7 +94,7 @@ class Tally:
     latencies: dict[int, float] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
-    """What is said of each: its path, None where pictures are not kept, its request from 1, seed, prompt, and the
+    """What is reported of each: its path, None where pictures are not kept, its request from 1, seed, prompt, and the
     milliseconds of the server's stages."""
     seconds: float = 0.0
     stopped: bool = False
@@ -117,7 +117,7 @@ async def send(
 ) -> Tally:
     """Sends the load, and returns what came of it; when the task is cancelled, of what ended until then.
 
-    `keep` writes a picture, one at a time, in a thread beside the clients; `ended` is told of each request.
+    `keep` writes a picture, one at a time, in a thread beside the clients; `ended` gets each request.
     """
     tally, keeping = Tally(), asyncio.Lock()
 

@@ -56,7 +56,7 @@ class TritonPythonModel:
             plan = replace(plan, request=parameters.request(plan), limits=parameters.limits(plan))
             self.seed = parameters.seed
             self.service = Service(plan, parameters.threads)
-            self.service.requests({"prompt": "a picture"})  # what the configuration asks for can be made
+            self.service.requests({"prompt": "a picture"})  # what the configuration has by default can be made
             _check_largest(plan)
         except DarkroomError as error:
             raise pb_utils.TritonModelException(f"{self.name}: {error}") from None
@@ -70,7 +70,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             self.metrics.took(1)
-            refused = threading.Event()  # with one of its images; then the others are made for nobody
+            refused = threading.Event()  # with one of its images; then the others are wanted no more
             try:
                 rows = self._rows(request)
                 seconds = request.timeout() / 1e6 or None
@@ -90,7 +90,7 @@ class TritonPythonModel:
         self.metrics.close()
 
     def _rows(self, request: Any) -> list[Request]:
-        """The images that are asked for: each row of the inputs is a prompt with its fields."""
+        """The requested images: each row of the inputs is a prompt with its fields."""
         columns = {name: _values(request, name) for name in OF_ROW}
         columns = {name: values for name, values in columns.items() if values is not None}
         if not columns.get("prompt"):
@@ -102,7 +102,7 @@ class TritonPythonModel:
             fields = {name: values[index] for name, values in columns.items()}
             rows += self.service.requests(fields, fields.pop(NUM_IMAGES, 1))
         if len(rows) > (most := self.service.plan.limits.images):
-            raise InvalidRequest(f"{len(rows)} images are more than the {most} that a request may ask for.")
+            raise InvalidRequest(f"{len(rows)} images are more than the {most} that a request may have.")
         if len({(row.height, row.width) for row in rows}) > 1:
             raise InvalidRequest("the pictures of one request are of one height and width: they come as one array.")
         return rows
@@ -157,7 +157,7 @@ class TritonPythonModel:
         self.metrics.took(-1)
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception as error:  # the client is gone, or the server is going: there is nobody to tell
+        except Exception as error:  # the client is gone, or the server is going: there is no one to answer
             self._log(f"{self.name}: an answer could not be sent: {error}")
             self._largest_sent = 0
 
@@ -178,7 +178,7 @@ class Metrics:
 
     def __init__(self, model: str, version: str) -> None:
         # By process: or else, while a model is loaded again, the old one and the new would have the same metrics, which
-        # Triton frees with the first of them. And whoever watches the server learns which process has died.
+        # Triton frees with the first of them. And a user who watches the server learns which process has died.
         labels = {"model": model, "version": version, "process": str(os.getpid())}
         self._families = []  # a metric must not outlive its family
 
@@ -238,7 +238,7 @@ class Metrics:
 
 
 def _check_largest(plan: Plan) -> None:
-    """Raises `Failed` where the largest answer that may be asked for could never be sent."""
+    """Raises `Failed` where the largest answer that a request may have could never be sent."""
     sizes = [lane.size or (plan.limits.pixels, plan.limits.pixels) for lane in plan.lanes]
     height, width = max(sizes, key=lambda size: size[0] * size[1])
     largest = plan.limits.images * height * width * 3 + BESIDE_PIXELS

@@ -11,7 +11,7 @@ from darkroom.pipeline.pictures import encoded, upscaled
 
 
 class Preprocess:
-    """Prompts as people type and paste them -> prompts without what nobody sees: `raw_prompt` -> `clean_prompt`."""
+    """Prompts as people type and paste them -> prompts without what is invisible: `raw_prompt` -> `clean_prompt`."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [_answered(self._clean, request) for request in requests]

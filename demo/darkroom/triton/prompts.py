@@ -1,4 +1,4 @@
-"""Prompts as they are sent to a server: what is asked with each, checked before anything is sent."""
+"""Prompts as they are sent to a server: with their fields, checked before anything is sent."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ class Prompt:
 
     @property
     def images(self) -> int:
-        """How many images it makes: a server that is not told makes one."""
+        """How many images it makes: by default a server makes one."""
         return self.fields.get(NUM_IMAGES, 1)
 
     def seeded(self, seed: int) -> "Prompt":

@@ -27,10 +27,10 @@ from darkroom.triton.environment import PACKAGE, Installed
 SHARED = Path("/dev/shm")
 HTTP_SOCKET, GRPC_PORT, METRICS_SOCKET = "http", 8001, "metrics"
 GRPC_SOCKET = f"grpc:{GRPC_PORT}"
-"""Where Triton listens, in a folder that nobody but its user can enter. Its gRPC adds a port to any address."""
+"""Where Triton listens, in a folder that only its user can enter. Its gRPC adds a port to any address."""
 
 ENDING = "ending"
-"""A file beside the sockets while a server ends that is to be started again: its door then lets nobody in."""
+"""A file beside the sockets while a server ends that is to be started again: its door then lets no one in."""
 
 LOCKED = "shared-memory,model-config,model-repository,trace,logging:no:key=none"
 """What a server without a door closes, and the header that would open it: a name with a colon cannot be sent, over
@@ -154,7 +154,7 @@ class _Child:
 class Triton:
     """A server that runs while the block does. `log` gets the lines that it prints; `tell` what happens to it.
 
-    It listens at sockets that nobody but its user can reach; at its address its door does, see `darkroom.triton.door`.
+    It listens at sockets that only its user can reach; at its address its door does, see `darkroom.triton.door`.
     Raises `Failed` where it ends before its models are loaded, with the reason that it gave.
     """
 
@@ -243,7 +243,7 @@ class Triton:
             up = self._is_up()
             ready = up and all(map(self.is_ready, self.models))
             opened = ready and self._is_open()
-            # Asked last: another may answer at the address of one that has ended.
+            # Checked last: another may answer at the address of one that has ended.
             if why := self._ended():
                 raise Failed(f"the server could not be started: {why}.")
             if opened:
@@ -323,7 +323,7 @@ class Triton:
         self._starts.append(now)
 
     def _in_flight(self) -> dict[int, int]:
-        """Requests that processes have taken and not answered, as they said themselves at last."""
+        """Requests that processes have taken and not answered, by their own last report."""
         metrics = self.call("/metrics", where=METRICS_SOCKET).decode()
         found = re.findall(rf'^{IN_FLIGHT}{{[^}}]*process="(\d+)"[^}}]*}} (\S+)', metrics, re.MULTILINE)
         return {int(process): int(float(count)) for process, count in found}
@@ -427,7 +427,7 @@ class _Unix(http.client.HTTPConnection):
 
 
 def _gist(text: str) -> str:
-    """What an error of a model says, without where in whose sources it was said."""
+    """What an error of a model says, without the place in the sources."""
     words = text.replace("\\n", "\n").rpartition("Internal: ")[2].removeprefix("TritonModelException: ")
     return " ".join(words.partition("\n\nAt:")[0].split()).rstrip(".;")
 

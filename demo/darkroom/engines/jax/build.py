@@ -1,6 +1,6 @@
 """The heavy half of the JAX engine: a torch module becomes a program in StableHLO, and its weights a file.
 
-It runs in a child, on the CPU: an accelerator may belong to one process alone, and that is the one that asked.
+It runs in a child, on the CPU: an accelerator may belong to one process alone, and that is its parent.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: which are here, what brings another, and what each is told.
+"""ONNX Runtime's execution providers: which are here, what brings another, and the options of each.
 
 Those on NVIDIA's GPUs are fed from the GPU's memory, all others from the host's. Only the CPU's, and OpenVINO's on the
 CPU, have been run: nothing else was at hand.

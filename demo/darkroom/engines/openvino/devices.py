@@ -94,7 +94,7 @@ def _found(core: Any, name: str, asked: str) -> str:
 
 
 def _why_not(core: Any, kind: str) -> str:
-    """Why there is no device of a kind, in half a sentence: what its plugin lacks, where that can be told."""
+    """Why there is no device of a kind, in half a sentence: what its plugin lacks, where that is known."""
     try:
         core.get_property(kind, "FULL_DEVICE_NAME")
     except Exception as error:  # RuntimeError, of many lines

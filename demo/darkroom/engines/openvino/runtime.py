@@ -35,7 +35,7 @@ BEFOREHAND = "beforehand.blob"
 UNCOMPILED = ".xml"
 """What a model is kept as in a blob's place: see above."""
 
-# Without a word OpenVINO computes in bfloat16 where the processor can: precision is always said.
+# By default OpenVINO computes in bfloat16 where the processor can: precision is always set.
 HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino.Type.f16}
 
 

@@ -1,4 +1,4 @@
-"""Building TensorRT engines: ONNX graph -> serialized engine, and what can be said of it without a GPU.
+"""Building TensorRT engines: ONNX graph -> serialized engine, and what is known of it without a GPU.
 
 Networks are strongly typed: they compute in the types that the graph was exported in.
 """
@@ -108,7 +108,7 @@ def enum_name(compute_capability: str) -> str:
 
 def _monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Passes on what TensorRT says of its progress, and stops it when nobody wants it any more."""
+        """Passes on what TensorRT says of its progress, and stops it when it is no longer wanted."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -153,7 +153,7 @@ def _last(log: Any) -> str:
 
 
 def _described(network: Any, profile: Profile, stage: Stage, weights: int) -> dict[str, Any]:
-    """What cannot be asked of the engine where there is no GPU to load it: tensors, bounds, weights, layers."""
+    """What only a loaded engine would give, for machines without a GPU: tensors, bounds, weights, layers."""
     contract = {tensor.name: tensor for tensor in (*stage.inputs, *stage.outputs)}
     tensors = {}
     for kind, count, get in (

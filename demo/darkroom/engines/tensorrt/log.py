@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds and runs."""
+"""What TensorRT logs while it builds and runs."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def make_log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            # Without a driver it tries to ask the GPU all the same, and says that this failed.
+            # Without a driver it queries the GPU all the same, and logs that this failed.
             noise = "cudaError 35" in message or "cudaErrorInsufficientDriver" in message
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not noise:
                 self.errors.append(" ".join(message.split()))

@@ -32,8 +32,8 @@ ITEM = 4
 class Session:
     """The device as all engines of a run share it: its stream, and scratch memory as large as the largest needs.
 
-    `lock` is held by whoever works with the stream: what another thread gave it, or its waiting, would otherwise get
-    into a capture.
+    `lock` is held by the thread that works with the stream: what another thread gave it, or its waiting, would
+    otherwise get into a capture.
     """
 
     def __init__(self, trt: Any, cuda_api: Any, options: Options) -> None:
@@ -186,7 +186,7 @@ class _Network:
             raise self.session.failed(f"the {self.stage.name} engine could not run")
 
     def fetch(self, name: str) -> np.ndarray:
-        """Asks for an output: pinned memory that holds it once the stream is through."""
+        """Requests an output: pinned memory that holds it once the stream is through."""
         buffer = self.buffers[name]
         buffer.shape = tuple(self.context.get_tensor_shape(name))
         self.session.cuda.download(buffer.pinned[: buffer.nbytes], buffer.address)
@@ -194,12 +194,12 @@ class _Network:
 
 
 def _origin(folder: Path) -> str:
-    """What an engine was built for and by, as far as it says so."""
+    """What an engine was built for and by, as far as it records that."""
     try:
         key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
         return f"built for {key['device']} with {key['version']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "built nobody knows for what"
+        return "built for an unknown device"
 
 
 class _Captures:

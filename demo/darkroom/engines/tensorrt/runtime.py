@@ -23,7 +23,7 @@ STEP_PLAN = "step.plan"
 """The schedule's step, beside the UNet: see `darkroom.schedule.step`."""
 
 LATER = "8.0 and later"
-"""What TensorRT-RTX builds for when it is told no compute capability."""
+"""What TensorRT-RTX builds for when no compute capability is passed."""
 
 LEVELS = range(6)
 
@@ -138,7 +138,7 @@ class TensorRt(Runtime):
         return (own,) if not self.rtx or own in self._listed() else ()
 
     def _listed(self) -> list[str]:
-        """The compute capabilities that TensorRT-RTX can be told."""
+        """The compute capabilities that TensorRT-RTX takes."""
         names = self._trt.ComputeCapability.__members__
         return [f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM")]
 

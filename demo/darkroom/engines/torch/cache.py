@@ -38,7 +38,7 @@ def keep_compiled(store: Store, facts: dict[str, Any]) -> None:
     from torch._dynamo.callback import callback_handler
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # torch itself sets the variable to its default, in the system's temporary folder, as soon as anybody asks.
+    # torch itself sets the variable to its default, in the system's temporary folder, as soon as it is read.
     if os.environ.get(VARIABLE) not in (None, default_cache_dir()):
         return
     kept = _Kept(store, Key(f"inductor-{facts['version']}", {"kind": KIND, **facts}))
@@ -77,7 +77,7 @@ class _Kept:
         return True
 
     def compiled(self, _: object) -> None:
-        """Told when a graph was compiled or given up, and when something broke in, which may leave half a library."""
+        """Called when a graph was compiled or given up, and when something broke in, which may leave half a library."""
         error = sys.exc_info()[1]
         if error is None or isinstance(error, Exception):
             self.renew()
@@ -85,7 +85,7 @@ class _Kept:
             self._broken = True
 
     def renew(self) -> None:
-        """Puts into the store what is new. What cannot be kept is told, and used all the same."""
+        """Puts into the store what is new. What cannot be kept is reported, and used all the same."""
         try:
             files = self._files()
             if self._broken or files.items() <= self._known.items():

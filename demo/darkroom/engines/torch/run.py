@@ -72,7 +72,7 @@ class Captures:
     def done(self, name: Hashable, work: Callable[[], Any]) -> None:
         """The work was done without a graph. Captures it when that comes again, which does not do it.
 
-        What cannot be captured is told once, and goes on being launched: the pictures are the same.
+        What cannot be captured is reported once, and goes on being launched: the pictures are the same.
         """
         self._done[name] += 1
         if not self._wanted or self._done[name] < 2:
@@ -219,7 +219,7 @@ class TorchUnet(TorchEngine):
             captured = self._loops.get(kind)
             if captured:
                 captured[0]()
-        # No block is open while the generator stands: what it changes would hold for whoever is running then.
+        # No block is open while the generator stands: what it changes would hold for what runs then.
         for call, turn in enumerate(turns):
             if not captured:
                 with self._computing(), self._settling():

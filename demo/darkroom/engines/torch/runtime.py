@@ -117,7 +117,7 @@ class Torch(Runtime):
 
     @property
     def _graphs(self) -> bool:
-        """Whether CUDA graphs are captured: asked for by name, or by a mode of torch.compile that has them."""
+        """Whether CUDA graphs are captured: by their flag, or by a mode of torch.compile that has them."""
         return self._on_gpu and (self.options.use_cuda_graph or self.options.torch_inference in WITHOUT_GRAPHS)
 
     def _made(self, module: nn.Module, dynamic: bool | None) -> Any:

@@ -1,7 +1,7 @@
-"""What is done to torch modules so that they run faster, and to the same result within rounding; or, asked for, less.
+"""What is done to torch modules so that they run faster, and to the same result within rounding.
 
-Projections that read the same input become one product; with `--quantization`, those of the transformer blocks are
-computed in 8 bits, through torchao.
+Projections that read the same input become one product; with `--quantization`, which costs quality, those of the
+transformer blocks are computed in 8 bits, through torchao.
 """
 
 import importlib.util
