@@ -34,9 +34,9 @@ NUM_IMAGES = "num_images"
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
-XL, TURBO, IMG2IMG = "demo_txt2img_xl.py", "demo_turbo.py", "demo_img2img.py"
-FROM_TEXT = ("demo_txt2img.py", XL, TURBO)
-DEMOS = (*FROM_TEXT, IMG2IMG)
+DEMO, FROM_TEXT, FROM_IMAGE, REFINING, FEW_STEPS = "demo", "from text", "from an image", "refining", "few steps"
+"""What a script that makes pictures is, which decides the flags it has: see `Script.kinds`."""
+
 BUILD, SWEEP, COMPARE = "build_engines.py build", "benchmark.py run", "benchmark.py compare"
 BENCHMARKS = (SWEEP, COMPARE)
 TRYING = (BUILD, *BENCHMARKS)
@@ -44,7 +44,7 @@ STORES = "build_engines.py"
 TRITON = "build_triton_repository.py"
 TOOLS = (*TRYING, TRITON)
 CLIENT = "client.py"
-"""The scripts and commands that have flags of `GROUPS`; STORES stands for all others of that script."""
+"""The tools and commands that have flags of `GROUPS`, too; STORES stands for all others of that script."""
 
 BOUNDS = ("LEAST", "BEST", "MOST")
 MODEL = "PATH_OR_REPO"
@@ -104,7 +104,7 @@ class Flag:
     switches: tuple[str, ...] = ()
     together: bool = False
     exclusive: bool = False
-    scripts: tuple[str, ...] = DEMOS
+    scripts: tuple[str, ...] = (DEMO,)
     also: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     field: str = ""
@@ -172,18 +172,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(NUM_IMAGES, "N", "of each prompt; default: the model's own, 1", int, ROW, least=1, scripts=(CLIENT,)),
         Flag("prompts", "FILE",
             "a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of {fields}; the "
-            "same command goes on where it was stopped", scripts=FROM_TEXT),
+            "same command goes on where it was stopped", scripts=(FROM_TEXT,)),
         Flag("recipe", "PNG", "remake the picture in this file, from the recipe it carries",
             beside_prompts="it is of one picture"),
         Flag("input_image", "FILE", "the picture to start from, turned as its EXIF says and without its transparency",
-            use=REQUEST, scripts=(IMG2IMG,)),
+            use=REQUEST, scripts=(FROM_IMAGE,)),
         Flag("image_strength", "X",
             "how far to leave it: the share of the steps that are made, or of the schedule with a latent consistency "
-            "model, to 1; default 0.8", float, REQUEST | RECIPE, default=0.8, least=0, most=1, scripts=(IMG2IMG,)),
-        Flag("enable_refiner", "", "let a second model go over the picture", bool, RECIPE, scripts=(XL,),
+            "model, to 1; default 0.8", float, REQUEST | RECIPE, default=0.8, least=0, most=1, scripts=(FROM_IMAGE,)),
+        Flag("enable_refiner", "", "let a second model go over the picture", bool, RECIPE, scripts=(REFINING,),
             beside_prompts="its pictures are made by one model"),
         Flag("image_strength", "X", "share of the steps that the refiner makes once more; default 0.3", float,
-            REQUEST | RECIPE, default=0.3, least=0, most=1, scripts=(XL,), field="refiner_strength",
+            REQUEST | RECIPE, default=0.3, least=0, most=1, scripts=(REFINING,), field="refiner_strength",
             needs="enable_refiner"),
     ),
     "the model": (
@@ -195,7 +195,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "the diffusers folder or repository that a single-file --model has its configuration from; default: that "
             "of the published model of its architecture"),
         Flag("refiner_model", MODEL, "the refiner's folder or hub repository; default: {refiner}", use=REQUEST,
-            scripts=(XL,), field="refiner", needs="enable_refiner"),
+            scripts=(REFINING,), field="refiner", needs="enable_refiner"),
         Flag("vae", MODEL,
             "another VAE than the model's own: its folder, the folder of a model that has it, or a hub repository",
             use=REQUEST),
@@ -205,7 +205,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             needs="lora_path"),
         Flag("lora_scale", "X", "scales all of --lora-path; default 1", float, RECIPE, 1.0, needs="lora_path"),
         Flag("lcm_lora", "", "make a model of many steps one of few, with the LCM LoRA of its family", bool, RECIPE,
-            scripts=(TURBO,)),
+            scripts=(FEW_STEPS,)),
         Flag("hf_token", "TOKEN", "for gated models on the hub; default: $HF_TOKEN", also=TOOLS),
         Flag("framework_model_dir", "DIR", "download models here; default: the hub's own cache", also=TOOLS),
     ),
@@ -238,7 +238,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             together=True, also=TRYING),
         Flag("ray", "ADDRESS",
             "with --prompts: these processes as Ray actors, on the cluster at this address, auto or local",
-            scripts=FROM_TEXT, needs="prompts"),
+            scripts=(FROM_TEXT,), needs="prompts"),
         Flag("num_warmup_runs", "N", "untimed runs before the timed ones; default {warmup_runs}", int, least=0,
             also=BENCHMARKS, beside_prompts="engines are warmed up when loaded"),
         Flag("use_cuda_graph", "", "capture the networks and the loop as CUDA graphs, on engines that have CUDA", bool,
@@ -264,9 +264,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "folders": (
         Flag("onnx_dir", "DIR", "ONNX graphs; default: onnx", also=(*TOOLS, STORES)),
         Flag("engine_dir", "DIR", "built engines and schedules; default: engines", also=(*TOOLS, STORES)),
-        Flag("onnx_refiner_dir", "DIR", "the refiner's graphs; default: --onnx-dir", scripts=(XL,),
+        Flag("onnx_refiner_dir", "DIR", "the refiner's graphs; default: --onnx-dir", scripts=(REFINING,),
             needs="enable_refiner"),
-        Flag("engine_refiner_dir", "DIR", "its engines; default: --engine-dir", scripts=(XL,), needs="enable_refiner"),
+        Flag("engine_refiner_dir", "DIR", "its engines; default: --engine-dir", scripts=(REFINING,),
+            needs="enable_refiner"),
         Flag("output_dir", "DIR", "pictures; default: output"),
     ),
     "what is printed": (

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.errors import check_known
+from darkroom.flags import DEMO, FEW_STEPS, FROM_IMAGE, FROM_TEXT, REFINING
 
 SD, SDXL = "sd", "sdxl"
 """The names of the families that the scripts run."""
@@ -55,6 +56,12 @@ class Script:
     from_image: bool = False
     refiner: Version | None = None
     few_steps: bool = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """What it is, as `darkroom.flags` names that: this decides which flags it has."""
+        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image, FEW_STEPS: self.few_steps}
+        return [DEMO, *(kind for kind, holds in (known | {REFINING: self.refiner}).items() if holds)]
 
     @property
     def of_many_steps(self) -> str:

@@ -52,21 +52,22 @@ def parser_of(script: Script) -> Parser:
         allow_abbrev=False,
         description="Makes pictures from prompts, through engines compiled for this machine.",
     )
-    add_flags(parser, script.program, **words)
+    add_flags(parser, *script.kinds, **words)
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, script: str, **words: str) -> None:
-    """Adds the declared flags of a script or command, group by group. `words` are those of its own in their help."""
+def add_flags(parser: argparse.ArgumentParser, *kinds: str, **words: str) -> None:
+    """Adds the declared flags of a script of these kinds, or of a command, group by group. `words` are those of its own
+    in their help."""
     for title, flags in GROUPS.items():
-        own = [flag for flag in flags if script in (*flag.scripts, *flag.also, *flag.lists)]
+        own = [flag for flag in flags if not set(kinds).isdisjoint((*flag.scripts, *flag.also, *flag.lists))]
         if not own:
             continue
         group = parser.add_argument_group(title)
-        exclusive = any(flag.exclusive and script not in flag.lists for flag in own)
+        exclusive = any(flag.exclusive and set(kinds).isdisjoint(flag.lists) for flag in own)
         rivals = group.add_mutually_exclusive_group() if exclusive else group
         for flag in own:
-            _add(rivals if flag.exclusive else group, flag, script in flag.lists, WORDS | words)
+            _add(rivals if flag.exclusive else group, flag, not set(kinds).isdisjoint(flag.lists), WORDS | words)
 
 
 def _add(group: Any, flag: Flag, listed: bool, words: dict[str, str]) -> None:
