@@ -19,11 +19,13 @@ DRAWS_BOUNDS = (1, 20, 1000)
 
 @dataclass(frozen=True)
 class Tensor:
-    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W"."""
+    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W". `count` is
+    how many values an integer tensor takes, from 0 up; None where that is not known."""
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str = "float32"
+    count: int | None = None
 
 
 GUIDANCE_SCALE = Tensor("guidance_scale", ("B",))

@@ -85,7 +85,7 @@ class UnetFamily(Family):
     ) -> dict[str, Stage]:
         """The contract of a text encoder; and with guidance of one that leaves out no layers, where layers are left
         out, because diffusers does that for the prompt alone."""
-        ids = Tensor("input_ids", ("B", self.context(model, part)), "int32")
+        ids = Tensor("input_ids", ("B", self.context(model, part)), "int32", model.config(part)["vocab_size"])
         name = self.text_stages[part]
 
         def stage(options: dict[str, Any]) -> Stage:

@@ -22,7 +22,7 @@ WORTH_HALVING = 100_000
 """Numbers in a weight from which on it is kept in float16, where a network's are."""
 
 BYTE_TOKENS = 256
-"""Every byte-level vocabulary begins with one token a byte: ids below this exist in all of them."""
+"""Ids below this are tried, as far as there are so many: a byte-level vocabulary begins with one token a byte."""
 
 
 class _Widen(nn.Module):
@@ -80,7 +80,8 @@ def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
     for tensor in stage.inputs:
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         if tensor.dtype == "int32":
-            value = torch.randint(0, BYTE_TOKENS, shape, generator=generator, dtype=torch.int32)
+            count = min(tensor.count or BYTE_TOKENS, BYTE_TOKENS)
+            value = torch.randint(0, count, shape, generator=generator, dtype=torch.int32)
         elif tensor.name == "timestep":
             value = torch.rand(shape, generator=generator) * 999
         elif tensor.name.endswith("time_ids"):
