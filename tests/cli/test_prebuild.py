@@ -249,7 +249,7 @@ class TestUpkeep:
         store = Store(stocked.engines)
         vae = next(store.root.glob("vae-*"))
         weights = open_checkpoint(other, store.fingerprints).digests["vae"]
-        copy = of_another(vae, store, {"model_folder": str(other)}, weights=weights)
+        copy = of_another(vae, store, {"model_folder": str(other)}, weights={"vae": weights})
         ended = prebuild(stocked, "verify", "--json", copy.name)
         (verdict,) = json.loads(ended.out)
         assert ended.code == 1 and one_line(ended.err)
