@@ -1,11 +1,13 @@
 """Files: JSON objects that are read, and contents that are written whole or not at all."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import InvalidRequest
+from darkroom.errors import Failed, InvalidRequest
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,12 +25,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_whole(path: Path, content: bytes) -> Path:
-    """Writes under another name, then gives the file its own. Returns the path; raises `OSError`."""
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when the block ends well. Raises `Failed` for want of room or rights."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror or error}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> Path:
+    """Writes a file whole or not at all. Returns the path; raises as `written` does."""
+    with written(path) as temporary:
+        temporary.write_bytes(content)
     return path

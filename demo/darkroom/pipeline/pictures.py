@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.files import written
 from darkroom.flags import PIXEL_MULTIPLE
 from darkroom.store.fingerprints import hash_json
 
@@ -127,18 +127,12 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
     path = next(
         path for path in names(folder, pipeline, recipe) if not path.exists() or _recipe_or_none(path) == recipe
     )
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
+    with written(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=_text_chunks(recipe))
-        with Image.open(temporary) as written:
-            written.load()
-            if written.size != pixels.shape[1::-1]:
+        with Image.open(temporary) as picture:
+            picture.load()
+            if picture.size != pixels.shape[1::-1]:
                 raise Failed(f"{path} could not be written whole.")
-        temporary.replace(path)
-    except OSError as error:
-        raise Failed(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -107,6 +107,17 @@ def deaf_to_interrupts() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """On Linux, this process gets a signal when its parent dies; where the one with the id `parent` has, at once.
+
+    (The parent is a thread, as Linux has it.)
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        if parent not in (None, os.getppid()):
+            os.kill(os.getpid(), number)
+
+
 @contextmanager
 def _environment(more: dict[str, str]) -> Iterator[None]:
     """What is not set yet is set for the processes that begin in the block."""
@@ -140,10 +151,7 @@ def machine_memory() -> int | None:
 def _work(
     sender: "Connection", parent: int, verbose: bool, reports: bool, function: Callable[..., Any], arguments: tuple
 ) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has died already
-            return
+    end_with_parent(parent=parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if verbose else silence, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from darkroom.errors import Failed
+from darkroom.files import written
 from darkroom.noise import SEED_LIMIT
 
 ROWS = "rows.jsonl"
@@ -90,15 +91,13 @@ class Journal:
     def __init__(self, path: Path, head: dict[str, Any], records: Iterable[Record]) -> None:
         self._path = path
         self._offsets: dict[int, int] = {}
-        temporary = path.with_name(f".{path.name}.tmp")
+        with written(path) as temporary, temporary.open("wb") as self._file:
+            self._write(head)
+            for record in records:
+                self._offsets[record.image] = self._file.tell()
+                self._write(asdict(record))
+            self._sync()
         with self._writing():
-            with temporary.open("wb") as self._file:
-                self._write(head)
-                for record in records:
-                    self._offsets[record.image] = self._file.tell()
-                    self._write(asdict(record))
-                self._sync()
-            temporary.replace(path)
             self._file = path.open("ab")
             self._reader = path.open("rb")
 

@@ -5,10 +5,8 @@ what comes back is its name and how long it took. The GPUs of `--devices` have n
 at hand.
 """
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.pipeline.pictures import save
-from darkroom.processes.child import PR_SET_PDEATHSIG, deaf_to_interrupts
+from darkroom.processes.child import deaf_to_interrupts, end_with_parent
 from darkroom.request import Request
 from darkroom.serving.batching import Counts, Made
 from darkroom.serving.service import Plan, Service
@@ -221,10 +219,7 @@ class Process(Worker):
 
 def _work(connection: "Connection", parent: int, orders: Orders, variables: dict[str, str]) -> None:
     """What a worker's process does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has died already
-            return
+    end_with_parent(parent=parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # which reach all of a group: they are its parent's to pass on
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(variables)

@@ -1,10 +1,7 @@
 """Artefacts in one tar file. Nothing is believed of what comes out of one: names are checked, and every hash."""
 
-import contextlib
 import io
 import json
-import os
-import secrets
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.files import written
 from darkroom.store.manifest import MANIFEST, USED, Damaged, parse_manifest
 from darkroom.store.store import Store
 
@@ -24,28 +22,20 @@ MOST_OF_A_MANIFEST = 2**24
 
 def pack(archive: Path, artefacts: dict[str, Path], advance: Callable[[], None]) -> None:
     """Writes folders under the names given, `advance` after each. Raises `Failed` when the file cannot be written."""
-    temporary = archive.with_name(f".{secrets.token_hex(4)}.tmp")
     files = {
         name: sorted(path for path in folder.rglob("*") if path.is_file() and path.name != USED)
         for name, folder in artefacts.items()
     }
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            index = json.dumps({name: len(paths) for name, paths in files.items()}).encode()
-            member = tarfile.TarInfo(INDEX)
-            member.size = len(index)
-            tar.addfile(_anonymous(member), io.BytesIO(index))
-            for name, folder in artefacts.items():
-                # The manifest first: a reader knows what follows.
-                for path in sorted(files[name], key=lambda path: path != folder / MANIFEST):
-                    tar.add(path, f"{name}/{path.relative_to(folder).as_posix()}", filter=_anonymous)
-                advance()
-        os.replace(temporary, archive)
-    except OSError as error:
-        raise Failed(f"{archive} cannot be written ({error.strerror or error}).") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with written(archive) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        index = json.dumps({name: len(paths) for name, paths in files.items()}).encode()
+        member = tarfile.TarInfo(INDEX)
+        member.size = len(index)
+        tar.addfile(_anonymous(member), io.BytesIO(index))
+        for name, folder in artefacts.items():
+            # The manifest first: a reader knows what follows.
+            for path in sorted(files[name], key=lambda path: path != folder / MANIFEST):
+                tar.add(path, f"{name}/{path.relative_to(folder).as_posix()}", filter=_anonymous)
+            advance()
 
 
 def unpack(

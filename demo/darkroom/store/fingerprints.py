@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from darkroom.errors import Failed
+from darkroom.files import write_whole
+
 TICK = 20_000_000
 """Nanoseconds: what the times that a file system keeps are exact to, at least."""
 
@@ -59,13 +62,8 @@ class Fingerprints:
         if not self._changed:
             return
         self._known = {path: known for path, known in self._known.items() if os.path.exists(path)}
-        temporary = self._memory.with_name(f".{self._memory.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            try:
-                temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-                temporary.replace(self._memory)
-            finally:  # also where Ctrl-C broke in
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(Failed):
+            write_whole(self._memory, json.dumps(self._known, indent=1).encode())
 
 
 def _identity(path: Path) -> list[int]:

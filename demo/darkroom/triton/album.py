@@ -1,6 +1,5 @@
 """The folder that answered pictures are kept in."""
 
-import contextlib
 from itertools import count
 from pathlib import Path
 
@@ -34,10 +33,12 @@ class Album:
         suffix = next((suffix for begin, suffix in SUFFIXES.items() if data.startswith(begin)), None)
         if suffix is None:
             raise NoAnswer(f"the server answered an {ENCODED} that is no PNG or JPEG: it begins with {data[:8]!r}")
+        path = self._taken(suffix)
         try:
-            return self._write(data, suffix)
-        except OSError as error:
-            raise Failed(f"{self._folder} cannot be written: {error.strerror or error}.") from None
+            return write_whole(path, data)
+        except Failed:
+            path.unlink(missing_ok=True)
+            raise
 
     def _save(self, image: Image) -> Path:
         try:
@@ -49,19 +50,15 @@ class Album:
             why = f"{type(error).__name__}: {error}"
         raise NoAnswer(f"the server answered a recipe that cannot be kept ({why})")
 
-    def _write(self, data: bytes, suffix: str) -> Path:
-        path = self._taken(suffix)
-        try:
-            return write_whole(path, data)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-
     def _taken(self, suffix: str) -> Path:
         """The path under the next number that is free: an empty file, so that no other process takes it."""
         while True:
             path = self._folder / f"{self._model}-{next(self._numbers)}{suffix}"
             if not any(path.with_suffix(each).exists() for each in SUFFIXES.values()):
-                with contextlib.suppress(FileExistsError):
+                try:
                     path.touch(exist_ok=False)
                     return path
+                except FileExistsError:
+                    pass
+                except OSError as error:
+                    raise Failed(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from darkroom.engines import distribution_of
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.files import write_whole, written
 from darkroom.processes.environments import ensure
 
 WHEEL = "nvidia-pytriton==0.7.0"
@@ -130,21 +131,9 @@ def installed(
         raise Failed(f"{WHEEL} has no Python backend for Python {sys.version_info[0]}.{sys.version_info[1]}.")
     # The backend gives its models a PYTHONPATH of its own: where this Darkroom is stands in a file.
     paths = packages / "darkroom.pth"
-    try:
-        if not link.exists():
-            _put(link, lambda temporary: os.symlink(stub, temporary))
-        if not paths.exists() or paths.read_text() != f"{PACKAGE.parent}\n":
-            _put(paths, lambda temporary: temporary.write_text(f"{PACKAGE.parent}\n"))
-    except OSError as error:
-        raise Failed(f"{root} cannot be written: {error.strerror or error}.") from None
+    if not link.exists():
+        with written(link) as temporary:
+            temporary.symlink_to(stub)
+    if not paths.exists() or paths.read_text() != f"{PACKAGE.parent}\n":
+        write_whole(paths, f"{PACKAGE.parent}\n".encode())
     return Installed(python, triton / "bin" / "tritonserver", triton / "backends")
-
-
-def _put(target: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file or link whole, even if another process is doing the same."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        make(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from darkroom.errors import Failed
 from darkroom.families import find_family
-from darkroom.files import read_json
+from darkroom.files import read_json, written
 from darkroom.serving.service import PLAN, Plan, check_whole
 from darkroom.store.store import TEMPORARY, clear
 from darkroom.triton.config import AFTER, BEFORE, CONFIG
@@ -87,17 +87,10 @@ def write_ensemble(repository: Path, name: str, texts: dict[str, str]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Under a temporary name first."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
-    try:
+    """A file whole or not at all, and the folder that it is in."""
+    with written(file) as temporary:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
+        temporary.write_text(text, encoding="utf-8")
 
 
 def tree(folder: Path, depth: int = 3) -> list[str]:

@@ -13,6 +13,7 @@ from darkroom.engines.runtime import Options, Progress
 from darkroom.engines.tensorrt.graph import read_graph, tidy
 from darkroom.engines.tensorrt.log import make_log
 from darkroom.errors import Failed, gist
+from darkroom.files import write_whole
 
 GIB = 1 << 30
 MODEL = "model.onnx"
@@ -57,7 +58,7 @@ def build_engine(
         if serialized is None:
             raise Failed(_builder_failure(job.stage, log))
         if cache:
-            _replace(Path(cache), memoryview(config.get_timing_cache().serialize()))
+            write_whole(Path(cache), memoryview(config.get_timing_cache().serialize()))
         with plan.open("wb") as file:
             file.write(memoryview(serialized))
         return _described(network, job.profile, job.stage, _weights_bytes(graph))
@@ -170,10 +171,3 @@ def _described(network: Any, profile: Profile, stage: Stage, weights: int) -> di
 def _weights_bytes(graph: Path) -> int:
     """Bytes of the weights of a graph, external ones too."""
     return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
-
-
-def _replace(path: Path, content: memoryview) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
