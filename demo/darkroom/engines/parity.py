@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from darkroom.contract import FREE, Job, Stage
+from darkroom.contract import FREE, Job
 from darkroom.engines.runtime import Options
+from darkroom.networks.graph import relative_error
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 """Largest difference from torch in float32 that an engine may show, relative to the largest value."""
@@ -21,7 +22,7 @@ def run_once(
     import numpy as np
 
     from darkroom.engines import find_runtime
-    from darkroom.networks.load import example_inputs
+    from darkroom.networks.load import example_inputs, load_module, outputs_of
 
     its = Job.from_json(job)
     inputs = example_inputs(its.stage, _sizes(its), seed=2)
@@ -31,23 +32,8 @@ def run_once(
         return float("inf")
     if model is None:
         return None
-    expected = _by_torch(its.stage, model, inputs)
-    if any(outputs[name].shape != value.shape for name, value in expected.items()):
-        return float("inf")
-    return max(
-        float(np.abs(outputs[name] - value).max() / max(np.abs(value).max(), 1e-30)) for name, value in expected.items()
-    )
-
-
-def _by_torch(stage: Stage, model: Path, inputs: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    from darkroom.networks.load import load_module
-
-    with torch.no_grad():
-        made = load_module(stage, model)(*inputs.values())
-    values = made if isinstance(made, tuple) else (made,)
-    return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, values, strict=True)}
+    expected = outputs_of(load_module(its.stage, model), its.stage, inputs)
+    return relative_error((value, outputs[name]) for name, value in expected.items())
 
 
 def _sizes(job: Job) -> dict[str, int]:

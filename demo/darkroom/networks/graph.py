@@ -2,9 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from darkroom.contract import Stage
 from darkroom.errors import Failed, InvalidRequest, gist
@@ -156,23 +158,24 @@ def _gather_external_data(path: Path) -> None:
 
 
 def _error_against_torch(path: Path, stage: Stage, module: Any, run: Run, sizes: dict[str, int]) -> float:
-    """Largest difference between the graph, run on the CPU, and torch, relative to the largest value."""
-    import numpy as np
-    import torch
-
-    from darkroom.networks.load import example_inputs
+    """Of the graph, run on the CPU: see `relative_error`."""
+    from darkroom.networks.load import example_inputs, outputs_of
 
     inputs = example_inputs(stage, sizes, seed=1)
-    with torch.no_grad():
-        made = module(*inputs.values())
+    expected = outputs_of(module, stage, inputs).values()
+    found = run(path, stage, {name: value.numpy() for name, value in inputs.items()})
+    return relative_error(zip(expected, found, strict=True))
+
+
+def relative_error(outputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Largest difference of what was found from what was expected before it, relative to the largest value expected;
+    infinite where their shapes differ, NaN where any number is."""
     errors = []
-    outputs = made if isinstance(made, tuple) else (made,)
-    results = run(path, stage, {name: value.numpy() for name, value in inputs.items()})
-    for expected, found in zip((output.numpy() for output in outputs), results, strict=True):
+    for expected, found in outputs:
         if found.shape != expected.shape:
             return float("inf")
         errors.append(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
-    return float(np.max(errors))  # NaN if any is
+    return float(np.max(errors))
 
 
 def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any], widen: bool = True) -> list[Any]:

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
@@ -92,6 +93,14 @@ def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
             value = torch.randn(shape, generator=generator)
         inputs[tensor.name] = value
     return inputs
+
+
+def outputs_of(module: nn.Module, stage: Stage, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """What torch makes of inputs, in the contract's order."""
+    with torch.no_grad():
+        made = module(*inputs.values())
+    outputs = made if isinstance(made, tuple) else (made,)
+    return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, outputs, strict=True)}
 
 
 def _load_network(network: Network, folder: Path, dtype: torch.dtype) -> Any:

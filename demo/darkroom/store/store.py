@@ -194,7 +194,7 @@ class Store:
     def renew(self, key: Key, fill: Callable[[Path], None]) -> Path:
         """The artefact's folder, made anew of what it holds and what `fill` adds. Raises as `make` does."""
         folder = self.root / key.folder_name
-        with self.changing(key.folder_name), self._filled(folder) as temporary:
+        with self.changing(key.folder_name), self.filled(folder) as temporary:
             if os.path.lexists(folder) and (damage := self.damage(folder, key.facts)):
                 self._set_aside(folder, damage)
             if folder.exists():
@@ -230,7 +230,7 @@ class Store:
 
     def put(self, folder: Path, fill: Callable[[Path], None]) -> None:
         """Makes an artefact of what `fill` writes, manifest and all, once it is found whole. Raises `Damaged`."""
-        with self.changing(folder.name), self._filled(folder) as temporary:
+        with self.changing(folder.name), self.filled(folder) as temporary:
             fill(temporary)
             manifest = read_manifest(temporary)
             if Key(manifest["label"], manifest["key"]).folder_name != folder.name:
@@ -247,7 +247,7 @@ class Store:
                 mark.touch()
 
     def _make(self, key: Key, folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
-        with self._filled(folder) as temporary:
+        with self.filled(folder) as temporary:
             start = time.perf_counter()
             made = self._on_disk(lambda: build(temporary))
             made |= {"seconds": round(time.perf_counter() - start, 3), "at": int(time.time())}
@@ -255,7 +255,7 @@ class Store:
         return folder
 
     @contextlib.contextmanager
-    def _filled(self, folder: Path) -> Iterator[Path]:
+    def filled(self, folder: Path) -> Iterator[Path]:
         """A temporary folder that takes the place of `folder` when the block ends well, and is gone when it does not.
 
         Its name is its own: what a killed process left may still be written to where children outlive their parents.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from darkroom.errors import InvalidRequest, near_matches
@@ -102,35 +103,21 @@ class Instances:
 
 def config_text(name: str, max_batch_size: int, instances: Instances, parameters: Parameters) -> str:
     """A new configuration."""
-    lines = [
-        f"# {name}: written by build_triton_repository.py. Change what you like, and run it again after changing",
-        "# max_batch_size, height, width or max_steps: what they need is then built.",
-        f'name: "{name}"',
-        'backend: "python"',
-        "",
-        "# Images that are made together. A request with fewer does not wait for others: it joins the running batch.",
-        f"max_batch_size: {max_batch_size}",
-        "",
-    ]
-    for tensor, kind in INPUTS.items():
-        lines.append(f'input {{ name: "{tensor}" data_type: {kind} dims: [ 1 ]{_left_out(tensor)} }}')
-    for tensor, (kind, shape) in OUTPUTS.items():
-        lines.append(f'output {{ name: "{tensor}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ] }}')
-    gpus = f" gpus: [ {', '.join(map(str, instances.gpus))} ]" if instances.gpus else ""
-    lines += [
-        "",
-        f"instance_group {{ count: {instances.count} kind: KIND_{instances.kind.upper()}{gpus} }}",
-        "",
-        "# What a request gets that does not say, empty for the model's own; then limits that protect the server.",
-    ]
-    for parameter, text in parameters.texts().items():
-        lines.append(f'parameters {{ key: "{parameter}" value {{ string_value: "{text}" }} }}')
-    return "\n".join(lines) + "\n"
-
-
-def _left_out(tensor: str) -> str:
-    """What marks an input that requests may leave out."""
-    return "" if tensor == "prompt" else " optional: true"
+    outputs = (_tensor("output", tensor, kind, shape) for tensor, (kind, shape) in OUTPUTS.items())
+    return _filled(
+        "model",
+        name=name,
+        slots=max_batch_size,
+        inputs=_inputs(),
+        outputs="\n".join(outputs),
+        count=instances.count,
+        kind=instances.kind.upper(),
+        gpus=f" gpus: [ {', '.join(map(str, instances.gpus))} ]" if instances.gpus else "",
+        parameters="\n".join(
+            f'parameters {{ key: "{parameter}" value {{ string_value: "{text}" }} }}'
+            for parameter, text in parameters.texts().items()
+        ),
+    )
 
 
 BEFORE, AFTER, ENSEMBLE = "_preprocess", "_postprocess", "_ensemble"
@@ -140,60 +127,37 @@ BEFORE, AFTER, ENSEMBLE = "_preprocess", "_postprocess", "_ensemble"
 def ensemble_texts(name: str, max_batch_size: int, upscale: int, kind: str) -> dict[str, str]:
     """The configurations of an ensemble around a model, by the names of its models: prompts are cleaned up, pictures
     come back as files of that `kind`, `upscale` times as large."""
+    passed_on = (f'input_map {{ key: "{each}" value: "{each}" }}' for each in INPUTS if each != "prompt")
+    values = {"name": name, "slots": max_batch_size, "upscale": upscale, "format": kind, "inputs": _inputs()}
+    values["passed_on"] = "\n    ".join(passed_on)
+    return {name + model: _filled(model.removeprefix("_"), **values) for model in (BEFORE, AFTER, ENSEMBLE)}
 
-    def head(model: str, backend: str = 'backend: "python"') -> list[str]:
-        return [f'name: "{model}"', backend, f"max_batch_size: {max_batch_size}"]
 
-    def tensor(side: str, tensor: str, kind: str, shape: tuple[int, ...] = (1,), more: str = "") -> str:
-        return f'{side} {{ name: "{tensor}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ]{more} }}'
+def _filled(template: str, **values: Any) -> str:
+    """One of the templates beside this file."""
+    return Template(Path(__file__).with_name(f"{template}.pbtxt").read_text(encoding="utf-8")).substitute(values)
 
-    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
-        maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
-        maps += [f'output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
-        return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
 
-    before, after, text = name + BEFORE, name + AFTER, "TYPE_STRING"
-    rest = {output: output for output in OUTPUTS if output not in ("generated_image", "recipe")}
-    answers = {"encoded_image": text, "recipe": text} | {output: OUTPUTS[output][0] for output in rest}
-    steps = [
-        step(before, {"raw_prompt": "prompt"}, {"clean_prompt": "clean_prompt"}),
-        step(
-            name,
-            {each: "clean_prompt" if each == "prompt" else each for each in INPUTS},
-            rest | {"generated_image": "pixels", "recipe": "recipe"},
-        ),
-        step(after, {"pixels": "pixels", "recipes": "recipe"}, {"encoded_image": "encoded_image"}),
-    ]
-    files = {
-        before: [*head(before), tensor("input", "raw_prompt", text), tensor("output", "clean_prompt", text)],
-        after: [
-            *head(after),
-            tensor("input", "pixels", *OUTPUTS["generated_image"]),
-            tensor("input", "recipes", text),
-            tensor("output", "encoded_image", text),
-            f'parameters {{ key: "upscale" value {{ string_value: "{upscale}" }} }}',
-            f'parameters {{ key: "format" value {{ string_value: "{kind}" }} }}',
-        ],
-        name + ENSEMBLE: [
-            *head(name + ENSEMBLE, 'platform: "ensemble"'),
-            *(
-                tensor("input", each, INPUTS[each], more="" if each == "prompt" else " optional: true")
-                for each in INPUTS
-            ),
-            *(tensor("output", each, kind) for each, kind in answers.items()),
-            f"ensemble_scheduling {{ {' '.join(steps)} }}",
-        ],
-    }
-    return {model: "\n".join(lines) + "\n" for model, lines in files.items()}
+def _inputs() -> str:
+    """All but the prompt can be left out."""
+    left_out = {name: "" if name == "prompt" else " optional: true" for name in INPUTS}
+    return "\n".join(_tensor("input", name, kind, (1,), left_out[name]) for name, kind in INPUTS.items())
+
+
+def _tensor(side: str, name: str, kind: str, shape: tuple[int, ...], more: str = "") -> str:
+    return f'{side} {{ name: "{name}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ]{more} }}'
 
 
 def read_config(file: Path) -> Any:
     """The configuration in a file, as Triton's own message `ModelConfig`. Raises `InvalidRequest` where it is none."""
     from google.protobuf import text_format
 
-    message = _message()
     try:
-        return text_format.Parse(file.read_text(encoding="utf-8"), message)
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except ImportError:
+        raise InvalidRequest('reading config.pbtxt needs a package: pip install "tritonclient[grpc]"') from None
+    try:
+        return text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
     except (text_format.ParseError, ValueError) as error:
         raise InvalidRequest(f"{file} is not a model's configuration: {' '.join(str(error).split())}.") from None
     except OSError as error:
@@ -213,11 +177,3 @@ def changed_text(config: Any, max_batch_size: int | None, instances: Instances |
     for name, text in changes.items():
         config.parameters[name].string_value = text
     return text_format.MessageToString(config)
-
-
-def _message() -> Any:
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError:
-        raise InvalidRequest('reading config.pbtxt needs a package: pip install "tritonclient[grpc]"') from None
-    return model_config_pb2.ModelConfig()

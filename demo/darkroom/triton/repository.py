@@ -17,7 +17,7 @@ from darkroom.errors import Failed
 from darkroom.families import find_family
 from darkroom.files import read_json, written
 from darkroom.serving.service import PLAN, Plan, check_whole
-from darkroom.store.store import TEMPORARY, clear
+from darkroom.store.store import Store
 from darkroom.triton.config import AFTER, BEFORE, CONFIG
 
 VERSION = "1"
@@ -112,27 +112,9 @@ def tree(folder: Path, depth: int = 3) -> list[str]:
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well; another that makes one waits."""
-    from filelock import FileLock
-
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old{TEMPORARY}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):  # by one that was killed
-                clear(left)
-            try:
-                temporary.mkdir()
-                yield temporary
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(folder, old)
-                os.replace(temporary, folder)
-            finally:
-                for each in (temporary, old):
-                    with contextlib.suppress(OSError):
-                        clear(each)
-    except OSError as error:
-        raise Failed(f"{folder} cannot be written: {error.strerror or error}.") from error
+    store = Store(folder.parent)
+    with store.changing(folder.name), store.filled(folder) as temporary:
+        yield temporary
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from darkroom.contract import Job, Stage
 from darkroom.engines.jax.run import EXPECTED, GIVEN, MADE, PROGRAM, WEIGHTS
 from darkroom.engines.runtime import Progress
-from darkroom.networks.load import DTYPES, example_inputs, load_module
+from darkroom.networks.load import DTYPES, example_inputs, load_module, outputs_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a program is lowered for: which of them it is compiled for, its maker cannot see."""
@@ -70,11 +70,8 @@ def write_program(job: Job, model: Path, devices: int, folder: Path, progress: P
 def _expected(stage: Stage, module: nn.Module, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Inputs that keep to the contract, and what torch makes of them in float32."""
     inputs = example_inputs(stage, sizes, seed=1)
-    with torch.no_grad():
-        made = module(*inputs.values())
-    outputs = made if isinstance(made, tuple) else (made,)
     known = {GIVEN + name: value.numpy() for name, value in inputs.items()}
-    return known | {MADE + tensor.name: value.numpy() for tensor, value in zip(stage.outputs, outputs, strict=True)}
+    return known | {MADE + name: value for name, value in outputs_of(module, stage, inputs).items()}
 
 
 def _bare(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ from darkroom.contract import Job, Stage
 from darkroom.engines.parity import TOLERANCES
 from darkroom.engines.runtime import Engine
 from darkroom.errors import Failed
+from darkroom.networks.graph import relative_error
 from darkroom.schedule.table import (
     INPUT_SCALE,
     OUTPUTS,
@@ -128,13 +129,12 @@ def _compiled(job: Job, folder: Path) -> tuple[jax.stages.Compiled, int]:
 
 
 def _error_against_torch(engine: "JaxEngine", job: Job, folder: Path) -> float:
-    """Largest difference over a batch of the same image, relative to the largest value."""
+    """Over a batch of the same image: see `relative_error`."""
     known = load_file(folder / EXPECTED)
     inputs = {name.removeprefix(GIVEN): value for name, value in known.items() if name.startswith(GIVEN)}
     made = engine({name: np.repeat(value, job.profile.batch, axis=0) for name, value in inputs.items()})
-    expected = {name: known[MADE + name] for name in made}
-    errors = [np.abs(made[name] - value).max() / max(np.abs(value).max(), 1e-30) for name, value in expected.items()]
-    return float(np.max(errors))  # NaN if any is
+    batch = job.profile.batch
+    return relative_error((np.repeat(known[MADE + name], batch, axis=0), value) for name, value in made.items())
 
 
 def load_engine(job: Job, folder: Path) -> "JaxEngine":
