@@ -1,8 +1,7 @@
 """What a stage is: named inputs and outputs whose shapes are written in the sizes that a user knows."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -51,14 +50,6 @@ class Lora:
         """What its changes are multiplied by."""
         return self.weight * self.scale
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path.absolute()), "networks": sorted(self.networks)}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Lora":
-        """The inverse of `as_json`."""
-        return cls(**fields | {"path": Path(fields["path"]), "networks": frozenset(fields["networks"])})
-
 
 @dataclass(frozen=True)
 class Network:
@@ -90,20 +81,6 @@ class Stage:
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     half_weights: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"loras": [lora.as_json() for lora in self.loras]}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Stage":
-        """The inverse of `as_json`."""
-        tensors = {
-            side: tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in fields[side])
-            for side in ("inputs", "outputs")
-        }
-        loras = tuple(Lora.from_json(lora) for lora in fields["loras"])
-        networks = tuple(Network(**network) for network in fields["networks"])
-        return cls(**fields | tensors | {"networks": networks, "steady": tuple(fields["steady"]), "loras": loras})
 
     @property
     def denoises(self) -> bool:
@@ -171,12 +148,3 @@ class Job:
     stage: Stage
     profile: Profile
     precision: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"stage": self.stage.as_json()}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Job":
-        """The inverse of `as_json`."""
-        sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["profile"].items()}
-        return cls(Stage.from_json(fields["stage"]), Profile(**sizes), fields["precision"])

@@ -33,6 +33,7 @@ from darkroom.store.producers import made_with
 from darkroom.store.store import Key, Store
 from darkroom.text.compile import compile_tokenizer
 from darkroom.text.tokenizer import Tokenizer
+from darkroom.values import to_json
 
 GRAPH_REVISION = 3
 TABLE_REVISION = 2
@@ -444,7 +445,7 @@ class Preparer:
 
     def _origin(self, job: Job) -> dict[str, Any]:
         """What a manifest needs so that an artefact can be held against torch again."""
-        return {"model": self.name, "model_folder": str(self.checkpoint.folder.absolute()), "job": job.as_json()}
+        return {"model": self.name, "model_folder": str(self.checkpoint.folder.absolute()), "job": to_json(job)}
 
     def _graph(self, job: Job, request: Request) -> Path:
         from darkroom.networks.graph import GRAPH, export_stage

@@ -24,6 +24,7 @@ from darkroom.engines.runtime import Denoiser, Options
 from darkroom.errors import Failed
 from darkroom.store.fingerprints import Fingerprints
 from darkroom.store.store import Store
+from darkroom.values import from_json
 from tests.support import ROOT, Diffusers, Studio, assert_refused, listing, one_line, psnr
 
 PROMPT = "a red apple on the house"
@@ -43,7 +44,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Studio:
 def unet(pair: Studio) -> tuple[Job, Path]:
     """Its UNet, and the folder that it is kept in."""
     (folder,) = pair.engines.glob("unet-*")
-    return Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"]), folder
+    return from_json(Job, json.loads((folder / "manifest.json").read_text())["made"]["job"]), folder
 
 
 def test_an_engine_is_an_executable_and_its_weights_alone(unet: tuple[Job, Path]) -> None:
@@ -95,8 +96,9 @@ import jax
 from darkroom.engines.jax.runtime import Jax
 from darkroom.contract import Job
 from darkroom.engines.runtime import Options
+from darkroom.values import from_json
 folder = Path(sys.argv[1])
-job = Job.from_json(json.loads((folder / "manifest.json").read_text())["made"]["job"])
+job = from_json(Job, json.loads((folder / "manifest.json").read_text())["made"]["job"])
 runtime = Jax(Options())
 runtime.load(job, folder, None)
 client = weakref.ref(jax.devices()[0].client)

@@ -19,7 +19,7 @@ def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprint
     """Checks a LoRA as `check_lora` does, and identifies it."""
     path, networks = check_lora(path)
     try:
-        return Lora(path, fingerprints.sha256(path), networks, weight, scale)
+        return Lora(path.absolute(), fingerprints.sha256(path), networks, weight, scale)
     except OSError as error:
         raise InvalidRequest(f"the LoRA {path} cannot be read: {error.strerror}.") from None
 

@@ -6,6 +6,7 @@ from typing import Any
 from darkroom.contract import FREE, Job
 from darkroom.engines.runtime import Options
 from darkroom.networks.graph import relative_error
+from darkroom.values import from_json
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 """Largest difference from torch in float32 that an engine may show, relative to the largest value."""
@@ -24,7 +25,7 @@ def run_once(
     from darkroom.engines import find_runtime
     from darkroom.networks.load import example_inputs, load_module, outputs_of
 
-    its = Job.from_json(job)
+    its = from_json(Job, job)
     inputs = example_inputs(its.stage, _sizes(its), seed=2)
     loaded = find_runtime(runtime, Options(**options)).load(its, engine, None)
     outputs = loaded({name: value.numpy() for name, value in inputs.items()})

@@ -4,7 +4,7 @@ A family reads a model's index and configurations; it opens no weights and impor
 computed, a stage names as `module:factory` (`contract.Stage.module`), which the processes that compile import.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -66,14 +66,6 @@ class Traits:
     zeros_for_empty_prompt: bool = False
     rows: tuple[str, str] = ("CLIP", "UNet")
     facts: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Traits":
-        """The inverse of `as_json`."""
-        return cls(**fields | {name: tuple(fields[name]) for name in ("texts", "rows")})
 
     def guided(self, request: Request) -> bool:
         """Whether the request takes a denoiser with classifier-free guidance in its graph."""

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +32,7 @@ from darkroom.schedule.table import Table
 from darkroom.serving.batching import Counts, Lane, StepBatcher
 from darkroom.store.store import Store
 from darkroom.text.tokenizer import Tokenizer
+from darkroom.values import from_json, to_json
 
 PLAN = "serving.json"
 MODEL_INDEX = "model_index.json"
@@ -160,62 +161,17 @@ class Plan:
     def as_json(self, root: Path) -> dict[str, Any]:
         """As JSON values, with folders as they are called from `root`."""
         plan = self.moved(lambda folder: folder.relative_to(root))
-
-        def part(each: Part) -> dict[str, Any]:
-            return {"job": each.job.as_json(), "folder": each.folder.as_posix(), "key": each.key}
-
-        lanes = [
-            {
-                "guided": lane.guided,
-                "size": lane.size,
-                "parts": {name: part(each) for name, each in lane.parts.items()},
-                "denoisers": {
-                    "any" if batch is None else str(batch): part(each) for batch, each in lane.denoisers.items()
-                },
-            }
-            for lane in plan.lanes
-        ]
-        tokenizers = [folder.as_posix() for folder in plan.tokenizers]
-        simple = {name: asdict(getattr(plan, name)) for name in ("options", "traits", "limits")}
-        simple["request"] = plan.request.as_json()
-        rest = {name: value for name, value in vars(plan).items() if name not in simple}
-        more = {"lanes": lanes, "tokenizers": tokenizers, "schedules": plan.schedules.as_posix()}
-        return {"format": FORMAT, "darkroom": __version__} | rest | simple | more
+        return {"format": FORMAT, "darkroom": __version__} | to_json(plan)
 
     @classmethod
     def read(cls, file: Path) -> "Plan":
         """The plan in a file; folders are below the file's own. Raises `Failed` for anything else."""
-        root = file.absolute().parent
-
-        def part(fields: dict[str, Any]) -> Part:
-            return Part(Job.from_json(fields["job"]), root / fields["folder"], fields["key"])
-
-        def lane(fields: dict[str, Any]) -> LanePlan:
-            denoisers = {
-                None if batch == "any" else int(batch): part(each) for batch, each in fields["denoisers"].items()
-            }
-            parts = {name: part(each) for name, each in fields["parts"].items()}
-            return LanePlan(fields["guided"], fields["size"] and tuple(fields["size"]), parts, denoisers)
-
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             if fields.pop("format") != FORMAT:
                 raise ValueError("it was written by another version of Darkroom")
             del fields["darkroom"]
-            capabilities = fields["options"]["compute_capability"]
-            options = fields["options"] | {"compute_capability": capabilities and tuple(capabilities)}
-            return cls(
-                **fields
-                | {
-                    "options": Options(**options),
-                    "traits": Traits.from_json(fields["traits"]),
-                    "request": Request.from_json(fields["request"]),
-                    "limits": Limits(**fields["limits"]),
-                    "tokenizers": tuple(root / folder for folder in fields["tokenizers"]),
-                    "schedules": root / fields["schedules"],
-                    "lanes": tuple(lane(each) for each in fields["lanes"]),
-                }
-            )
+            return from_json(cls, fields).moved(lambda folder: file.absolute().parent / folder)
         except OSError as error:
             raise Failed(f"{file} cannot be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
