@@ -52,10 +52,3 @@ def test_more_at_a_time_than_memory_holds_is_refused_before_anything_is_built(tm
         assert run(["--model=emoji", f"--model-repository={tmp_path}", "--batches=1000000000", *folders]) == 2
     assert one_line(err.getvalue()) and "1000000000 with 128x128 pixels" in err.getvalue() and not out.getvalue()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "darkroom.pth").mkdir()
-    with pytest.raises(IsADirectoryError):
-        environment._put(tmp_path / "darkroom.pth", Path.touch)
-    assert [path.name for path in tmp_path.iterdir()] == ["darkroom.pth"]

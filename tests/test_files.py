@@ -1,0 +1,30 @@
+"""Files are written whole, or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from darkroom.errors import Failed
+from darkroom.files import write_whole, written
+
+
+def test_what_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(Failed, match="file cannot be written"):
+        write_whole(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_file_stays_as_it_was_until_another_is_whole(tmp_path: Path) -> None:
+    file = write_whole(tmp_path / "file", b"old")
+    with pytest.raises(KeyboardInterrupt), written(file) as temporary:
+        temporary.write_bytes(b"half")
+        assert file.read_bytes() == b"old"
+        raise KeyboardInterrupt
+    assert (file.read_bytes(), list(tmp_path.iterdir())) == (b"old", [file])
+    assert write_whole(file, b"new").read_bytes() == b"new"
+
+
+def test_folder_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="cannot be written: No such file or directory"):
+        write_whole(tmp_path / "nowhere" / "file", b"")
