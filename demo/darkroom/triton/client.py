@@ -31,10 +31,16 @@ GRACE = 1.0
 LONGEST = 300
 """Characters of a server's message that are shown."""
 
-CLOSED = "socket closed"
-OTHER = "http1.x server"
-NOT_MADE = ("failed to connect", "errors resolving", "connection reset", "goaway", "stream removed", "broken pipe")
-"""What gRPC says of a connection that broke, of one that spoke another protocol, and of others that are not there."""
+BROKEN = (
+    "failed to connect",
+    "errors resolving",
+    "connection reset",
+    "goaway",
+    "stream removed",
+    "broken pipe",
+    "socket closed",
+)
+"""What gRPC says of a connection that broke or was not made; a busy server is UNAVAILABLE in words of its own."""
 
 NUMPY = {"BYTES": np.object_, "UINT64": np.uint64, "INT32": np.int32, "FP32": np.float32}
 
@@ -92,21 +98,23 @@ class Server:
 
     async def model(self, name: str) -> Model:
         """Raises `Failed` where no server answers, and for a model that it has not, or has not ready."""
-        from tritonclient.utils import InferenceServerException
-
         try:
             async with asyncio.timeout(ANSWERS_WITHIN):
-                try:
-                    described = await self._connection.get_model_metadata(name, **self._plain)
-                except InferenceServerException as error:
-                    if _unavailable(error) or self._is_another(error):
-                        raise
-                    raise Failed(f"the server at {self.address} does not describe the model: {_said(error)}.") from None
-                inputs, outputs = ([each["name"] for each in described.get(kind, [])] for kind in ("inputs", "outputs"))
-        except Failed:
-            raise
+                why = "" if await self._connection.is_server_live() else "it does not say that it lives"
         except Exception as error:  # the libraries below raise what they like for what is no Triton
-            raise Failed(self._unreachable(error)) from None
+            why = f"nothing within {ANSWERS_WITHIN:g} seconds" if isinstance(error, TimeoutError) else _said(error)
+        if why:
+            other = next(protocol for protocol in PORTS if protocol != self.address.protocol)
+            raise Failed(
+                f"no Triton server that speaks {self.address.protocol} answers at {self.address} ({why}): start one "
+                f"with demo/serve_triton.py, or add --protocol {other}."
+            )
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN):
+                described = await self._connection.get_model_metadata(name, **self._plain)
+        except Exception as error:
+            raise Failed(f"the server at {self.address} does not describe the model: {_said(error)}.") from None
+        inputs, outputs = ([each["name"] for each in described.get(kind, [])] for kind in ("inputs", "outputs"))
         if "prompt" not in inputs or not {PIXELS, ENCODED} & set(outputs):
             raise Failed(
                 f"the model {name} makes no pictures from prompts: it takes {', '.join(inputs)} "
@@ -114,23 +122,6 @@ class Server:
             )
         asked = [each for each in OUTPUTS if each in outputs and (each != ENCODED or PIXELS not in outputs)]
         return Model(name, frozenset(inputs), tuple(asked))
-
-    def _is_another(self, error: Any) -> bool:
-        """Whether a server answered that is none of models."""
-        if self.address.protocol == "grpc":
-            return str(error.status()) == "StatusCode.UNIMPLEMENTED"
-        return error.debug_details() is not None  # the body that was no JSON
-
-    def _unreachable(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError):
-            return f"no server answers at {self.address} within {ANSWERS_WITHIN:g} seconds."
-        if _nobody_there(error):
-            return f"no server answers at {self.address}: start one with demo/serve_triton.py"
-        other = next(protocol for protocol in PORTS if protocol != self.address.protocol)
-        return (
-            f"what answers at {self.address} is no Triton server that speaks {self.address.protocol} "
-            f"({_said(error)}); if it speaks {other}, add --protocol {other}."
-        )
 
     async def infer(self, model: Model, prompts: list[Prompt], timeout: float | None) -> list[Image]:
         """The images of one request. `timeout` is its deadline in seconds; raises `NoAnswer` past it and for any
@@ -190,19 +181,12 @@ def one_line(text: str) -> str:
 
 
 def _unavailable(error: Exception) -> bool:
-    """Whether gRPC reports that no server is there; a busy server says UNAVAILABLE, too, in words of its own."""
+    """Whether gRPC reports that no server is there."""
     from tritonclient.utils import InferenceServerException
 
     if not isinstance(error, InferenceServerException) or error.status() != "StatusCode.UNAVAILABLE":
         return False
-    return any(words in str(error).lower() for words in (CLOSED, *NOT_MADE))
-
-
-def _nobody_there(error: Exception) -> bool:
-    """Whether nobody listens. What listens but does not speak gRPC closes the connection."""
-    if isinstance(error, OSError):  # aiohttp's for a connection that is not made is one, too
-        return True
-    return _unavailable(error) and not any(words in str(error).lower() for words in (CLOSED, OTHER))
+    return any(words in str(error).lower() for words in BROKEN)
 
 
 def _reason(error: Exception) -> str:
