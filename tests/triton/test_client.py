@@ -503,7 +503,7 @@ def test_file_with_a_bad_line_is_refused_before_anything_is_sent(tmp_path: Path)
         ([f"--seed={2**64 - 3}", "--requests=2", "--num-images=2"], "--seed"),
         (["--steps=0"], "--denoising-steps"),
         (["--denoising-steps=many"], "--denoising-steps"),
-        ([f"--steps={2**31}"], "--steps"),
+        ([f"--steps={2**31}"], "--denoising-steps"),
         (["--guidance-scale=nan"], "--guidance-scale"),
         (["--guidance-scale=-1"], "--guidance-scale"),
         (["--guidance-scale=1e39"], "--guidance-scale"),
