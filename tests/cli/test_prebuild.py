@@ -473,7 +473,7 @@ class TestStrangeStores:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             assert run(["list", "--json", f"--onnx-dir={stocked.engines}", f"--engine-dir={link}"]) == 0
-        assert len(json.loads(out.getvalue())) == 5
+        assert len(json.loads(out.getvalue())) == 6
         with contextlib.redirect_stdout(out):
             assert run(["clean", "--all", "--yes", f"--onnx-dir={stocked.engines}", f"--engine-dir={link}"]) == 0
         assert Store(stocked.engines).folders() == []
