@@ -119,11 +119,8 @@ def profile(folder: Path, inputs: dict[str, np.ndarray], repeat: int) -> dict[st
 def measure(preparer: Preparer, name: str, size: int, batch: int, repeat: int) -> dict[str, Any]:
     """One stage at one batch size: exported, built and called, beside torch's module. Calls are in milliseconds, the
     least of them `operations` over the fastest product."""
-    request = Request(
-        model=preparer.name, prompts=("an apple",), negative_prompt=None, batch_size=batch, batch_count=1, height=size,
-        width=size, denoising_steps=1, guidance_scale=7.5, clip_skip=0, scheduler=None, seed=0, engine="openvino",
-        precision="fp32", build="static-batch", onnx_opset=17,
-    )  # fmt: skip
+    request = Request(model=preparer.name, prompts=("an apple",), batch_size=batch, height=size, width=size,
+                      denoising_steps=1, guidance_scale=7.5, engine="openvino")  # fmt: skip
     compiled = preparer.compile(request, {name})
     job, source = compiled.jobs[name], compiled.sources[name]
     tensors = example_inputs(job.stage, job.profile.sizes(), 7)

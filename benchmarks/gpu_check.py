@@ -14,7 +14,6 @@ Exit codes: 0, or 1 where a part failed or one that --parts asks for could not r
 import argparse
 import configparser
 import ctypes
-import importlib.util
 import os
 import re
 import signal
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 from darkroom.bench.machine import machine, nvidia  # noqa: E402
-from darkroom.bench.results import Row, read  # noqa: E402
+from darkroom.bench.results import read  # noqa: E402
 
 SECONDS = 525.0
 """For all parts: nine minutes, less what starting and ending takes."""
@@ -38,29 +37,16 @@ SECONDS = 525.0
 NEEDED = (
     "torch diffusers transformers safetensors numpy tokenizers pillow rich huggingface_hub filelock pytest matplotlib"
 )
-EXTRA = {
-    "torchao": "--quantization",
-    "cuda-python": "TensorRT, ONNX Runtime on the GPU, and the GPU's name in results",
-    "onnx": "all engines but torch's and jax",
-    "onnxruntime-gpu": "the same; in place of onnxruntime, which must not be beside it",
-    "onnx-graphsurgeon": "TensorRT, and ONNX Runtime on the GPU",
-    "polygraphy": "TensorRT",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-    "jax-cuda13-plugin": "jax",
-    "torchax": "jax",
-    "flatbuffers": "jax",
-    "openvino": "openvino",
-}
+EXTRA = "torchao cuda-python onnx onnxruntime-gpu onnx-graphsurgeon polygraphy tensorrt tensorrt-rtx jax-cuda13-plugin"
+EXTRA += " torchax flatbuffers openvino"
+"""What all parts need, and what some do. onnxruntime must not be beside onnxruntime-gpu."""
+
 FOR_CUDA = {
     "onnxruntime-gpu": ("onnxruntime", "onnxruntime-gpu[cuda,cudnn]"),
     "jax-cuda13-plugin": ("jax", "jax[cuda13]"),
 }
 """What is asked for in the version of what: for CUDA 13, as torch on the package index is. Libraries of CUDA 12 are
 installed into the same folders."""
-
-INDEX = "https://pypi.nvidia.com"
-"""Where TensorRT's libraries are."""
 
 LIBRARY, TENSORRT_10 = "libnvinfer.so.10", "tensorrt-cu13-libs>=10.13,<11"
 """What ONNX Runtime's TensorRT provider links to, and what has it: TensorRT 11, of the same name, does not."""
@@ -108,13 +94,9 @@ ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
 FIRST = 3
 """So many of these come before the table; and so many parts of that, before the rest of these."""
 
-SLOW = 400
-"""Seconds for a part on a CPU that is busy."""
-
 LEAST = 45.0
 """Seconds without which a part of the table is not begun: imports and networks alone take half of them."""
 
-MODES = ("default", "reduce-overhead", "max-autotune")
 TABLE = {
     "sdxl": (230, "xl-1.0 --batch-size 1 --denoising-steps 30 20"),
     "sdxl-turbo": (170, "sdxl-turbo --batch-size 1 --denoising-steps 4 1"),
@@ -175,8 +157,8 @@ def jobs(output: Path, mode: str, tiny: bool) -> list[Job]:
     """The parts in their order: what everything else rests on, then the most important cells first."""
     if tiny:
         asked = "--full-size tiny --batch-size 1 2 --denoising-steps 4 2 --engine torch --peer diffusers --keep-loaded"
-        table = Job("tiny", SLOW, 20, (_compared(output, "results", asked),), asked)
-        return [_parity(output, "torch", SLOW, (), "torch --precision fp32"), table]
+        table = Job("tiny", 400, 20, (_compared(output, "results", asked),), asked)
+        return [_parity(output, "torch", 400, (), "torch --precision fp32"), table]
     tests = (sys.executable, *"-m pytest -q -o addopts=--import-mode=importlib -m gpu".split(), str(ROOT / "tests/gpu"))
     parity = [_parity(output, name, *asked) for name, asked in PARITY.items()]
     table = [_table(output, mode, name, *asked) for name, asked in TABLE.items()]
@@ -260,19 +242,14 @@ def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False)
     return wrong
 
 
-def measured(file: Path) -> list[Row]:
-    """What was measured on this machine, with these versions."""
+def unlike(file: Path) -> Iterator[str]:
+    """Whose pictures, by this machine and these versions, are further from diffusers' than their precision allows."""
     here = machine()
     versions = here.pop("packages").items()
-    rows = [row for row in read([file]) if row["error"] is None] if file.exists() else []
-    return [row for row in rows if here.items() <= row.machine.items() and row.machine["packages"].items() <= versions]
-
-
-def unlike(rows: list[Row]) -> Iterator[str]:
-    """Those whose pictures are further from diffusers' in float32 than their precision allows."""
-    for row in rows:
+    for row in read([file]) if file.exists() else []:
+        mine = here.items() <= row.machine.items() and row.machine["packages"].items() <= versions
         least = ALIKE.get(row.settings["precision"] or "fp32", 0.0)
-        if row["psnr"] is not None and row["psnr"] < least:
+        if mine and row["psnr"] is not None and row["psnr"] < least:
             yield f"{row['contender']}: {row['psnr']:.1f} dB, at least {least:.0f} are expected"
 
 
@@ -284,7 +261,7 @@ def requirements() -> dict[str, str]:
     lines = (line.split("#")[0].split(";")[0].strip() for text in lists for line in text.splitlines())
     known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if line}
     builds = {name: known[plain].replace(plain, build, 1) for name, (plain, build) in FOR_CUDA.items()}
-    return {name: (known | builds)[name] for name in (*NEEDED.split(), *EXTRA)}
+    return {name: (known | builds)[name] for name in f"{NEEDED} {EXTRA}".split()}
 
 
 def say_wheels() -> None:
@@ -293,11 +270,11 @@ def say_wheels() -> None:
     print("Bring, for this Python and the GPU's machine, whose driver knows CUDA 13 (torch: a build with CUDA):")
     for name, requirement in asked.items():
         here = f"{version(name)} is here" if is_here(name) else "not here"
-        print(f"  {requirement:<38}{here}{f'  for {EXTRA[name]}' if name in EXTRA else ''}")
+        print(f"  {requirement:<38}{here}")
     here = "is here" if is_here(LIBRARY) else "not here"
     print(f"  {TENSORRT_10:<38}{LIBRARY} {here}  for ONNX Runtime's TensorRT provider, in a folder of its own")
     words = " ".join(f'"{requirement}"' for requirement in asked.values())
-    wheel, install = "python -m pip wheel --extra-index-url " + INDEX, "python -m pip install --no-index"
+    wheel, install = "python -m pip wheel --extra-index-url https://pypi.nvidia.com", "python -m pip install --no-index"
     print(f"With what they need in turn:\n  {wheel} -w wheels {words}")
     print(f'  {wheel} -w wheels-10 --no-deps "{TENSORRT_10}"')
     print(f"There, without onnxruntime:\n  {install} --find-links wheels -e . {words}")
@@ -307,8 +284,7 @@ def say_wheels() -> None:
 
 def ready(tiny: bool) -> str | None:
     """What keeps this machine from running the check."""
-    missing = [name for name in NEEDED.split() if importlib.util.find_spec({"pillow": "PIL"}.get(name, name)) is None]
-    if missing:
+    if missing := [name for name in NEEDED.split() if not is_here(name)]:
         return f"{', '.join(missing)} cannot be imported here: see --wheels."
     import torch
 
@@ -326,7 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gpu-check", help="default: output/gpu-check")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, by the names that --dry-run says")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all parts; default {SECONDS:.0f}")
-    parser.add_argument("--mode", choices=MODES, default=MODES[1], help="torch.compile's, of all; default: this")
+    modes = ("reduce-overhead", "default", "max-autotune")
+    parser.add_argument("--mode", choices=modes, default=modes[0], help="torch.compile's, of all; default: the first")
     flags = parser.parse_args(arguments)
     parts = jobs(flags.output.absolute(), flags.mode, flags.tiny)
     if unknown := set(flags.parts or ()) - {job.name for job in parts}:
@@ -346,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_check.sh: {reason}", file=sys.stderr)
         return 2
     wrong = check(flags.output.absolute(), parts, flags.seconds, by_name=bool(flags.parts))
-    wrong += unlike(measured(flags.output / "parity.jsonl"))
+    wrong += unlike(flags.output / "parity.jsonl")
     print(f"The table: demo/benchmark.py report {flags.output / 'results.jsonl'}")
     for each in wrong:
         print(f"WRONG: {each}")

@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
 
 from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.cli.console import Console
 from darkroom.cli.prebuild import versions
-from darkroom.cli.settings import Folders, home, stores_of
+from darkroom.cli.settings import home
 from darkroom.engines import find_runtime
 from darkroom.prepare import Preparer
 from darkroom.request import Request
 from darkroom.serving.planning import planned
 from darkroom.serving.service import Limits, Service
+from darkroom.store.store import Store
 
 PROMPTS = ("a red apple", "a cat", "a rocket, noto style", "a slice of pizza, blue background")
 
@@ -108,21 +108,12 @@ def main() -> None:
     flags = parser.parse_args()
 
     version = versions()[flags.version]
-    console = Console()
-    graphs, engines = stores_of(Folders(onnx_dir=home() / "onnx", engine_dir=home() / "engines",
-                                        framework_model_dir=None, hf_token=None), console)  # fmt: skip
-    preparer = Preparer(
-        open_checkpoint(Path(version.source), engines.fingerprints),
-        find_runtime("openvino"),
-        graphs,
-        engines,
-        name=version.name,
-    )
-    request = Request(
-        model=version.name, prompts=("a",), negative_prompt=None, batch_size=1, batch_count=1, height=version.size,
-        width=version.size, denoising_steps=20, guidance_scale=version.guidance_scale, clip_skip=0, scheduler=None,
-        seed=0, engine="openvino", precision="fp32", build="static-batch", onnx_opset=17,
-    )  # fmt: skip
+    graphs, engines = Store(home() / "onnx"), Store(home() / "engines")
+    checkpoint = open_checkpoint(Path(version.source), engines.fingerprints)
+    preparer = Preparer(checkpoint, find_runtime("openvino"), graphs, engines, name=version.name)
+    size = {"height": version.size, "width": version.size}
+    request = Request(model=version.name, prompts=("a",), denoising_steps=20, guidance_scale=version.guidance_scale,
+                      engine="openvino", **size)  # fmt: skip
     batches = sorted({*(2**power for power in range(flags.slots.bit_length())), flags.slots} - {0})
     batches = [batch for batch in batches if batch <= flags.slots]
     schedules = [(None, steps) for steps in range(1, 31)]
@@ -130,10 +121,8 @@ def main() -> None:
     plan = planned(preparer, request, "demo_txt2img.py", [(request.height, request.width)], batches, guided, schedules,
                    Limits())  # fmt: skip
     service = Service(plan)
-    joining, window = (
-        service.batcher(flags.slots, 10**6),
-        WindowBatcher(service.batcher(flags.slots, 10**6), flags.slots),
-    )
+    joining = service.batcher(flags.slots, 10**6)
+    window = WindowBatcher(service.batcher(flags.slots, 10**6), flags.slots)
     chance = random.Random(0)
     works = {
         "steps from 4 to 30": [chance.randint(4, 30) for _ in range(flags.requests)],

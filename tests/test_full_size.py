@@ -106,10 +106,14 @@ def test_each_network_alone_gives_what_torch_gives(model: str, stage: str, model
         pytest.skip(f"{model} has no {network}")
     folder = write_model(model, models / model, [network])
     request = Request(
-        model=model, prompts=("an apple",), negative_prompt=None, batch_size=1, batch_count=1, height=256, width=256,
-        denoising_steps=1, guidance_scale=7.5, clip_skip=0, scheduler=None, seed=0, engine="openvino", precision="fp32",
-        build="static-batch", onnx_opset=17,
-    )  # fmt: skip
+        model=model,
+        prompts=("an apple",),
+        height=256,
+        width=256,
+        denoising_steps=1,
+        guidance_scale=7.5,
+        engine="openvino",
+    )
     graphs, engines = Store(models / "onnx"), Store(models / "engines")
     try:
         checkpoint = open_checkpoint(folder, engines.fingerprints)

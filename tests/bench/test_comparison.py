@@ -71,7 +71,7 @@ def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(
     monkeypatch.setattr("darkroom.bench.peers.ensure", ensure)
     ended = compare(studio, "--peer", "openvino-genai", "--engine=openvino", "--denoising-steps=1", "--cold-starts=0")
     assert ended.code == 1 and PEERS["openvino-genai"].name in ended.err.splitlines()[-1]
-    assert "nobody's are checked" in ended.err
+    assert "no pictures are checked" in ended.err
     assert {line["contender"]: line["error"] and line["error"][-10:] for line in lines_of(studio)} == {
         "Darkroom (openvino fp32)": None,
         PEERS["openvino-genai"].name: "no network",

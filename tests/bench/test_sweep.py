@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from darkroom.bench.contender import Contender, seconds_to_picture
-from darkroom.bench.memory import Room
+from darkroom.bench.machine import Room
 from darkroom.bench.turns import Entrant, sample, take_turns
 from darkroom.cli.benchmark import run
 from darkroom.errors import Failed
@@ -171,7 +171,7 @@ def test_a_sample_is_what_a_hand_computes() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a script stands in for nvidia-smi")
 def test_contenders_wait_in_the_memory_of_the_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 90))
+    monkeypatch.setattr("darkroom.bench.machine._host", lambda: (100, 90))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     asked, answer = tmp_path / "asked", tmp_path / "nvidia-smi"
 
@@ -187,7 +187,7 @@ def test_contenders_wait_in_the_memory_of_the_gpu_too(tmp_path: Path, monkeypatc
         assert asked.read_text().startswith("-i 2 ")
     answer.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
     assert Room().for_another(1)
-    monkeypatch.setattr("darkroom.bench.memory._host", lambda: (100, 50))
+    monkeypatch.setattr("darkroom.bench.machine._host", lambda: (100, 50))
     assert not room.for_another(1)
 
 
@@ -302,10 +302,12 @@ class TestRun:
 
 def test_the_report_is_made_of_what_was_run(studio: Studio) -> None:
     pytest.importorskip("matplotlib")
-    bench(studio, "--engine", "openvino", "torch", denoising_steps=1, cold_starts=0)
+    bench(studio, "--engine", "openvino", denoising_steps=1, cold_starts=0)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert run(["report", str(studio.root / "results.jsonl"), "--baseline", "torch", "--max-latency", "1e6"]) == 0
+        assert (
+            run(["report", str(studio.root / "results.jsonl"), "--baseline", "openvino", "--max-latency", "1e6"]) == 0
+        )
     made = {path.name for path in (studio.root / "results-report").iterdir()}
     assert {"results.csv", "results.md"} < made and any(name.endswith(".png") for name in made)
     assert "most images with a p90 within" in out.getvalue()

@@ -4,6 +4,7 @@ No hub is asked: the configurations are those that these names' repositories pub
 freshly made ones, and the tokenizer is the embedded model's, whose ids are among those that the encoders know.
 """
 
+import importlib
 import json
 import math
 import shutil
@@ -138,23 +139,18 @@ def pixels_of(name: str) -> int:
 def _network(name: str, part: str) -> Any:
     """A network of a model without its weights."""
     import torch
-    import transformers
+    from transformers import CLIPTextConfig
 
     from darkroom.networks.load import silence
 
     silence()
-    import diffusers
-
-    described = ARCHITECTURES[name]
+    library, kind = CLASSES[part]
+    described = ARCHITECTURES[name].get(part, {})
+    if part == "vae":
+        described = VAE | described | {"scaling_factor": ARCHITECTURES[name]["scaling_factor"]}
     with torch.device("meta"):
-        match part:
-            case "unet":
-                return diffusers.UNet2DConditionModel(**described["unet"])
-            case "vae":
-                more = described.get("vae", {}) | {"scaling_factor": described["scaling_factor"]}
-                return diffusers.AutoencoderKL(**VAE | more)
-            case _:
-                return getattr(transformers, CLASSES[part][1])(transformers.CLIPTextConfig(**described[part]))
+        made = getattr(importlib.import_module(library), kind)
+        return made(CLIPTextConfig(**described)) if library == "transformers" else made(**described)
 
 
 def write_model(name: str, folder: Path, networks: list[str] | None = None) -> Path:

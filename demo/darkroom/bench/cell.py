@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from darkroom.bench.sections import HOW, words
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Options
 from darkroom.request import Request
@@ -59,12 +60,9 @@ class Cell:
     @property
     def name(self) -> str:
         """What no other cell that does the same work is called."""
-        more = {
-            f"{self.streams} streams": self.streams > 1,
-            f"{self.threads} threads": self.threads,
-            "async": self.asynchronous,
-        }
-        return " ".join([self.contender, self.build, *(words for words, said in more.items() if said)])
+        settings = self.settings()
+        ways = [words(way, settings[way]) for way, usual in HOW.items() if settings[way] != usual]
+        return " ".join([self.contender, self.build, *ways])
 
     def settings(self) -> dict[str, Any]:
         """What a line of results says of it."""
@@ -91,8 +89,7 @@ class Cell:
     def request(self) -> Request:
         """The request of one run. Raises `InvalidRequest` for what no model could be run with."""
         shared = {field.name: getattr(self, field.name) for field in fields(Request) if hasattr(self, field.name)}
-        named = {"model": self.version or None, "prompts": (self.prompt,), "negative_prompt": None}
-        return Request(**shared, **named, batch_count=1, clip_skip=0)
+        return Request(**shared, model=self.version or None, prompts=(self.prompt,))
 
     @classmethod
     def from_json(cls, **members: Any) -> "Cell":

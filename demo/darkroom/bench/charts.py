@@ -12,7 +12,6 @@ from darkroom.bench.sections import Entry, Group, Section, less, number, size, t
 from darkroom.files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE = {
@@ -68,49 +67,42 @@ def write_charts(part: Section, folder: Path, stem: str) -> list[Path]:
 def speed(part: Section) -> "Figure | None":
     """Images a second of every cell, with its speed-up over the baseline."""
     over = f", and speed-up over {part.baseline}" if part.baseline else ""
-    rates = {}
+    colours, bars = _colours(part), {}
     for entry in part.entries:
         rate = entry.row["images_per_second"]
-        rates[entry] = (rate, number(rate) if entry.speedup is None else f"{number(rate)}, {times(entry.speedup)}")
-    return _bars(part, f"Images per second{over}", {"images/s": rates})
+        said = number(rate) if entry.speedup is None else f"{number(rate)}, {times(entry.speedup)}"
+        bars[entry] = [(rate, colours[entry.name])], said
+    return _bars(part, f"Images per second{over}", {"images/s": bars})
 
 
 def memory(part: Section) -> "Figure | None":
     """Peak memory of the host, and of the device where any was measured."""
+    colours = _colours(part)
     panels: Panels = {}
     for where in ("host", "device"):
         for entry in part.entries:
             if count := entry.row[f"peak_{where}_bytes"]:
                 compared = where == "host" and entry.saved_share is not None and entry.name != part.baseline
                 said = f"{size(count)}, {less(entry.saved_share)}" if compared else size(count)
-                panels.setdefault(f"peak memory of the {where}, MB", {})[entry] = (count / 1e6, said)
+                bars = panels.setdefault(f"peak memory of the {where}, MB", {})
+                bars[entry] = [(count / 1e6, colours[entry.name])], said
     return _bars(part, "Peak memory", panels)
 
 
 def stages(part: Section) -> "Figure | None":
     """The share of each stage in the time of a batch, and of what no stage accounts for."""
-    if not part.entries:
-        return None
     spare = cycle(colour for colour in COLOURS if colour not in STAGE_COLOURS.values())
     colours = {name: STAGE_COLOURS.get(name) or next(spare) for name in part.stages} | {REST: REST_COLOUR}
-    figure, (axis,) = _listed(part, "Where the time of a batch goes", 1, colours)
-    for y, entry in _places(part, axis):
+    bars = {}
+    for entry in part.entries:
         medians = {name: sample["median"] for name, sample in entry.row["stages"].items() if name != PIPELINE}
         # The medians of stages need not add up to the median of the whole.
         whole = max(entry.row.pipeline["median"], sum(medians.values()))
         medians[REST] = whole - sum(medians.values())
-        left = 0.0
-        for name, colour in colours.items():
-            percent = 100 * medians.get(name, 0.0) / whole
-            axis.barh(y, percent, left=left, height=0.72, color=colour)
-            if percent >= SHOWN_SHARE:
-                ink = "white" if colour in DARK else "black"
-                axis.text(left + percent / 2, y, f"{percent:.0f}%", ha="center", va="center", size=8, color=ink)
-            left += percent
-        _beside(axis, 100, y, f"{number(entry.row.pipeline['median'])} ms")
-    axis.set_xlim(0, 115)
-    axis.set_xlabel("% of the time of a batch; at the right its median")
-    return figure
+        shares = [(100 * medians.get(name, 0.0) / whole, colour) for name, colour in colours.items()]
+        bars[entry] = shares, f"{number(entry.row.pipeline['median'])} ms"
+    label = "% of the time of a batch; at the right its median"
+    return _bars(part, "Where the time of a batch goes", {label: bars}, colours)
 
 
 def batches(part: Section) -> "Figure | None":
@@ -176,55 +168,41 @@ def _headed(part: Section, title: str, width: float, height: float, legend: dict
     return figure
 
 
-Panels = dict[str, dict[Entry, tuple[float, str]]]
-"""What stands below each panel, and in it the value of each cell with what is written beside its bar."""
+Panels = dict[str, dict[Entry, tuple[list[tuple[float, str]], str]]]
+"""What stands below each panel, and in it the bar of each cell: its parts with their colours, and what it says."""
 
 
-def _bars(part: Section, title: str, panels: Panels) -> "Figure | None":
-    """Horizontal bars, one for each cell that has a value. None without any."""
+def _bars(part: Section, title: str, panels: Panels, legend: dict[str, str] | None = None) -> "Figure | None":
+    """Horizontal bars, one for each cell that has one, in panels beside each other. None without any. With a legend,
+    what its colours stand for are percentages, which are written on them."""
     if not any(panels.values()):
         return None
-    colours = _colours(part)
-    figure, axes = _listed(part, title, len(panels))
-    for (label, values), axis in zip(panels.items(), axes, strict=True):
-        for y, entry in _places(part, axis):
-            if entry in values:
-                value, said = values[entry]
-                axis.barh(y, value, height=0.72, color=colours[entry.name])
-                _beside(axis, value, y, said)
-        axis.set_xlim(0, 1.35 * max(value for value, _ in values.values()))
+    count = len(part.entries) + sum(bool(group.label) for group in part.groups)
+    figure = _headed(part, title, 9.0 if len(panels) == 1 else 12.0, 0.75 + ROW * (count + 1), legend or {})
+    for index, (label, bars) in enumerate(panels.items()):
+        axis = figure.add_subplot(1, len(panels), index + 1)
+        ticks, y = {}, 0
+        for group, entries in part.groups.items():
+            if group.label:
+                axis.text(0.0, y, f" {group.label}", va="center", weight="bold")
+                y += 1
+            for entry in entries:
+                segments, said = bars.get(entry, ([], ""))
+                left = 0.0
+                for value, colour in segments:
+                    axis.barh(y, value, left=left, height=0.72, color=colour)
+                    if legend and value >= SHOWN_SHARE:
+                        ink = "white" if colour in DARK else "black"
+                        axis.text(left + value / 2, y, f"{value:.0f}%", color=ink, ha="center", va="center", size=8)
+                    left += value
+                style = {"textcoords": "offset points", "va": "center", "size": 8, "color": FAINT}
+                axis.annotate(said, (left, y), (4, 0), **style)
+                ticks[y] = entry.name
+                y += 1
+        axis.set_yticks([*ticks], ticks.values() if index == 0 else [""] * len(ticks))
+        axis.tick_params(axis="y", length=0)
+        axis.grid(visible=False, axis="y")
+        axis.set_ylim(y - 0.4, -0.6)
+        axis.set_xlim(0, 1.3 * max(sum(value for value, _ in segments) for segments, _ in bars.values()))
         axis.set_xlabel(label)
     return figure
-
-
-def _listed(
-    part: Section, title: str, across: int, legend: dict[str, str] | None = None
-) -> tuple["Figure", list["Axes"]]:
-    """A figure for horizontal bars, one for each cell, in panels beside each other that share their labels."""
-    count = len(part.entries) + sum(bool(group.label) for group in part.groups)
-    figure = _headed(part, title, 9.0 if across == 1 else 12.0, 0.75 + ROW * (count + 1), legend or {})
-    axes = [figure.add_subplot(1, across, index + 1) for index in range(across)]
-    for axis in axes[1:]:
-        axis.tick_params(axis="y", labelleft=False)
-    return figure, axes
-
-
-def _places(part: Section, axis: "Axes") -> list[tuple[int, Entry]]:
-    """Where the bar of each cell goes, from the top, with its name beside it and the label of its group above."""
-    found, y = [], 0
-    for group, entries in part.groups.items():
-        if group.label:
-            axis.text(0.0, y, f" {group.label}", va="center", weight="bold")
-            y += 1
-        found += [(y + place, entry) for place, entry in enumerate(entries)]
-        y += len(entries)
-    axis.set_yticks([place for place, _ in found], [entry.name for _, entry in found])
-    axis.tick_params(axis="y", length=0)
-    axis.grid(visible=False, axis="y")
-    axis.set_ylim(y - 0.4, -0.6)
-    return found
-
-
-def _beside(axis: "Axes", x: float, y: float, text: str) -> None:
-    """Writes `text` behind the end of a bar."""
-    axis.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT)

@@ -1,4 +1,4 @@
-"""What results were measured on, in what does not change from one run to the next."""
+"""What results are measured on, and how much of its memory is left: contenders that wait for their turn hold theirs."""
 
 import importlib.metadata
 import os
@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from darkroom import __version__
@@ -22,6 +23,8 @@ PACKAGES = (
 """What bears on speed, where it is installed."""
 
 SECONDS_TO_ANSWER = 20
+SAVED_ROOM = 0.15
+"""The share of the memory that is left free."""
 
 
 def machine() -> dict[str, Any]:
@@ -72,3 +75,30 @@ def _gpu() -> str | None:
     """The NVIDIA GPU's name and compute capability."""
     said = nvidia("name", "compute_cap")
     return said and f"{said[0]} ({said[1]})"
+
+
+class Room:
+    """Made before anybody is loaded: what is taken by then is others'."""
+
+    def __init__(self) -> None:
+        self._before = [free for _, free in _places()]
+
+    def for_another(self, running: int) -> bool:
+        """Whether memory is left for one more like those that are running. True where the system does not say."""
+        places = zip(_places(), self._before, strict=False)
+        return all(free - (before - free) / running > SAVED_ROOM * total for (total, free), before in places)
+
+
+def _places() -> list[tuple[int, int]]:
+    """All there is and what is free: of the host in kilobytes, and of the GPU in megabytes."""
+    device = nvidia("memory.total", "memory.free")
+    return [place for place in (_host(), device and (int(device[0]), int(device[1]))) if place]
+
+
+def _host() -> tuple[int, int] | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    return kilobytes["MemTotal"], kilobytes["MemAvailable"]

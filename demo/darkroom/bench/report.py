@@ -14,11 +14,8 @@ from darkroom.bench.sections import Entry, Section, less, number, sections, size
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.files import write_whole
 
-WIDTH = 80
-"""Characters of a line in a terminal."""
-
-NAME, BAR = 26, 12
-"""Of them, those of a contender's name and of the bar beside it."""
+TERMINAL = {"": 26, " ": 12, "images/s": 8, "speed-up": 8, "ms (p90)": 14, "memory": 7}
+"""What stands above the columns in a terminal, a contender's name and a bar first, and the characters of each."""
 
 Columns = dict[str, Callable[[Entry], str]]
 """What stands above each column, and what it says of a cell; nothing is said where nothing is known."""
@@ -203,7 +200,7 @@ def text(rows: list[Row], baseline: str | None) -> str:
     from rich.text import Text
 
     file = io.StringIO()
-    console = Console(file=file, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    console = Console(file=file, width=80, color_system=None, highlight=False, markup=False, emoji=False)
 
     def show(columns: Columns, entries: list[Entry], widths: dict[str, int], headed: bool = True) -> None:
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=headed)
@@ -233,10 +230,6 @@ def text(rows: list[Row], baseline: str | None) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
-TERMINAL = {"": NAME, " ": BAR, "images/s": 8, "speed-up": 8, "ms (p90)": 14, "memory": 7}
-"""The characters of each column of the terminal's table; with a blank between them, `WIDTH`."""
-
-
 def _beside_a_bar(fastest: float) -> Columns:
     return {
         "": lambda entry: entry.name,
@@ -255,7 +248,7 @@ def _bar(share: float) -> str:
         (whole + half).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         whole, half = "#", ""
-    halves = max(1, round(2 * share * BAR))
+    halves = max(1, round(2 * share * TERMINAL[" "]))
     return whole * (halves // 2) + half * (halves % 2)
 
 

@@ -57,10 +57,6 @@ class Row:
         return self.line["machine"]
 
     @property
-    def finished(self) -> datetime:
-        return datetime.fromisoformat(self.line["finished"])
-
-    @property
     def pipeline(self) -> dict[str, float]:
         """Milliseconds of a whole batch. Only for a cell without an error."""
         return self.line["stages"][PIPELINE]
@@ -186,24 +182,24 @@ def append(file: Path, line: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as out:
-            whole = _whole_lines(file.read_bytes())
-            out.truncate(len(whole))
-            begin = b"\n" if whole and not whole.endswith(b"\n") else b""
-            out.write(begin + json.dumps(line).encode() + b"\n")
+            content = file.read_bytes()
+            end = content.rfind(b"\n") + 1
+            if _is_whole(content[end:]):  # an editor may have taken its line feed
+                out.write(b"\n")
+            else:
+                out.truncate(end)
+            out.write(json.dumps(line).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
         raise Failed(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
-def _whole_lines(content: bytes) -> bytes:
-    """What is left of a file without the half of a line that it may end with. An editor may have taken the line feed of
-    a whole one."""
-    end = content.rfind(b"\n") + 1
-    with contextlib.suppress(ValueError):
-        if isinstance(json.loads(content[end:]), dict):
-            return content
-    return content[:end]
+def _is_whole(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def priced(line: dict[str, Any], price: float | None) -> dict[str, Any]:

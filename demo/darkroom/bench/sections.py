@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ class Section:
     @property
     def dates(self) -> str:
         """`2026-11-21`, or the first and the last day."""
-        days = sorted({f"{entry.row.finished:%Y-%m-%d}" for entry in (*self.entries, *self.failed)})
+        days = sorted({entry.row["finished"][: len("2026-11-21")] for entry in (*self.entries, *self.failed)})
         return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
@@ -127,20 +127,18 @@ def sections(rows: list[Row], baseline: str | None = None) -> list[Section]:
     versions = list(_by(lambda row: row.settings["version"], rows).values())
     names = {row: name for alike in versions for row, name in _names(alike).items()}
     if baseline is not None:
-        label = baseline.strip().lower()
-        labelled = dict.fromkeys(name for row, name in names.items() if row["contender"].lower() == label)
-        baseline = meant(baseline, list(dict.fromkeys(names.values())), "is not in these results", [*labelled])
+        baseline = meant(baseline, list(dict.fromkeys(names.values())), "is not in these results")
     return [_section(alike, names, baseline) for alike in versions]
 
 
-def meant(asked: str, known: list[str], otherwise: str, labelled: Sequence[str] = ()) -> str:
-    """The one of the known contenders that a baseline names: wholly, by its label, or by a part that only it has.
+def meant(asked: str, known: list[str], otherwise: str) -> str:
+    """The one of the known contenders that a baseline names: wholly, or by a part that only it has.
 
     What a report adds to a name where there are several, such as how it was built, may be said where it is not needed.
     Raises `InvalidRequest`, in the words of `otherwise`, for none.
     """
     part = asked.strip().lower()
-    found = [name for name in known if name.lower() == part] or [*labelled]
+    found = [name for name in known if name.lower() == part]
     found = found or [name for name in known if part and part in name.lower()]
     found = found or [name for name in known if part.startswith(f"{name.lower()} ")]
     if not found:

@@ -1,6 +1,7 @@
 """Contenders that do the same work take turns; each cell becomes a line of results as soon as it is measured."""
 
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bench.contender import Contender, seconds_to_picture
-from darkroom.bench.memory import Room
+from darkroom.bench.machine import Room
 from darkroom.bench.results import FORMAT, priced
 from darkroom.errors import Failed, InvalidRequest
 
@@ -159,8 +160,8 @@ def _measured(
             facts[name]["error"] = found[name]["error"] = _without(str(error), name)
 
     for name in taking:
-        batch, steps = _work(cells[name])
-        ask(name, lambda contender, batch=batch, steps=steps: contender.set(batch_size=batch, denoising_steps=steps))
+        work = _work(cells[name])
+        ask(name, lambda contender, work=work: contender.set(*work))
     for turn in range(max(turns.values(), default=0)):
         for name in taking:
             if turn < turns[name]:
@@ -168,7 +169,7 @@ def _measured(
                 answers[name].append(ask(name, Contender.run))
     for name in taking:
         if name in pictures:
-            folder = pictures[name] / folder_of(cells[name]) / _safe(name)
+            folder = pictures[name] / folder_of(cells[name]) / re.sub(r"[^\w.-]", "_", name)
             found[name]["pictures"] = [str(path) for path in ask(name, lambda each, to=folder: each.save(to)) or ()]
         memory = ask(name, Contender.memory)
         if "error" not in facts[name]:
@@ -230,7 +231,3 @@ def folder_of(cell: Settings) -> str:
 
 def _without(text: str, name: str) -> str:
     return text.removeprefix(f"{name}: ").rstrip(".")
-
-
-def _safe(name: str) -> str:
-    return "".join(each if each.isalnum() or each in ".-" else "_" for each in name)

@@ -38,7 +38,7 @@ def parser() -> Parser:
     racing = commands.add_parser("compare", help="the same work by others, in the same run", allow_abbrev=False)
     add_work_flags(racing, COMPARE, compare.RESULTS)
     compare.add_compare_flags(racing)
-    racing.set_defaults(work=lambda flags: compare.Comparison(flags, Console(flags.verbose)))
+    racing.set_defaults(work=lambda flags: compare.Comparison(flags, Console(flags.verbose)).run())
     for command in (sweep, making, racing):
         command.add_argument(
             "--baseline", metavar="NAME", help="what speed-ups are over: a contender, or part of its name"

@@ -25,26 +25,22 @@ TURBO = "turbo"
 def add_compare_flags(compare: argparse.ArgumentParser) -> None:
     """The flags of a comparison alone."""
     those = f"whom to compare with: any of {', '.join(PEERS)}; default: all in float32"
+    models = f"published architectures with random weights: any of {', '.join(MODELS)}"
+    kept = "the peers' environments and models; default: .peers"
+    here = "run peers in this environment, not in one of their own"
+    loaded = "one process for all batch sizes and steps, of those that take them"
     compare.add_argument("--peer", nargs="+", metavar="NAME", help=those)
-    compare.add_argument(
-        "--full-size",
-        nargs="+",
-        metavar="NAME",
-        help=f"published architectures with random weights: any of {', '.join(MODELS)}",
-    )
-    compare.add_argument(
-        "--peer-dir", type=named, metavar="DIR", help="the peers' environments and models; default: .peers"
-    )
-    compare.add_argument(
-        "--peers-here", action="store_true", help="run peers in this environment, not in one of their own"
-    )
-    compare.add_argument(
-        "--keep-loaded", action="store_true", help="one process for all batch sizes and steps, of those that take them"
-    )
+    compare.add_argument("--full-size", nargs="+", metavar="NAME", help=models)
+    compare.add_argument("--peer-dir", type=named, metavar="DIR", help=kept)
+    compare.add_argument("--peers-here", action="store_true", help=here)
+    compare.add_argument("--keep-loaded", action="store_true", help=loaded)
 
 
 class Comparison:
-    """A race with peers: see `Race`. Raises `InvalidRequest` for what cannot be compared."""
+    """A race with peers. Pictures are kept in folders of `pictures`, and compared with the `reference`'s, if any.
+
+    Raises `InvalidRequest` for what cannot be compared.
+    """
 
     def __init__(self, flags: argparse.Namespace, console: Console) -> None:
         self.flags = flags
@@ -54,31 +50,30 @@ class Comparison:
         self.folder = Path(flags.peer_dir).absolute() if flags.peer_dir else home() / ".peers"
         if flags.threads and len(flags.threads) > 1:
             raise InvalidRequest("--threads takes one number in a comparison: that of all who take part.")
-        if flags.keep_loaded and any(peer.exporter for peer in self.peers):
-            raise InvalidRequest(
-                "--keep-loaded has no effect with peers that convert models: diffusers alone takes it."
-            )
+        converts = any(peer.exporter for peer in self.peers)
+        if flags.keep_loaded and converts:
+            raise InvalidRequest("--keep-loaded has no effect with peers that convert models: take diffusers alone.")
         if flags.keep_loaded and flags.cold_starts:
             raise InvalidRequest("--keep-loaded needs --cold-starts 0: a cold start is of one batch size.")
         for name in flags.full_size or ():
             check_known("--full-size", name, ARCHITECTURES)
-            if family_of(name) not in TXT2IMG.families and any(peer.exporter for peer in self.peers):
-                raise InvalidRequest(
-                    f"--full-size {name} is of SDXL's kind, and compared with diffusers alone: --peer."
-                )
-        sweep = Sweep(flags, console)
-        labels = [f"Darkroom ({runtime.name} {precision})" for runtime, precision in sweep.pairs]
-        check_baseline(flags.baseline, [*labels, *(peer.name for peer in self.peers)])
+            if family_of(name) not in TXT2IMG.families and converts:
+                raise InvalidRequest(f"--full-size {name}: SDXL's are compared with diffusers alone, by --peer.")
+        self.sweep = Sweep(flags, console)
         names = [peer.name for peer in self.peers]
+        ours = [f"Darkroom ({runtime.name} {precision})" for runtime, precision in self.sweep.pairs]
+        check_baseline(flags.baseline, [*ours, *names])
         self.reference = next((name for name in REFERENCES if name in names), None)
         if self.reference is None:
-            missing = f"pictures are compared with those of {REFERENCES[0]}, which takes no part: none are checked."
-            console.warn(missing)
+            console.warn(f"no pictures are checked: {REFERENCES[0]}, whose they are compared with, takes no part.")
         self.pictures = flags.output.absolute().with_name(f"{flags.output.stem}-pictures")
-        for name in flags.full_size or ():
-            with console.job(f"writing {name} with random weights"):
-                sweep.asked.append(self._full_size(name))
-        sweep.measure(self)
+
+    def run(self) -> None:
+        """Measures all who take part, and says how they stand."""
+        for name in self.flags.full_size or ():
+            with self.sweep.console.job(f"writing {name} with random weights"):
+                self.sweep.asked.append(self._full_size(name))
+        self.sweep.measure(self)
 
     def _full_size(self, name: str) -> Version:
         """A requested architecture, written where it is not there yet."""
@@ -92,10 +87,10 @@ class Comparison:
             raise Failed(f"{folder} cannot be written ({reason}); --peer-dir names another.") from None
         unnamed = next(script for script in SCRIPTS.values() if family_of(name) in script.families).unnamed
         few = {"steps": 1, "guidance_scale": 0.0} if TURBO in name else {}
-        size = pixels_of(name)
-        return replace(unnamed, name=name, source=str(folder), size=size, embedded=True, **few)
+        return replace(unnamed, name=name, source=str(folder), size=pixels_of(name), embedded=True, **few)
 
     def others(self, cells: list[Cell], show: Show) -> list[Entrant]:
+        """Those that take part in the work of these cells, which share a process."""
         cell = cells[0]
         factor = preparer_of(cell).checkpoint.vae_factor
         noise = write_noise(cell, factor, self.pictures / folder_of(cell.settings()) / "noise.npy")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from darkroom.bench import results
 from darkroom.bench.cell import RUNS_AT_LEAST, Cell
@@ -58,16 +58,6 @@ def add_work_flags(command: argparse.ArgumentParser, name: str, file: str) -> ar
     command.set_defaults(engine=["auto"], precision=[PRECISIONS[0]], batch_size=[1], seed=0, num_warmup_runs=1)
     command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None, keep_loaded=False)
     return own
-
-
-class Race(Protocol):
-    """Others that do the same work. Pictures are kept in folders of `pictures`, and compared with the reference's."""
-
-    reference: str | None
-    pictures: Path
-
-    def others(self, cells: list[Cell], show: Show) -> list[Entrant]:
-        """Those that take part in the work of these cells, which share a process."""
 
 
 class Sweep:
@@ -143,13 +133,10 @@ class Sweep:
                 threads=threads,
                 asynchronous=overlap,
                 warmup_runs=flags.num_warmup_runs,
-                repeat=flags.repeat,
-                prompt=flags.prompt,
-                seed=flags.seed,
                 onnx_opset=DEFAULTS["onnx_opset"] if flags.onnx_opset is None else flags.onnx_opset,
                 batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
                 pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
-                cold_starts=flags.cold_starts,
+                **{name: getattr(flags, name) for name in ("prompt", "seed", "repeat", "cold_starts")},
                 options=runtime.options,
                 onnx_dir=str(self.folders.onnx_dir.absolute()),
                 engine_dir=str(self.folders.engine_dir.absolute()),
@@ -182,8 +169,9 @@ class Sweep:
         settings = tuple(each.settings() for each in cells)
         return Entrant(name, label, settings, command, cold, facts, {"PYTHONPATH": paths})
 
-    def measure(self, race: "Race | None" = None) -> None:
-        """Measures every cell that the file has not yet, and reports how all stand. With a race, others take part."""
+    def measure(self, race: Any = None) -> None:
+        """Measures every cell that the file has not yet, and reports how all stand. In a race, which is a
+        `compare.Comparison`, others take part."""
         flags, console, file = self.flags, self.console, self.flags.output
         here, before = machine(), results.last_lines(file)
         asked: dict[str, dict[str, Any] | None] = {}
@@ -213,7 +201,8 @@ class Sweep:
                 left = missing(Entrant(name, label, tuple(cell.settings() for cell in cells), [], None, {}))
                 if cells := [cell for cell in cells if cell.settings() in left]:
                     entrants.append(self.entrant(cells, name, label))
-            self.release()
+            for runtime, _ in self.pairs:
+                runtime.release()  # contenders need their devices
             with console.job(group[0][0].title) as progress:
                 for each in race.others(group[0], progress.show) if race else ():
                     if left := missing(each):
@@ -243,11 +232,6 @@ class Sweep:
             raise Failed(
                 f"{errors} of {count} cells could not be measured ({', '.join(failed)}); a second run tries them again."
             )
-
-    def release(self) -> None:
-        """Lets go of the devices that the contenders need."""
-        for runtime, _ in self.pairs:
-            runtime.release()
 
 
 def check_numbers(flags: argparse.Namespace) -> None:

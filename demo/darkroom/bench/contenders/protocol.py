@@ -60,10 +60,6 @@ class Settings:
     threads: int | None = None
     latents: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.precision not in (None, "f32", "bf16"):
-            raise ValueError(f'precision is "f32", "bf16" or null, not {self.precision!r}')
-
 
 @dataclass
 class Clock:
