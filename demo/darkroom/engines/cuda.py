@@ -116,13 +116,10 @@ class Cuda:
         return float(self._checked(self._api.cudaEventElapsedTime(start, end)))
 
     def _checked(self, results: tuple) -> Any:
-        status, *values = results
-        self._check(status)
-        return values[0] if len(values) == 1 else tuple(values)
+        return _checked(self._api, results)
 
     def _check(self, status: Any) -> None:
-        if status != self._api.cudaError_t.cudaSuccess:
-            raise Failed(f"CUDA: {describe(self._api, status)}.")
+        _checked(self._api, (status,))
 
 
 def runtime_api() -> Any:
@@ -150,20 +147,13 @@ def missing(api: Any) -> str | None:
 def capability(api: Any) -> str:
     """The first device's compute capability: "8.9"."""
     attributes = api.cudaDeviceAttr
-    numbers = []
-    for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor):
-        status, value = api.cudaDeviceGetAttribute(attribute, 0)
-        if status != api.cudaError_t.cudaSuccess:
-            raise Failed(f"CUDA: {describe(api, status)}.")
-        numbers.append(value)
-    return "{}.{}".format(*numbers)
+    numbers = (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
+    return ".".join(str(_checked(api, api.cudaDeviceGetAttribute(number, 0))) for number in numbers)
 
 
 def device_name(api: Any) -> str:
     """What the first device is called: "NVIDIA GeForce RTX 4090"."""
-    status, properties = api.cudaGetDeviceProperties(0)
-    if status != api.cudaError_t.cudaSuccess:
-        raise Failed(f"CUDA: {describe(api, status)}.")
+    properties = _checked(api, api.cudaGetDeviceProperties(0))
     return properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
 
 
@@ -174,6 +164,14 @@ def memory_taken(api: Any = None) -> int | None:
         return None
     status, free, total = api.cudaMemGetInfo()
     return total - free if status == api.cudaError_t.cudaSuccess else None
+
+
+def _checked(api: Any, results: tuple) -> Any:
+    """What a call gives beside its status. Raises `Failed` for one that is no success."""
+    status, *values = results
+    if status != api.cudaError_t.cudaSuccess:
+        raise Failed(f"CUDA: {describe(api, status)}.")
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def describe(api: Any, status: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from darkroom.contract import PLACES, Job, Profile
+from darkroom.contract import FREE, PLACES, Job, Profile
+from darkroom.errors import InvalidRequest
 from darkroom.schedule.table import Table
 from darkroom.store.store import Store
 
@@ -187,6 +188,17 @@ class Runtime(Protocol):
     def load(self, job: Job, source: Path, threads: int | None) -> Engine:
         """Loads what `build` wrote into `source`; a runtime that does not compile takes the model folder."""
         ...
+
+
+CAPTURED = "--use-cuda-graph", "a captured graph keeps its shapes"
+
+
+def refuse_free_sizes(profile: Profile, flag: str, why: str, otherwise: str = "") -> None:
+    """Raises `InvalidRequest` for a profile that leaves a size free, which `flag` does not go with."""
+    if FREE in profile.sizes().values():
+        raise InvalidRequest(
+            f"{flag} needs engines of one batch and size, because {why}: take --build-static-batch{otherwise}."
+        )
 
 
 def asked_as(runtime: Runtime) -> str:

@@ -245,15 +245,14 @@ def on_devices(devices: Sequence[str], orders: Orders) -> list[Callable[[Tell], 
     devices, or NVIDIA's. CPUs share the cores."""
     starts: list[Callable[[Tell], Worker]] = []
     for number, device in enumerate(devices, start=1):
+        own, variables, place = orders, {}, f"GPU {device}"
         if device == CPU:
-            share = (devices[: number - 1].count(CPU), devices.count(CPU))
-            starts.append(partial(Process, f"worker {number} ({CPU})", replace(orders, share=share), {}))
+            own, place = replace(orders, share=(devices[: number - 1].count(CPU), devices.count(CPU))), CPU
         elif orders.device is not None:
             own = replace(orders, device=f"GPU.{device}")
-            starts.append(partial(Process, f"worker {number} (GPU {device})", own, {}))
         else:
             variables = {VISIBLE_GPUS: visible_gpu(int(device))}
-            starts.append(partial(Process, f"worker {number} (GPU {device})", orders, variables))
+        starts.append(partial(Process, f"worker {number} ({place})", own, variables))
     return starts
 
 

@@ -83,13 +83,8 @@ class Parameters:
 
     def limits(self, plan: Plan) -> Limits:
         """A plan's limits as these parameters change them."""
-        return replace(
-            plan.limits,
-            steps=self.max_steps,
-            images=self.max_images,
-            prompt_bytes=self.max_prompt_bytes,
-            pixels=self.max_pixels,
-        )
+        limited = ("steps", "images", "prompt_bytes", "pixels")
+        return replace(plan.limits, **{name: getattr(self, f"max_{name}") for name in limited})
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,8 @@ class TritonPythonModel:
                 seconds = request.timeout() / 1e6 or None
                 wanted = partial(_is_wanted, sender, refused)
                 futures = self.batcher.submit(rows, seconds, wanted)
-            except DarkroomError as error:
-                self._refuse(sender, error)
-                continue
             except Exception as error:  # of this request alone
-                self._refuse(sender, Failed(f"{type(error).__name__}: {error}"))
+                self._refuse(sender, error)
                 continue
             names = set(request.requested_output_names())
             all_of(futures, partial(self._answer, sender, rows, names, refused))
@@ -115,16 +112,13 @@ class TritonPythonModel:
         refused: threading.Event,
         made: list[Made] | BaseException,
     ) -> None:
-        if isinstance(made, BaseException):
-            refused.set()
-            self._refuse(sender, made)
-            return
         try:
-            response = self._response(rows, wanted, made)
-        except Exception as error:
+            if isinstance(made, BaseException):
+                refused.set()
+                raise made
+            self._send(sender, self._response(rows, wanted, made))
+        except BaseException as error:
             self._refuse(sender, error)
-            return
-        self._send(sender, response)
 
     def _response(self, rows: list[Request], wanted: set[str], made: list[Made]) -> Any:
         """Raises `Failed` for an answer that shared memory has no room for: what fails while it is sent is not to be
@@ -150,8 +144,9 @@ class TritonPythonModel:
 
     def _refuse(self, sender: Any, error: BaseException) -> None:
         name = next((name for kind, name in CODES.items() if isinstance(error, kind)), "INTERNAL")
-        code = getattr(pb_utils.TritonError, name)
-        self._send(sender, pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)))
+        said = str(error) if isinstance(error, DarkroomError) else f"{type(error).__name__}: {error}"
+        problem = pb_utils.TritonError(said, getattr(pb_utils.TritonError, name))
+        self._send(sender, pb_utils.InferenceResponse(error=problem))
 
     def _send(self, sender: Any, response: Any) -> None:
         self.metrics.took(-1)

@@ -1,7 +1,6 @@
 """Triton Inference Server as a child process: started on one address, watched, and stopped so that nothing is left."""
 
 import contextlib
-import ctypes
 import http.client
 import io
 import json
@@ -17,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import Failed, InvalidRequest
-from darkroom.processes.child import PR_SET_PDEATHSIG
+from darkroom.processes.child import end_with_parent
 from darkroom.triton.environment import PACKAGE, Installed
 
 SHARED = Path("/dev/shm")
@@ -223,7 +223,7 @@ class Triton:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGINT),  # in its own way
             )
         except OSError as error:
             raise Failed(f"{line[0]} cannot be started: {error.strerror}.") from None
@@ -430,8 +430,3 @@ def _gist(text: str) -> str:
     """What an error of a model says, without the place in the sources."""
     words = text.replace("\\n", "\n").rpartition("Internal: ")[2].removeprefix("TritonModelException: ")
     return " ".join(words.partition("\n\nAt:")[0].split()).rstrip(".;")
-
-
-def _end_with_parent() -> None:
-    """A server whose starter was killed ends too, in its own way. (The starter is a thread, as Linux has it.)"""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

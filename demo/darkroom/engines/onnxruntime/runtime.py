@@ -32,7 +32,7 @@ from darkroom.engines.onnxruntime.providers import (
     stack,
 )
 from darkroom.engines.onnxruntime.run import DeviceEngine, DeviceUnet, HostEngine
-from darkroom.engines.runtime import ON_NVIDIA, Engine, Options, Place, Progress, Runtime
+from darkroom.engines.runtime import CAPTURED, ON_NVIDIA, Engine, Options, Place, Progress, Runtime, refuse_free_sizes
 from darkroom.errors import Failed, InvalidRequest, gist
 from darkroom.networks.graph import WIDENING
 from darkroom.store.producers import made_with
@@ -93,18 +93,11 @@ class OnnxRuntime(Runtime):
         return there + [Place("--provider", name, "", reason, install(name)) for name in absent]
 
     def check(self, profile: Profile) -> None:
-        if FREE not in profile.sizes().values():
-            return
         if self.options.use_cuda_graph:
-            raise InvalidRequest(
-                "--use-cuda-graph needs engines of one batch and size, because a captured graph keeps its shapes: "
-                "take --build-static-batch."
-            )
+            refuse_free_sizes(profile, *CAPTURED)
         if self._provider == TENSORRT:
-            raise InvalidRequest(
-                "--provider tensorrt needs engines of one batch and size, because what it builds is for one shape: "
-                "take --build-static-batch, or --engine tensorrt."
-            )
+            why = "what it builds is for one shape"
+            refuse_free_sizes(profile, "--provider tensorrt", why, ", or --engine tensorrt")
 
     def unusable(self) -> str | None:
         if self._cuda_api is None or (reason := _unusable(self._provider, self._cuda_api)) is None:

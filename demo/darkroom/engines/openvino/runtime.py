@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.contract import FREE, Job, Profile, Stage
+from darkroom.contract import Job, Profile, Stage
 from darkroom.engines.openvino.devices import CPU, NPU, computes_in, described, is_single, keeps_blobs, members, places
-from darkroom.engines.runtime import Engine, Options, Place, Progress, Runtime
-from darkroom.errors import InvalidRequest
+from darkroom.engines.runtime import Engine, Options, Place, Progress, Runtime, refuse_free_sizes
 
 CONVERTER = "openvino.tools.ovc"
 """A third of the package's import, which takes it where it is there. It is not needed here: so it is not there."""
@@ -66,11 +65,8 @@ class OpenVino(Runtime):
         return places(self._core)
 
     def check(self, profile: Profile) -> None:
-        if NPU in self._members and FREE in profile.sizes().values():
-            raise InvalidRequest(
-                f"--device {self._device} needs engines of one batch and size, because an NPU's shapes are fixed: take "
-                f"--build-static-batch."
-            )
+        if NPU in self._members:
+            refuse_free_sizes(profile, f"--device {self._device}", "an NPU's shapes are fixed")
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         model = self._core.read_model(graph)

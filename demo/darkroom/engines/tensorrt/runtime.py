@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from darkroom.contract import FREE, Job, Profile
+from darkroom.contract import Job, Profile
 from darkroom.engines.cuda import capability, device_name, missing, runtime_api
-from darkroom.engines.runtime import Engine, Options, Progress, Runtime
+from darkroom.engines.runtime import CAPTURED, Engine, Options, Progress, Runtime, refuse_free_sizes
 from darkroom.errors import Failed, InvalidRequest, near_matches
 from darkroom.schedule.step import step_stage
 from darkroom.store.producers import made_with
@@ -91,11 +91,8 @@ class TensorRt(Runtime):
         return not missing(self._cuda_api) and (not self.rtx or capability(self._cuda_api) in self._listed())
 
     def check(self, profile: Profile) -> None:
-        if self.options.use_cuda_graph and FREE in profile.sizes().values():
-            raise InvalidRequest(
-                "--use-cuda-graph needs engines of one batch and size, because a captured graph keeps its shapes: "
-                "take --build-static-batch."
-            )
+        if self.options.use_cuda_graph:
+            refuse_free_sizes(profile, *CAPTURED)
 
     def build(self, job: Job, graph: Path, folder: Path, progress: Progress) -> dict[str, Any]:
         from darkroom.engines.tensorrt.build import build_engine
