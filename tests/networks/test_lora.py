@@ -353,7 +353,7 @@ def test_lcm_lora_makes_four_unguided_steps_of_lcm(
     "arguments, words",
     [
         (["--version=1.5"], "--version 1.5 needs many steps"),
-        (["--version=sd-turbo", "--lcm-lora"], "--lcm-lora has nothing to do for sd-turbo"),
+        (["--version=sd-turbo", "--lcm-lora"], "--lcm-lora has no effect with sd-turbo"),
     ],
 )
 def test_lcm_lora_is_for_models_of_many_steps(studio: Studio, arguments: list[str], words: str) -> None:

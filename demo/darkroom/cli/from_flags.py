@@ -66,7 +66,15 @@ def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
 
 
 def version_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
-    """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these."""
+    """The model that is meant: by folder, hub repository, version name, or a recipe's record of one of these.
+
+    Without a recipe, its defaults are those of `--lcm-lora`, where that is passed.
+    """
+    version = _named(flags, recipe, script)
+    return _with_few_steps(version, flags, script) if script.few_steps and recipe is None else version
+
+
+def _named(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:
     if flags.model is not None and flags.version is not None:
         raise InvalidRequest("--model and --version cannot be given together: each names the model.")
     if flags.config is not None and not os.path.isfile(flags.model or ""):
@@ -92,11 +100,11 @@ def version_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script:
     return find_version(named, script.versions)
 
 
-def with_few_steps(version: Version, flags: argparse.Namespace, script: Script) -> Version:
+def _with_few_steps(version: Version, flags: argparse.Namespace, script: Script) -> Version:
     """The version's defaults as `--lcm-lora` changes them. Refuses a model that this script would run badly."""
     if getattr(flags, "lcm_lora", None):
         if version.few_steps and version.name in script.versions:
-            raise InvalidRequest(f"--lcm-lora has nothing to do for {version.name}, which needs few steps as it is.")
+            raise InvalidRequest(f"--lcm-lora has no effect with {version.name}, which needs few steps as it is.")
         return replace(version, steps=script.unnamed.steps, guidance_scale=0.0, scheduler="LCM")
     if not version.few_steps:
         raise InvalidRequest(

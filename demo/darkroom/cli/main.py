@@ -26,7 +26,6 @@ from darkroom.cli.from_flags import (
     request_of,
     vae_of,
     version_of,
-    with_few_steps,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
 from darkroom.cli.opening import models_of, runtime_of, say_what_ships
@@ -57,8 +56,6 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     recipe = recipe_of(flags, script)
     settings = Settings.from_flags(flags)
     version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
-    if script.few_steps and recipe is None:
-        version = with_few_steps(version, flags, script)
     vae = vae_of(flags, recipe)
     check_lora_flags(flags)
     image = image_of(flags, recipe) if script.from_image else None

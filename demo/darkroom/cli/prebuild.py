@@ -135,7 +135,7 @@ def _cells(flags: argparse.Namespace) -> list[Cell]:
 def _batches(flags: argparse.Namespace, build: str) -> list[int]:
     if build == BUILDS[0]:
         return flags.batch_size or [1]
-    return [(bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES)[1]]
+    return [(bounds_of(flags, "dynamic_batches") or BATCHES)[1]]
 
 
 def _refuse_unused(flags: argparse.Namespace, builds: list[str]) -> None:
@@ -170,8 +170,8 @@ def _build(flags: argparse.Namespace) -> None:
             folders=folders,
             runtime=cell.runtime,
             console=console,
-            batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
-            pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+            batches=bounds_of(flags, "dynamic_batches") or BATCHES,
+            pixels=bounds_of(flags, "dynamic_sizes"),
             stores={store.root: store for store in stores},
         )
         preparer = models.preparer(cell.version)

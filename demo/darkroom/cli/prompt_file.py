@@ -17,7 +17,6 @@ from darkroom.cli.from_flags import (
     request_of,
     vae_of,
     version_of,
-    with_few_steps,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
 from darkroom.cli.opening import models_of, runtime_of, say_what_ships
@@ -47,8 +46,6 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         raise InvalidRequest(f"--batch-size must be 1 or more, not {slots}.")
     version = version_of(flags, None, script)
     refiner_of(flags, None, script)
-    if script.few_steps:
-        version = with_few_steps(version, flags, script)
     vae = vae_of(flags, None)
     check_lora_flags(flags)
     engine = engine_of(flags)

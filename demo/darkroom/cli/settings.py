@@ -11,6 +11,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.flags import refuse_wrong
 from darkroom.engines.runtime import Options
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.flags import option
 from darkroom.prepare import BATCHES
 from darkroom.store.store import Store
 
@@ -55,8 +56,8 @@ class Settings(Folders):
             num_warmup_runs=flags.num_warmup_runs or 0,
             onnx_refiner_dir=_folder(getattr(flags, "onnx_refiner_dir", None) or flags.onnx_dir, "onnx"),
             engine_refiner_dir=_folder(getattr(flags, "engine_refiner_dir", None) or flags.engine_dir, "engines"),
-            dynamic_batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or BATCHES,
-            dynamic_sizes=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+            dynamic_batches=bounds_of(flags, "dynamic_batches") or BATCHES,
+            dynamic_sizes=bounds_of(flags, "dynamic_sizes"),
             options=options_of(flags),
         )
 
@@ -97,13 +98,15 @@ def options_of(flags: argparse.Namespace) -> Options:
     return Options(**asked)
 
 
-def bounds_of(values: list[int] | None, flag: str) -> tuple[int, int, int] | None:
-    """Three sizes in order, or None without any."""
-    if values is None:
+def bounds_of(flags: argparse.Namespace, name: str) -> tuple[int, int, int] | None:
+    """The three sizes of a flag, in order; None where it was not passed."""
+    if getattr(flags, name) is None:
         return None
-    least, best, most = values
+    least, best, most = getattr(flags, name)
     if not 1 <= least <= best <= most:
-        raise InvalidRequest(f"{flag} are the least, the best and the most, in this order, not {least} {best} {most}.")
+        raise InvalidRequest(
+            f"{option(name)} are the least, the best and the most, in this order, not {least} {best} {most}."
+        )
     return least, best, most
 
 

@@ -173,8 +173,8 @@ def _build(flags: argparse.Namespace) -> None:
         folders=artefact_folders(flags),
         runtime=runtime,
         console=console,
-        batches=bounds_of(flags.dynamic_batches, "--dynamic-batches") or (BATCHES[0], BATCHES[1], max(slots, 1)),
-        pixels=bounds_of(flags.dynamic_sizes, "--dynamic-sizes"),
+        batches=bounds_of(flags, "dynamic_batches") or (BATCHES[0], BATCHES[1], max(slots, 1)),
+        pixels=bounds_of(flags, "dynamic_sizes"),
     )
     preparer = models.preparer(version)
     source = preparer.checkpoint.folder
