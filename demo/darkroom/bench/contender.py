@@ -1,4 +1,4 @@
-"""A process that makes pictures when it is told to, and says how long each stage took: see `contenders/protocol`."""
+"""A process that makes pictures on demand, and reports how long each stage took: see `contenders/protocol`."""
 
 import contextlib
 import json

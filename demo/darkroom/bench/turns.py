@@ -28,7 +28,7 @@ class Entrant:
     `cells` are the settings of its lines: it is loaded for the first, and does the others, of another batch size or
     other steps, in the same process. `cold` starts a process that ends with a picture at the path that is appended;
     None where that is not measured. `environment` is added to this process's own. `facts` go into its lines as they
-    are; where an `error` is among them, nobody tries. `packages` are the versions it runs, None for this process's.
+    are; where an `error` is among them, it is not run. `packages` are the versions it runs, None for this process's.
     """
 
     name: str

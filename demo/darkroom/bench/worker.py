@@ -88,7 +88,7 @@ def _made(pipeline: Pipeline, batch: Batch) -> tuple[np.ndarray, StageClock]:
 
 
 def _overlapped(pipeline: Pipeline, batch: Batch) -> tuple[np.ndarray, list[StageClock]]:
-    """Some batches of other prompts and seeds, whose stages overlap: nobody's text is known from another's."""
+    """Some batches of other prompts and seeds, whose stages overlap: no text is known from another's."""
     batches = [
         replace(
             batch,

@@ -232,7 +232,7 @@ def _build(flags: argparse.Namespace) -> None:
     console.say("")
     console.say("Serve it with:")
     console.say(f"  python demo/serve_triton.py --model-repository {there} --model {' '.join(names)}")
-    console.say("or by hand, with nobody who checks its requests or starts it again:")
+    console.say("or by hand, where its requests are not checked and it is not started again:")
     parts = environment(flags.environment_dir, repository, [flags.model], console)
     line = command(parts.server, parts.backends, repository.absolute(), names, Address().flags())
     console.say(f"  {parts.line(line)}")

@@ -29,7 +29,7 @@ VAE = Part(
 )
 
 UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
-"""Settings of other families' networks: without them pictures would come out wrong, and nobody would know."""
+"""Settings of other families' networks: without them pictures would come out wrong, without a word."""
 
 
 class UnetFamily(Family):

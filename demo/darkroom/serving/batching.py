@@ -168,7 +168,7 @@ class _Image:
     def end_if_unwanted(self, wanted: bool) -> bool:
         """Whether it is no longer waited for, by `wanted`; then it fails."""
         if not wanted:
-            self.fail(Unwanted("nobody waits for it any more."))
+            self.fail(Unwanted("it is no longer waited for."))
         return not wanted
 
     @property
@@ -404,7 +404,7 @@ class StepBatcher:
                     for image in part:
                         image.fail(error)
                 done.update(image for image in part if image.future.done() or image.call == len(image.table))
-        # What nobody runs any more must not be held.
+        # What is no longer run must not be held.
         self._stacked = {key: value for key, value in self._stacked.items() if (key[0], key[1][:-1]) in lanes}
         with self._changed:
             self._running = [image for image in self._running if image not in done]

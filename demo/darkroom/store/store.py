@@ -168,7 +168,7 @@ class Store:
             lock = contextlib.nullcontext() if name == held else FileLock(self._lock(name), timeout=0)
             with contextlib.suppress(Timeout, OSError), lock:
                 clear(path)
-                if name.endswith(OWN):  # nobody waits for it
+                if name.endswith(OWN):  # no other process waits for it
                     self._lock(name).unlink(missing_ok=True)
 
     def remove(self, folder: Path) -> None:

@@ -288,7 +288,7 @@ if __name__ == "__main__":
     for name in ("aiohttp.server", "asyncio"):
         logging.getLogger(name).addFilter(_is_ours)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # so many connections, before nobody else gets one
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # so many connections, before no other gets one
     folder, host, http, grpc_port, metrics, *models = sys.argv[1:]
     try:
         asyncio.run(serve(Path(folder), host, (int(http), int(grpc_port), int(metrics)), models))

@@ -172,7 +172,7 @@ class Triton:
         self.models = models
         self._repository = repository.absolute()
         self._tell = tell
-        # Segments that are told from others', so that those of a killed server can be removed.
+        # Segments whose names differ from others', so that those of a killed server can be removed.
         self._shared = f"darkroom_{os.getpid()}_{address.http}_"
         self._installed = installed
         self._verbose = verbose
@@ -193,7 +193,7 @@ class Triton:
             self._folder = Path(tempfile.mkdtemp(prefix=self._shared, dir=SHARED))
             self._start()
             self._open_door()
-        except BaseException:  # the block is not entered, and nobody leaves it
+        except BaseException:  # the block is not entered, and not left
             self.__exit__()
             raise
         return self

@@ -85,7 +85,7 @@ class Clock:
 
 
 Make = Callable[[Clock, Any], "np.ndarray"]
-"""Makes one batch and tells the clock of its stages: (B, H, W, 3), float32 in [0, 1] or uint8. It is told the settings,
+"""Makes one batch and times its stages: (B, H, W, 3), float32 in [0, 1] or uint8. It gets the settings,
 which may have other steps and, where `load` leaves that open, another batch size than those that it was loaded for."""
 
 
