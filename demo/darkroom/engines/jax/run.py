@@ -178,16 +178,15 @@ class JaxUnet(JaxEngine):
     """The UNet with the schedule's step, which denoise without coming back to the host."""
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        latents = inputs["latents"]
-        rows = rows_of_the_network(inputs["timestep"])
-        _, sample = self._launch(self._start(latents), rows, self._silence(latents), self._conditions(inputs))
+        state, silence, conditions = self._begun(inputs["latents"], inputs)
+        _, sample = self._launch(state, rows_of_the_network(inputs["timestep"]), silence, conditions)
         return {"output": np.asarray(sample)}
 
     def denoise(
         self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
     ) -> Iterator[np.ndarray | None]:
         """See `Denoiser`."""
-        state, silence, told = self._start(sample), self._silence(sample), self._conditions(conditions)
+        state, silence, told = self._begun(sample, conditions)
         drawn = iter(noises)
         launched: deque[jax.Array] = deque()
         for call, row in enumerate(table.rows()):
@@ -203,11 +202,7 @@ class JaxUnet(JaxEngine):
     def _launch(self, state: State, rows: np.ndarray, noise: jax.Array, conditions: Arrays) -> tuple[State, jax.Array]:
         return self._program(self._weights, state, self._placed(rows), noise, conditions)
 
-    def _start(self, sample: np.ndarray) -> State:
-        return self._placed(state_of(sample))
-
-    def _silence(self, sample: np.ndarray) -> jax.Array:
-        return self._placed(np.zeros(sample.shape, np.float32))
-
-    def _conditions(self, inputs: dict[str, np.ndarray]) -> Arrays:
-        return self._placed({name: inputs[name] for name in self._stage.steady})
+    def _begun(self, sample: np.ndarray, inputs: dict[str, np.ndarray]) -> tuple[State, jax.Array, Arrays]:
+        """On the devices: the first state, what stands for noise where none is drawn, and the conditions."""
+        conditions = {name: inputs[name] for name in self._stage.steady}
+        return self._placed((state_of(sample), np.zeros(sample.shape, np.float32), conditions))

@@ -138,12 +138,11 @@ class _Engine(Engine):
         return dict(zip(self._names, self._request.infer(inputs, share_inputs=True).values(), strict=True))
 
 
-class _SplitEngine(Engine):
+class _SplitEngine(_Engine):
     """Computes what depends on the `steady` inputs alone when they change, and keeps it until they change again."""
 
     def __init__(self, request: openvino.InferRequest, beforehand: openvino.InferRequest, stage: Stage) -> None:
-        self._request = request
-        self._names = _output_names(request, {tensor.name for tensor in stage.outputs})
+        super().__init__(request, stage)
         self._takes = {name for port in request.model_inputs for name in port.get_names()}
         self._beforehand = beforehand
         self._kept_names = _output_names(beforehand, self._takes)
@@ -158,8 +157,7 @@ class _SplitEngine(Engine):
             self._kept = dict(zip(self._kept_names, self._beforehand.infer(steady).values(), strict=True))
             self._seen = {name: value.copy() for name, value in steady.items()}
         taken = {name: value for name, value in inputs.items() if name in self._takes}
-        results = self._request.infer(taken | self._kept, share_inputs=True)
-        return dict(zip(self._names, results.values(), strict=True))
+        return super().__call__(taken | self._kept)
 
     def forget(self) -> None:
         self._seen = {}
