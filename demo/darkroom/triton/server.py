@@ -240,11 +240,11 @@ class Triton:
         """Returns when all models are loaded."""
         until = time.monotonic() + seconds
         while True:
-            up = self._is_up()
+            up = self._succeeds("/v2/health/live", 5)
             ready = up and all(map(self.is_ready, self.models))
             opened = ready and self._is_open()
             # Checked last: another may answer at the address of one that has ended.
-            if why := self._ended():
+            if why := self._server.why() or self._door.why():
                 raise Failed(f"the server could not be started: {why}.")
             if opened:
                 break
@@ -330,8 +330,7 @@ class Triton:
 
     def _state(self, model: str) -> str | None:
         """What the server thinks of a model: READY, or None where it does not know it."""
-        known = json.loads(self.call("/v2/repository/index", {}))
-        return next((each.get("state") for each in known if each["name"] == model), None)
+        return next((each.get("state") for each in self._index() if each["name"] == model), None)
 
     def stop(self, seconds: float) -> None:
         """Ends the server as it wants to be: requests in flight have `seconds` to finish. Nothing of it is left."""
@@ -345,8 +344,11 @@ class Triton:
 
     def is_ready(self, model: str) -> bool:
         """Whether requests for a model would be answered."""
+        return self._succeeds(f"/v2/models/{model}/ready")
+
+    def _succeeds(self, path: str, seconds: float = 120) -> bool:
         try:
-            self.call(f"/v2/models/{model}/ready")
+            self.call(path, seconds=seconds)
         except Failed:
             return False
         return True
@@ -372,10 +374,6 @@ class Triton:
             text = json.loads(text)["error"]
         raise Failed(" ".join(str(text).split()) or f"HTTP {answer.status}")
 
-    def _ended(self) -> str | None:
-        """Why the server or its door has ended; None while both run."""
-        return self._server.why() or self._door.why()
-
     def _is_open(self) -> bool:
         """Whether the door listens, at the last of its ports too."""
         try:
@@ -384,19 +382,15 @@ class Triton:
             return False
         return True
 
-    def _is_up(self) -> bool:
-        try:
-            self.call("/v2/health/live", seconds=5)
-        except Failed:
-            return False
-        return True
+    def _index(self) -> list[dict[str, Any]]:
+        """What the server says of the models in its repository."""
+        return json.loads(self.call("/v2/repository/index", {}))
 
     def _failures(self) -> dict[str, str]:
         """Models that could not be loaded, and why."""
-        known = json.loads(self.call("/v2/repository/index", {}))
         return {
             each["name"]: _gist(each["reason"])
-            for each in known
+            for each in self._index()
             if each["name"] in self.models and each.get("state") == "UNAVAILABLE" and each.get("reason")
         }
 
