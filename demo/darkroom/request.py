@@ -9,6 +9,7 @@ from typing import Any, get_args
 from darkroom.errors import InvalidRequest
 from darkroom.flags import FLOAT32_MOST, OF_REQUEST, option, wrong_text
 from darkroom.noise import SEED_LIMIT
+from darkroom.values import from_json, to_json
 
 TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
@@ -127,8 +128,7 @@ class Request:
         return map(self.batch, range(self.batch_total))
 
     def as_json(self) -> dict[str, Any]:
-        lists = {"prompts": list(self.prompts), "loras": [dataclasses.asdict(lora) for lora in self.loras]}
-        return dataclasses.asdict(self) | lists
+        return to_json(self)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Request":
@@ -137,11 +137,9 @@ class Request:
             fields = {"loras": [], "vae": None} | fields  # what older recipes have not
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
-            prompts = tuple(fields["prompts"])
-            if not all(isinstance(prompt, str) for prompt in prompts):
+            if not all(isinstance(prompt, str) for prompt in fields["prompts"]):
                 raise TypeError("its prompts are not texts")
-            loras = tuple(LoraChoice(**lora) for lora in fields["loras"])
-            return cls(**fields | {"prompts": prompts, "loras": loras})
+            return from_json(cls, fields)
         except (TypeError, KeyError, AttributeError) as error:
             raise InvalidRequest(f"the recipe does not hold a whole request ({error}).") from None
 
