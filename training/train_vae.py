@@ -1,10 +1,13 @@
 """Train the 256-pixel autoencoder on the artwork over random backgrounds.
 
-    python -m training.train_vae [--work FOLDER] [--minutes 90] [--crop 128] [--from FOLDER] [--resume] [--device cuda]
+    python -m training.train_vae [--work FOLDER] [--minutes 90] [--crop 128] [--from FOLDER] [--resume]
 
 Most of a picture is flat, and the network is convolutional: so `--crop 128` trains on windows a quarter as large, as
 random in place and scale as in colour. Group normalisation sees other statistics there than in whole pictures, so the
 last part of the training, with `--resume --crop 256`, is on those.
+
+`--decoder-only` leaves the encoder as it is in `vae.pt`, so that cached latents and the UNet stay good, and keeps the
+whole in `decoder.pt`, which the export prefers.
 
 `--from` starts from a trained autoencoder of one level less (`grow.py`), which it also imitates in the first steps.
 """
@@ -23,7 +26,7 @@ from torch import Tensor
 from training import networks
 from training.colours import TABLE
 from training.grow import Elder, grow
-from training.loop import Plan, Trainer
+from training.loop import Plan, Trainer, averaged
 from training.workspace import add_training_arguments
 
 KL_WEIGHT = 2e-5
@@ -138,6 +141,7 @@ def main() -> None:
     """Train and keep `vae.pt` in the work folder."""
     parser = add_training_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]), 90, 8, 6e-4)
     parser.add_argument("--crop", type=int, default=128, help="side of the windows, in pixels")
+    parser.add_argument("--decoder-only", action="store_true", help="with the encoder of vae.pt frozen")
     parser.add_argument("--from", dest="elder", type=Path, help="folder of an autoencoder to grow from")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -147,7 +151,12 @@ def main() -> None:
         elder = Elder(AutoencoderKL.from_pretrained(args.elder, dtype=torch.float32).to(args.device))
         grow(elder.vae, vae)
     vae = vae.to(args.device, memory_format=torch.channels_last)
-    trainer = Trainer(vae, Plan.of(args, average=0.995), args.work / "vae.pt")
+    if args.decoder_only:
+        vae.load_state_dict(averaged(args.work / "vae.pt"))
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    path = args.work / ("decoder.pt" if args.decoder_only else "vae.pt")
+    trainer = Trainer(vae, Plan.of(args, average=0.995), path)
     if args.resume:
         trainer.load()
     side, factor = args.crop, 2 ** (len(vae.config.block_out_channels) - 1)

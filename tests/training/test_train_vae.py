@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL  # noqa: E402
 from training import networks, train_vae  # noqa: E402
 from training.export import OUTPUT  # noqa: E402
 from training.grow import Elder, grow  # noqa: E402
+from training.loop import averaged  # noqa: E402
 
 
 def rgba(count: int = 3) -> np.ndarray:
@@ -75,3 +76,15 @@ def test_steps_lower_the_loss(tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert mean.shape == (2, 16, 4, 4) and losses[-1] < losses[0]
+
+
+def test_decoder_alone_is_trained_on_the_same_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "artwork.npy", rgba())
+    flags = ["train_vae", "--work", str(tmp_path), "--batch", "1", "--crop", "32"]
+    monkeypatch.setattr("sys.argv", [*flags, "--steps", "1"])
+    train_vae.main()
+    monkeypatch.setattr("sys.argv", [*flags, "--steps", "2", "--decoder-only"])
+    train_vae.main()
+    before, after = averaged(tmp_path / "vae.pt"), averaged(tmp_path / "decoder.pt")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
