@@ -43,7 +43,6 @@ class Elder:
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
-        self.heard: Tensor | None = None
 
     def distance(self, vae: AutoencoderKL, picture: Tensor, mean: Tensor) -> Tensor:
         """Relative squared error of the means (B, 16, H/16, W/16) and of the decoder's features (B, C, H/8, W/8)."""

@@ -15,6 +15,7 @@ whole in `decoder.pt`, which the export prefers.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ class Pictures:
             picture = lay(rgba, picture, chance)
         return picture
 
-    def _background(self, side: int, chance, whole) -> Tensor:
+    def _background(self, side: int, chance: Callable[[], float], whole: Callable[[int], int]) -> Tensor:
         """One of the named colours, any colour, or a passage between two: (3, side, side) in 0..1."""
         kind = chance()
         first, second = (self.table[whole(len(TABLE))] for _ in range(2))
@@ -97,7 +98,7 @@ def shrink(rgba: Tensor, side: int) -> Tensor:
     return torch.cat([small[:3] / small[3:].clamp(min=1e-3), small[3:]]).clamp(0, 1)
 
 
-def lay(rgba: Tensor, picture: Tensor, chance) -> Tensor:
+def lay(rgba: Tensor, picture: Tensor, chance: Callable[[], float]) -> Tensor:
     """The artwork (4, H, W) somewhere over the picture (3, side, side), cut where it is larger.
 
     A larger one is cut where something is drawn: of two windows the one with more in it.
