@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_file_is_said_in_a_line(
         (tmp_path / "cut.safetensors", [described], "truncated"),
         (tmp_path / "model.ckpt", [described], "is a pickle"),
         (tmp_path / "model.txt", [described], "is no model"),
-        (file, [], "of no architecture that can be told"),
+        (file, [], "of no architecture that is known"),
         (file, [f"--config={bare}"], "is missing"),
         (file, [f"--config={tmp_path / 'none'}"], "is missing"),
         (tiny_model, [described], "--config describes a single-file model"),

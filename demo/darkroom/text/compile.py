@@ -1,6 +1,7 @@
 """A model's tokenizer -> the one `tokenizer.json` that runs read, as transformers makes it."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def compile_tokenizer(folder: Path, class_name: str, context: int, known: int) -
         if source == (FILE,):
             tokenizers.Tokenizer.from_file(str(folder / FILE))  # without a model in it transformers would make one up
         elif source == SOURCES[-1]:
-            import sentencepiece  # noqa: F401
+            # No requirement of ours: nearly every model has a tokenizer.json beside this file.
+            import_module("sentencepiece")
             from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
             SentencePieceExtractor(str(folder / source[0]))  # transformers hides why it cannot, and tries other ways
