@@ -75,8 +75,13 @@ class TestTheWholeProcess:
 
     @pytest.mark.parametrize(
         ("engine", "family"),
-        # With its refiner is xl, too.
-        [*(("openvino", family) for family in FAMILIES if family != "xl"), ("onnxruntime", "sd"), ("jax", "sd")],
+        [
+            ("openvino", "sd"),
+            ("openvino", "turbo"),
+            ("onnxruntime", "sd"),
+            pytest.param("openvino", "xl with its refiner", marks=pytest.mark.slow),  # which is xl, too
+            pytest.param("jax", "sd", marks=pytest.mark.slow),
+        ],
     )
     def test_prompt_becomes_a_picture_and_again_without_torch(
         self, engine: str, family: str, built: Studio, tiny_xl_model: Path, tiny_refiner: Path

@@ -156,7 +156,11 @@ class TestWithoutGpu:
         assert "cannot be loaded" in ended.err and listing(studio.engines) == before
 
     @pytest.mark.parametrize(
-        "how,code,words", [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")], ids=["INT", "TERM"]
+        "how,code,words",
+        [
+            pytest.param(signal.SIGINT, 130, "stopped", id="INT"),
+            pytest.param(signal.SIGTERM, 143, "terminated", id="TERM", marks=pytest.mark.slow),
+        ],
     )
     def test_stopping_a_build_leaves_nothing(
         self, how: signal.Signals, code: int, words: str, empty_studio: Studio

@@ -608,8 +608,9 @@ def test_a_dead_model_process_is_said_at_once_and_the_next_one_answers(served: S
             return error.code
 
     told = len(served.told)
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(served.ask, prompt=["a"] * 4, steps=[STEPS] * 4) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        # More than can be made while the process is found and killed.
+        waiting = [pool.submit(served.ask, prompt=["a"] * 4, steps=[STEPS] * 4) for _ in range(32)]
         until(lambda: served.metric("darkroom_requests_in_flight") > 0)
         assert status() == 200
         os.kill(served.stub(), signal.SIGKILL)
