@@ -321,6 +321,20 @@ def test_an_image_joins_between_steps_and_leaves_before_the_others(place: Callab
     assert here.batcher.counts().steps == 3003
 
 
+def test_an_image_joins_as_soon_as_its_text_is_encoded(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late the executor calls that done: who is woken before would look again by the clock alone."""
+    monkeypatch.setattr("darkroom.serving.batching.SECONDS_BETWEEN_LOOKS", WAIT)
+    here = place(slots=1)
+    submit = here.batcher._encoder.submit
+    monkeypatch.setattr(
+        here.batcher._encoder, "submit", lambda work, image: submit(lambda: (work(image), time.sleep(0.2)))
+    )
+    (future,) = here.submit(1)
+    assert future.result(10).pixels.shape == (16, 16, 3)
+
+
 def test_a_slot_is_filled_again_at_once(place: Callable[..., Place]) -> None:
     here = place(slots=2, batches=(2,))
     here.denoisers[2].gate.clear()

@@ -309,6 +309,7 @@ class StepBatcher:
         for image in self._in_turn()[: self.slots]:
             if image.encoding is None:
                 image.encoding = self._encoder.submit(self._begin, image)
+                image.encoding.add_done_callback(self._wake)  # not before: `ready` asks whether it is done
 
     def _begin(self, image: _Image) -> None:
         request, lane = image.request, image.lane
@@ -323,6 +324,8 @@ class StepBatcher:
             image.trajectory = Trajectory(image.table, initial_latents(image.streams, image.pipeline.latent_shape))
         except Exception as error:
             image.fail(error)
+
+    def _wake(self, _: "Future[None]") -> None:
         with self._changed:
             self._changed.notify()
 
@@ -408,10 +411,10 @@ class StepBatcher:
         self._stacked = {key: value for key, value in self._stacked.items() if (key[0], key[1][:-1]) in lanes}
         with self._changed:
             self._running = [image for image in self._running if image not in done]
-        for image in done:
-            if not image.future.done():
-                self._decoding += 1
-                self._decoder.submit(self._decode, image)
+            for image in done:
+                if not image.future.done():
+                    self._decoding += 1
+                    self._decoder.submit(self._decode, image)
 
     def _advance(self, lane: Lane, place: tuple[int, ...], images: list[_Image], size: int) -> None:
         """One call of the engine for a batch of `size`, with these images in it and the first of them in what is left
