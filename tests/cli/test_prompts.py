@@ -56,6 +56,7 @@ class Desk:
         self.studio = studio
         self.file = studio.root / name
         self.folder = studio.output / self.file.stem
+        self.file.parent.mkdir(exist_ok=True)
         self.write(rows)
 
     def write(self, rows: list[Any]) -> None:
@@ -234,11 +235,22 @@ class TestGoingOn:
         assert before.items() <= desk.pictures().items()
         assert [image["prompt"] for image in result["images"]][1] == "a green dog"
 
-    def test_folder_of_another_file_is_said_to_be_that(self, studio: Studio) -> None:
+    def test_files_of_one_name_have_folders_of_their_own(self, studio: Studio) -> None:
         Desk(studio, rows_of(2)).run(seed=5)
-        lines = Desk(studio, [], "prompts.txt")
-        lines.file.write_text("a red house\n")
-        assert "this was prompts.jsonl's folder: 0 of 1 pictures" in lines.run(seed=5).out
+        others = [Desk(studio, [], "prompts.txt"), Desk(studio, [], "elsewhere/prompts.txt")]
+        for number, other in enumerate(others, 2):
+            other.file.write_text("a red house\n")
+            for _ in range(2):  # the second time it is found again
+                (image,) = other.json(seed=5)["images"]
+                assert Path(image["path"]).parent.name == f"prompts-{number}"
+        assert Desk(studio, rows_of(2)).json(seed=5)["counts"]["there_already"] == 2
+
+    def test_a_file_that_was_moved_goes_on_where_it_was(self, studio: Studio) -> None:
+        desk = Desk(studio, rows_of(2))
+        desk.run(seed=5)
+        moved = Desk(studio, rows_of(2), "elsewhere/prompts.jsonl")
+        desk.file.unlink()
+        assert moved.json(seed=5)["counts"]["there_already"] == 2
 
     @pytest.mark.parametrize("name", ["prompts.csv", "prompts.TSV", "prompts.json"])
     def test_tables_are_refused_by_name(self, name: str, studio: Studio) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -63,7 +65,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     say_what_ships(version, flags, script, console)
     plan = _plan(prompts, default, slots, preparer, script)
 
-    folder = make_folder(settings.output_dir / prompts.path.stem)
+    folder = make_folder(folder_of(prompts.path, settings.output_dir))
     with alone(folder):
         past = Past(folder / ROWS)
         seed = flags.seed
@@ -76,6 +78,17 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
                 with _cluster(flags):
                     run.make(_starts(flags, runtime, orders))
             run.report()
+
+
+def folder_of(file: Path, output: Path) -> Path:
+    """Where the pictures of a file go: a folder named after it, with a number behind the name where another file's
+    pictures are. A file that is gone leaves its folder to the next of its name, which it may be moved."""
+    for number in itertools.count(1):
+        folder = output / (file.stem if number == 1 else f"{file.stem}-{number}")
+        owner = Past(folder / ROWS).head.get("file")
+        if not isinstance(owner, str) or owner == str(file.resolve()) or not os.path.exists(owner):
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def _asked_prompts(flags: argparse.Namespace) -> Prompts:

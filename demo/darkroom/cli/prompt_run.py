@@ -80,6 +80,7 @@ class Run:
             "darkroom": __version__,
             "script": plan.script,
             "prompts": prompts.path.name,
+            "file": str(prompts.path.resolve()),
             "rows": prompts.digest,
             "pixels": hash_json(self._beside_rows()),
             "seed": default.seed,
@@ -87,12 +88,12 @@ class Run:
         }
         self._journal = Journal(orders.folder / ROWS, head, self._there(past))
         self._there_already = len(self._journal)
-        if past.head and past.head != head:
-            before = past.head.get("prompts")
-            what = (
-                "the file or the flags have changed" if before == prompts.path.name else f"this was {before}'s folder"
+        moved = {"file": head["file"], "prompts": head["prompts"]}
+        if past.head and past.head | moved != head:
+            console.say(
+                f"the file or the flags have changed: {len(self._journal)} of {prompts.images} pictures are still as "
+                f"requested."
             )
-            console.say(f"{what}: {len(self._journal)} of {prompts.images} pictures are still as requested.")
         elif self._there_already:
             console.say(f"{self._there_already} of {prompts.images} pictures are there already.")
         about = f"{plan.script}, {default.model or 'a model folder'}, {_runtime(plan)}, seed {default.seed}"
