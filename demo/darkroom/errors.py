@@ -60,7 +60,9 @@ def near_on_disk(path: Path) -> str:
 def _models_in(folder: Path) -> list[str]:
     """The names of what a model can be: folders and safetensors files."""
     try:
-        return sorted(path.name for path in folder.iterdir() if os.path.isdir(path) or path.suffix == ".safetensors")
+        return sorted(
+            path.name for path in folder.iterdir() if os.path.isdir(path) or path.suffix.lower() == ".safetensors"
+        )
     except OSError:
         return []
 

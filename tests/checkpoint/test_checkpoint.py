@@ -334,6 +334,12 @@ def test_model_of_another_family_is_refused(kind: str | None, model: Path) -> No
     assert str(kind) in refusal(model)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_quantised_networks_are_refused(part: str, model: Path) -> None:
+    edit_json(model / part / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    assert "quantization_config" in refusal(model) and f"{part}/config.json" in refusal(model)
+
+
 def test_inpainting_model_is_refused(model: Path) -> None:
     edit_json(model / "unet" / "config.json", in_channels=9)
     assert "9" in refusal(model)

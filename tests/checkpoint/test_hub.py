@@ -42,6 +42,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return fetch
 
 
+@pytest.mark.parametrize("fetch", [hub.fetch, hub.fetch_lora, hub.fetch_vae])
+def test_in_offline_mode_nothing_is_sent(fetch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(Failed, match=r"owner/name could not be fetched from the hub in offline mode"):
+        fetch("owner/name", None, None)
+
+
 def test_the_plain_file_is_taken_where_there_is_one(asked: Any) -> None:
     assert asked(safetensors=3 * GIGA, fp16_safetensors=GIGA) == [f"{UNET}.safetensors"]
 

@@ -1,6 +1,7 @@
 """One file in the original layout is the same model as the folder it was written from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,23 @@ def test_its_configuration_is_fetched_from_the_hub(studio: Studio, tmp_path: Pat
     ended = studio.shell(PROMPT, f"--model={path}", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "stable-diffusion-v1-5 could not be fetched" in ended.err
     assert "model.safetensors: taken for a model like stable-diffusion-v1-5" in ended.out
+
+
+def test_what_its_header_tells_is_said_before_the_hub_is_asked(studio: Studio, tmp_path: Path) -> None:
+    attention = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    inpainting, xl = tmp_path / "inpainting.safetensors", tmp_path / "xl.safetensors"
+    save_file({attention: torch.zeros(1, 768), first: torch.zeros(1, 9, 3, 3)}, inpainting)
+    second = "conditioner.embedders.1.model.positional_embedding"
+    save_file({second: torch.zeros(1, 1280), first: torch.zeros(1, 4, 3, 3)}, xl)
+    for file, words in ((inpainting, "9 channels"), (xl, "SDXL")):
+        assert_refused(studio.here(PROMPT, f"--model={file}", *studio.folders()), words)
+
+
+def test_a_suffix_in_capitals_is_a_suffix(studio: Studio, file: Path, tiny_model: Path, tmp_path: Path) -> None:
+    capital = Path(shutil.copy(file, tmp_path / "MODEL.SAFETENSORS"))
+    lower, upper = (studio.draw(PROMPT, model=each, config=tiny_model).pictures[0] for each in (file, capital))
+    assert psnr(lower, upper) == float("inf")
 
 
 def test_what_is_wrong_with_a_file_is_said_in_a_line(

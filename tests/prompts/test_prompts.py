@@ -65,6 +65,12 @@ class TestReading:
         asked = list(read(tmp_path, "\ufeffa red apple\r\n\n   \n  the blue cat  \n").asked(DEFAULT))
         assert [(each.line, each.request.prompts[0]) for each in asked] == [(1, "a red apple"), (4, "the blue cat")]
 
+    @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+    def test_lines_end_as_any_system_ends_them(self, ending: str, tmp_path: Path) -> None:
+        (tmp_path / "prompts.txt").write_text(ending.join(["a red apple", "", "the blue cat", ""]), newline="")
+        asked = list(Prompts(tmp_path / "prompts.txt").asked(DEFAULT))
+        assert [(each.line, each.request.prompts[0]) for each in asked] == [(1, "a red apple"), (3, "the blue cat")]
+
     def test_a_row_says_what_the_flags_do_not(self, tmp_path: Path) -> None:
         row = {"prompt": "a", "negative_prompt": "b", "seed": 7, "steps": 3, "guidance_scale": 2, "scheduler": "DDIM"}
         (asked,) = read(tmp_path, row | {"height": 72, "width": 80}).asked(DEFAULT)

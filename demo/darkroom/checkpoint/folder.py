@@ -5,7 +5,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from darkroom.schedule import Chosen, chosen
 from darkroom.store.fingerprints import Fingerprints
 from darkroom.text.tokenizer import tokenizer_files
 
+SAFETENSORS = ".safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 LARGE = 10**9
@@ -154,6 +157,11 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     for name, part in parts.items():
         config = folder / name / "config.json"
         described = read_json(config)
+        if "quantization_config" in described:
+            raise InvalidRequest(
+                f"{config} has a quantization_config, which Darkroom does not support: take the model that "
+                f"the quantised one was made of."
+            )
         _check_config(config, {key: described.get(key, usual) for key, usual in part.defaults.items()})
         if "num_attention_heads" in part.defaults:
             _check_heads(config, part.defaults | described)
@@ -254,6 +262,18 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             f"Save the model again with save_pretrained(..., safe_serialization=True)."
         )
     raise InvalidRequest(f"{folder / (stem + '.safetensors')} is missing.")
+
+
+@contextmanager
+def in_lower_case(path: Path) -> Iterator[Path]:
+    """A name for a safetensors file that libraries know its kind by: they take one in .SAFETENSORS for a pickle."""
+    if path.suffix == SAFETENSORS:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place, path.stem + SAFETENSORS)
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def check_safetensors(path: Path) -> None:

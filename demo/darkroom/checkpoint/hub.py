@@ -135,7 +135,7 @@ def _lora_among(names: list[str]) -> str | None:
 
 def repository_of(source: str) -> str | None:
     """The hub repository that a model or LoRA is named by, or None for a file or folder."""
-    is_path = os.path.exists(source) or source.endswith(WEIGHT_SUFFIXES) or not REPOSITORY.fullmatch(source)
+    is_path = os.path.exists(source) or source.lower().endswith(WEIGHT_SUFFIXES) or not REPOSITORY.fullmatch(source)
     return None if is_path else source
 
 
@@ -150,7 +150,7 @@ def _settings() -> None:
 @contextlib.contextmanager
 def _explained(repository: str, instead: str, may_be_path: bool = True) -> Iterator[None]:
     """Raises what goes wrong with the hub in one line. `instead` says what can be passed to do without."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     # With a folder of the owner's name here, a path is meant.
     not_here = _not_here(repository) if may_be_path else ""
@@ -167,10 +167,10 @@ def _explained(repository: str, instead: str, may_be_path: bool = True) -> Itera
         raise InvalidRequest(f"{not_here}the hub has no {repository}, or it is private and needs --hf-token.") from None
     except Exception as error:  # the hub's client raises errors of several libraries when it cannot connect
         kind = InvalidRequest if may_be_path and os.path.isdir(Path(repository).parent) else Failed
-        raise kind(
-            f"{not_here}{repository} could not be fetched from the hub ({type(error).__name__}): connect "
-            f"to the network and run this again, or pass {instead}."
-        ) from None
+        why = f"({type(error).__name__}): connect to the network and run this again"
+        if isinstance(error, OfflineModeIsEnabled):
+            why = "in offline mode, which HF_HUB_OFFLINE turns on: unset that"
+        raise kind(f"{not_here}{repository} could not be fetched from the hub {why}, or pass {instead}.") from None
 
 
 def _not_here(repository: str) -> str:
@@ -199,13 +199,19 @@ def _whole(folder: Path, weights: bool) -> bool:
 
 
 def _reachable(endpoint: str) -> None:
-    """Fails within seconds without a network or an answer, where the hub's client would try again and again.
+    """Fails within seconds without a network or an answer, where the hub's client would try again and again; and at
+    once, without a packet, in offline mode.
 
     A name may have many addresses, and be long in being resolved: all of that together takes no longer.
     """
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled
     seconds = float(SECONDS_TO_CONNECT)
     ended: SimpleQueue[Exception | None] = SimpleQueue()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from darkroom.checkpoint.folder import read_header
+from darkroom.checkpoint.folder import SAFETENSORS, read_header
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
 from darkroom.families import every_family
@@ -40,7 +40,7 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
         raise InvalidRequest(
             f"the LoRA {path} does not exist; prompts go before --lora-path, which takes several files."
         )
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != SAFETENSORS:
         raise InvalidRequest(f"the LoRA {path} is not a safetensors file: no other kind is loaded.")
     found = set()
     prefixes_of = {name: part.lora for family in every_family() for name, part in family.parts.items() if part.lora}

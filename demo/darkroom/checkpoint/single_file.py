@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import read_header
+from darkroom.checkpoint.catalog import SD, SDXL
+from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header
 from darkroom.errors import InvalidRequest, gist
-from darkroom.families import family_of
+from darkroom.families import family_of, find_family
 from darkroom.families.family import Part
 from darkroom.files import read_json
 from darkroom.processes.child import run_in_child
@@ -23,19 +24,24 @@ REVISION = 1
 
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 PUBLISHED = (
-    ("conditioner.embedders.1.model.positional_embedding", 1280, "stabilityai/stable-diffusion-xl-base-1.0"),
-    ("conditioner.embedders.0.model.positional_embedding", 1280, "stabilityai/stable-diffusion-xl-refiner-1.0"),
-    (CROSS_ATTENTION.format(1), 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    (CROSS_ATTENTION.format(1), 1024, "stabilityai/stable-diffusion-2-1"),
+    ("conditioner.embedders.1.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-base-1.0"),
+    ("conditioner.embedders.0.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-refiner-1.0"),
+    (CROSS_ATTENTION.format(1), 768, SD, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    (CROSS_ATTENTION.format(1), 1024, SD, "stabilityai/stable-diffusion-2-1"),
 )
-"""A tensor that tells an architecture, the last of its sizes, and the repository that has its configuration."""
+"""A tensor that tells an architecture, the last of its sizes, its family, and the repository that has its
+configuration."""
+
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+CHANNELS = 4
+"""Of the latents that it takes in all of them, but for inpainting."""
 
 
 def check_single_file(path: Path) -> dict[str, dict[str, Any]]:
     """The header of a whole checkpoint in the original layout; `InvalidRequest` for any other file."""
-    if path.suffix in (".ckpt", ".bin", ".pt", ".pth"):
+    if path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth"):
         raise InvalidRequest(f"{path} is a pickle, which can run code when read: only safetensors files are loaded.")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != SAFETENSORS:
         raise InvalidRequest(
             f"{path} is no model: a model is a folder in the diffusers layout, or one safetensors file in the original."
         )
@@ -44,15 +50,25 @@ def check_single_file(path: Path) -> dict[str, dict[str, Any]]:
         raise InvalidRequest(
             f"{path} is not a whole Stable Diffusion in the original layout: it has no model.diffusion_model."
         )
+    shape = header.get(FIRST_CONVOLUTION, {}).get("shape", [0, CHANNELS])
+    if len(shape) > 1 and shape[1] != CHANNELS:
+        raise InvalidRequest(
+            f"{path} takes {shape[1]} channels, not the {CHANNELS} of latents: inpainting models are not supported."
+        )
     return header
 
 
-def published_config(path: Path) -> str:
-    """The hub repository whose configuration a checkpoint has, by its tensors' names and shapes."""
+def published_config(path: Path, families: tuple[str, ...] | None = None) -> str:
+    """The hub repository whose configuration a checkpoint has, by its tensors' names and shapes.
+
+    Raises `InvalidRequest` for one of no architecture that is known, or of none of the families, by their names.
+    """
     header = check_single_file(path)
-    for name, size, repository in PUBLISHED:
+    for name, size, family, repository in PUBLISHED:
         if name in header and header[name]["shape"][-1] == size:
-            return repository
+            if families is None or family in families:
+                return repository
+            raise InvalidRequest(f"{path} holds an {find_family(family).title} model, which this script does not run.")
     raise InvalidRequest(
         f"{path} is of no architecture that is known from it: name a diffusers folder or repository that has its "
         f"configuration with --config."
@@ -110,13 +126,14 @@ def unpack(path: Path, config: Path, folder: Path) -> None:
     kind = getattr(diffusers, index["_class_name"])
     left_out = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
     try:
-        pipeline = kind.from_single_file(
-            str(path),
-            config=str(config),
-            local_files_only=True,
-            torch_dtype=torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32,
-            **left_out,
-        )
+        with in_lower_case(path) as file:
+            pipeline = kind.from_single_file(
+                str(file),
+                config=str(config),
+                local_files_only=True,
+                torch_dtype=torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32,
+                **left_out,
+            )
     except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
         raise InvalidRequest(f"{path} does not fit the configuration in {config}: {gist(error)}.") from None
     for part in _parts(index, config):

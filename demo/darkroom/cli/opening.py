@@ -52,7 +52,7 @@ class Models:
             self.stores.setdefault(folder, Store(folder, console.warn))
             for folder in (onnx_dir or folders.onnx_dir, engine_dir or folders.engine_dir)
         )
-        folder = open_model(version, config, folders, graphs, console)
+        folder = open_model(version, config, folders, graphs, console, self.families)
         if self.vae is not None:
             folder = with_vae(folder, _open_vae(self.vae, folders, console), graphs)
         return Preparer(
@@ -129,10 +129,18 @@ def refuse_bounds(flags: argparse.Namespace, builds: list[str | None], runtime: 
             raise InvalidRequest(f"{flag} has no effect without {' or '.join(f'--build-{each}' for each in free)}.")
 
 
-def open_model(version: Version, config: str | None, settings: Folders, graphs: Store, console: Console) -> Path:
+def open_model(
+    version: Version,
+    config: str | None,
+    settings: Folders,
+    graphs: Store,
+    console: Console,
+    families: tuple[str, ...] | None = None,
+) -> Path:
     """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
 
-    `config` names the configuration of a single file, None for the published one.
+    `config` names the configuration of a single file, None for the published one; a file that is of none of the
+    `families`, by their names, is refused before anything is fetched.
     """
 
     def fetched(repository: str, weights: bool, typed: bool) -> Path:
@@ -148,7 +156,7 @@ def open_model(version: Version, config: str | None, settings: Folders, graphs: 
     typed = config is not None
     if config is None:
         # Two models of one architecture may differ in their configurations alone.
-        config = published_config(file)
+        config = published_config(file, families)
         console.say(f"{file.name}: taken for a model like {config}; --config names another")
     described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):

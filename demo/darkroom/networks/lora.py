@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from darkroom.checkpoint.folder import in_lower_case
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest, gist
 
@@ -55,7 +56,8 @@ def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:
     pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     blocks = {"unet_config": SimpleNamespace(**unet)} if xl else {}  # kohya numbers SDXL's blocks in its own way
     kohya = _without_alphas(load_file(lora.path))
-    state, _, metadata = pipeline.lora_state_dict(kohya or str(lora.path), return_lora_metadata=True, **blocks)
+    with in_lower_case(lora.path) as file:
+        state, _, metadata = pipeline.lora_state_dict(kohya or str(file), return_lora_metadata=True, **blocks)
     state = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
     if not state:
         return 0

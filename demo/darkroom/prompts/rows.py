@@ -58,7 +58,7 @@ class Prompts:
             )
         content = read(path, "--prompts")
         self.digest = hashlib.sha256(content).hexdigest()
-        self._lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+        self._lines = content.removeprefix(BYTE_ORDER_MARK).splitlines()
         self._firsts, self._places = array("Q"), array("Q")
         self.images = 0
         for row in self._rows():
