@@ -34,7 +34,7 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix not in (".json", ".xml"))
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch", "jax"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_pictures_are_those_of_float32_and_files_half_as_large(
     engine: str, half_model: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:

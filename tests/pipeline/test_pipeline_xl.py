@@ -105,6 +105,7 @@ def test_an_image_of_a_batch_equals_the_image_alone(engine: str, xl_studio: Stud
         assert psnr(picture, alone) >= SAME_IN_A_BATCH
 
 
+@pytest.mark.slow
 def test_batch_divided_over_devices_equals_images_alone(xl_studio: Studio, diffusers_tiny_xl: Diffusers) -> None:
     asked: dict[str, Any] = {"engine": "jax", "scheduler": "EulerA", "guidance_scale": 7.5}
     together = xl_studio.draw(PROMPT, batch_size=8, devices=8, **asked).pictures
