@@ -622,7 +622,8 @@ def test_a_dead_model_process_is_said_at_once_and_the_next_one_answers(served: S
     assert all(error is None or may_pass(error) for error in errors) and any(errors)
     until(lambda: served.server.is_ready("tiny") and status() == 200)
     assert served.ask(prompt="a red apple")["generated_image"].shape == (1, 64, 64, 3)
-    assert "the process of tiny has died" in served.told[told]
+    # The death is said of the model's process, or of Triton, which may not outlive it.
+    assert any(f"{who}: the server is started again" in served.told[told] for who in ("tiny has died", "has crashed"))
 
 
 def test_a_server_that_crashed_is_started_again(served: Served) -> None:
