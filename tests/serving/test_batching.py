@@ -356,7 +356,8 @@ def test_nobodys_second_image_goes_before_anothers_first(place: Callable[..., Pl
     order: list[str] = []
     for future in (single, *many):
         future.add_done_callback(lambda done: order.append("single" if done is single else "one of many"))
-    until(lambda: here.batcher.counts().occupied >= 1)
+    # Whose text is not encoded yet is passed by.
+    until(lambda: here.batcher.counts().occupied >= 1 and here.batcher._in_turn()[0].ready)
     here.denoisers[2].gate.set()
     here.denoisers[1].gate.set()
     for future in (single, *many):
