@@ -441,13 +441,20 @@ class Diffusers:
         self._made: dict[str, list[np.ndarray]] = {}
 
     def draw(
-        self, *prompts: str, seed: int = 5, scheduler: str | None = None, denoising_steps: int = 3, **more: Any
+        self,
+        *prompts: str,
+        seed: int = 5,
+        scheduler: str | None = None,
+        denoising_steps: int = 3,
+        spacing: dict[str, Any] | None = None,
+        **more: Any,
     ) -> list[np.ndarray]:
-        """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names.
+        """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names, and
+        `spacing` to the scheduler that is named.
 
         With an `image` among it, that pipeline is image-to-image.
         """
-        asked = repr((prompts, seed, scheduler, denoising_steps, sorted(more.items())))
+        asked = repr((prompts, seed, scheduler, denoising_steps, spacing, sorted(more.items())))
         if asked not in self._made:
             import diffusers
             import torch
@@ -458,6 +465,7 @@ class Diffusers:
             pipeline.scheduler = self._own
             if scheduler is not None:
                 name, overrides = SCHEDULERS[scheduler]
+                overrides = overrides | (spacing or {})
                 pipeline.scheduler = getattr(diffusers, name).from_config(self._own.config, **overrides)
             if "negative_prompt" in more:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)

@@ -118,7 +118,7 @@ def test_request_comes_back_from_json_as_it_was() -> None:
     assert Request.from_json(json.loads(json.dumps(asked.as_json()))) == asked
 
 
-NEWER = {"loras", "vae"}
+NEWER = {"loras", "sigmas", "vae"}
 """What recipes had not from the beginning."""
 
 
@@ -148,6 +148,7 @@ def test_digest_knows_every_field() -> None:
         "guidance_scale": 7.4,
         "clip_skip": 1,
         "scheduler": "DDIM",
+        "sigmas": "karras",
         "seed": 1,
         "engine": "torch",
         "precision": "bf16",

@@ -12,7 +12,7 @@ from typing import Any
 from darkroom.contract import PRECISIONS
 from darkroom.errors import unknown
 from darkroom.noise import SEED_LIMIT
-from darkroom.schedule import SCHEDULERS
+from darkroom.schedule import SCHEDULERS, SIGMAS
 
 PIXEL_MULTIPLE = 8
 """Height and width are multiples of what one latent covers."""
@@ -161,6 +161,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             REQUEST | ROW | RECIPE, least=0, most=FLOAT32_MOST, also=(*TRYING, CLIENT)),
         Flag("scheduler", "NAME", f"one of {', '.join(SCHEDULERS)}; default: the model's own",
             use=REQUEST | ROW | RECIPE, choices=tuple(SCHEDULERS), also=(CLIENT,), lists=(BUILD, SWEEP)),
+        Flag("sigmas", "KIND", f"how the scheduler spaces its steps: {', '.join(SIGMAS)}; default: the scheduler's own",
+            use=REQUEST | RECIPE, choices=tuple(SIGMAS), also=(BUILD,)),
         Flag("seed", "S", "image k gets the seed S+k; default: {seed}", int, REQUEST | ROW | RECIPE, least=0,
             most=SEED_LIMIT - 1, also=(*BENCHMARKS, CLIENT)),
         Flag("clip_skip", "N", "leave out the last N layers of the text encoder", int, REQUEST | RECIPE, default=0,

@@ -330,7 +330,7 @@ class Preparer:
 
     def scheduler(self, request: Request) -> Chosen:
         """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""
-        choice = self.checkpoint.scheduler(request.scheduler)
+        choice = self.checkpoint.scheduler(request.scheduler, request.sigmas)
         return self.family.scheduler(self.checkpoint, choice, request.height, request.width)
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:

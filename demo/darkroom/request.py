@@ -23,12 +23,12 @@ class Request:
     """One run. Raises `InvalidRequest` for values that no model could be run with.
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
-    `width` are in pixels, `scheduler` is a key of SCHEDULERS or None for the model's own, `clip_skip` counts text
-    encoder layers left out. Without a `negative_prompt` guidance leads away from what the model was trained on for
-    none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from 0 to 1, the share of the
-    steps that are made then. `refiner` is a second model that goes on from the latents, named as `model` is with ""
-    for a folder, and `refiner_strength` the share of the steps that it makes once more. `loras` are fused into the
-    model. `vae` is another VAE than the model's own, named as `refiner` is.
+    `width` are in pixels, `scheduler` is a key of SCHEDULERS and `sigmas` one of SIGMAS, None for the model's own,
+    `clip_skip` counts text encoder layers left out. Without a `negative_prompt` guidance leads away from what the
+    model was trained on for none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from
+    0 to 1, the share of the steps that are made then. `refiner` is a second model that goes on from the latents, named
+    as `model` is with "" for a folder, and `refiner_strength` the share of the steps that it makes once more. `loras`
+    are fused into the model. `vae` is another VAE than the model's own, named as `refiner` is.
     """
 
     model: str | None
@@ -42,6 +42,7 @@ class Request:
     guidance_scale: float
     clip_skip: int = DEFAULTS["clip_skip"]
     scheduler: str | None = None
+    sigmas: str | None = None
     seed: int = 0
     engine: str = DEFAULTS["engine"]
     precision: str = DEFAULTS["precision"]
@@ -134,7 +135,7 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `InvalidRequest` for anything else."""
         try:
-            fields = {"loras": [], "vae": None} | fields  # what older recipes have not
+            fields = {"loras": [], "vae": None, "sigmas": None} | fields  # what older recipes have not
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
             if not all(isinstance(prompt, str) for prompt in fields["prompts"]):

@@ -284,6 +284,11 @@ def test_scheduler_that_clips_is_refused_by_name(studio: Studio) -> None:
     )
 
 
+def test_sigmas_are_refused_beside_a_scheduler_with_one_spacing(studio: Studio) -> None:
+    asked = [PROMPT, "--model", str(studio.model), "--scheduler=DDIM", "--sigmas=karras", *studio.folders()]
+    assert_nothing_came_of(studio, asked, "DDIM has one spacing of its steps: --sigmas")
+
+
 def test_model_and_version_are_not_taken_together(studio: Studio) -> None:
     assert_nothing_came_of(
         studio, [PROMPT, "--model", str(studio.model), "--version=1.5", *studio.folders()], "--version"

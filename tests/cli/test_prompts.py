@@ -143,7 +143,7 @@ class TestPictures:
         result = desk.json(seed=5, denoising_steps=None)
         assert result["request"]["denoising_steps"] == 4 and len(result["images"]) == 2
 
-    def test_flags_that_change_the_model_act(self, studio: Studio, tiny_xl_model: Path) -> None:
+    def test_flags_of_all_rows_act(self, studio: Studio, tiny_xl_model: Path) -> None:
         import torch
         from safetensors.torch import save_file
 
@@ -152,11 +152,12 @@ class TestPictures:
         chance = torch.Generator().manual_seed(0)
         change = {name: torch.randn(shape, generator=chance) for name, shape in shapes.items()}
         save_file(change, studio.root / "lora.safetensors")
-        changes = {"clip_skip": 1, "lora_path": studio.root / "lora.safetensors", "vae": tiny_xl_model}
+        changes = {"clip_skip": 1, "sigmas": "karras", "vae": tiny_xl_model}
+        changes |= {"lora_path": studio.root / "lora.safetensors"}
         desk = Desk(studio, rows_of(1))
-        (image,) = desk.json(seed=5, engine="torch", threads=1, **changes)["images"]
+        (image,) = desk.json(seed=5, engine="torch", threads=1, scheduler="Euler", **changes)["images"]
         for left_out in (None, *changes):
-            asked = {name: value for name, value in changes.items() if name != left_out}
+            asked = {"scheduler": "Euler"} | {name: value for name, value in changes.items() if name != left_out}
             alone = desk.alone({"prompt": "a red apple 0", "engine": "torch"} | asked, 5)
             assert (psnr(pixels(image["path"]), pixels(alone)) >= SAME_AS_ALONE) == (left_out is None), left_out
 

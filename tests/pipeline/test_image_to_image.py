@@ -38,7 +38,9 @@ def both(request: pytest.FixtureRequest, studio: Studio, xl_studio: Studio) -> t
     return replace(base, script="demo_img2img.py"), request.getfixturevalue(name)
 
 
-@pytest.mark.parametrize("scheduler", ["DDIM", "DPM++", "Euler", "EulerA", "Heun", "LMSD", "PNDM", "TCD", "UniPC"])
+@pytest.mark.parametrize(
+    "scheduler", ["DDIM", "DPM++", "Euler", "EulerA", "Heun", "KDPM2A", "LMSD", "PNDM", "TCD", "UniPC"]
+)
 @pytest.mark.parametrize("engine", RUNTIMES)
 def test_every_scheduler_makes_the_picture_of_diffusers(
     engine: str, scheduler: str, both: tuple[Studio, Diffusers], picture: Path

@@ -49,6 +49,15 @@ def test_picture_of_many_steps_equals_diffusers(scheduler: str, studio: Studio, 
     assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
 
 
+@pytest.mark.parametrize("scheduler", ["DPM++", "KDPM2A"])
+def test_picture_with_sigmas_equals_diffusers(scheduler: str, studio: Studio, diffusers_tiny: Diffusers) -> None:
+    drawn = studio.draw(PROMPT, scheduler=scheduler, sigmas="exponential", denoising_steps=6)
+    (expected,) = diffusers_tiny.draw(
+        PROMPT, scheduler=scheduler, denoising_steps=6, spacing={"use_exponential_sigmas": True}
+    )
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+
+
 ASKED = {
     "guidance 0": ({"guidance_scale": 0.0}, {"guidance_scale": 0.0}),
     "guidance 1": ({"guidance_scale": 1.0}, {"guidance_scale": 1.0}),

@@ -59,10 +59,10 @@ class Checkpoint:
         """What the model index says beside the names of the parts."""
         return read_json(self.folder / "model_index.json")
 
-    def scheduler(self, name: str | None) -> Chosen:
-        """What `--scheduler name` means for this model; its own without a name, of the class that the index names."""
+    def scheduler(self, name: str | None, sigmas: str | None = None) -> Chosen:
+        """What `--scheduler name --sigmas sigmas` means for this model, whose own scheduler the index names."""
         said = {key: value for key, value in self.config("scheduler").items() if key != "_diffusers_version"}
-        return chosen(name, self.index["scheduler"][1], said, self.family.corrects(self))
+        return chosen(name, self.index["scheduler"][1], said, self.family.corrects(self), sigmas)
 
     @cached_property
     def texts(self) -> dict[str, dict[str, Any]]:

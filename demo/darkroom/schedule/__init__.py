@@ -8,11 +8,16 @@ from darkroom.errors import InvalidRequest
 SCHEDULERS: dict[str, tuple[str, dict]] = {
     "DDIM": ("DDIMScheduler", {}),
     "DDPM": ("DDPMScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
     "Euler": ("EulerDiscreteScheduler", {}),
     "EulerA": ("EulerAncestralDiscreteScheduler", {}),
     "DPM++": ("DPMSolverMultistepScheduler", {}),
+    "DPM++2MSDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "DPM++Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "DPM++SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++", "lower_order_final": True}),
     "Heun": ("HeunDiscreteScheduler", {}),
+    "KDPM2": ("KDPM2DiscreteScheduler", {}),
+    "KDPM2A": ("KDPM2AncestralDiscreteScheduler", {}),
     "LCM": ("LCMScheduler", {}),
     "LMSD": ("LMSDiscreteScheduler", {}),
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -23,7 +28,17 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
 }
 """What `--scheduler` takes: the diffusers class, and what it is given beyond the model's own configuration. PNDM always
 skips its Runge-Kutta warm-up, as every published Stable Diffusion configuration does: with it, a step depends on more
-history than a table's window holds."""
+history than a table's window holds. DPM++SDE is the solver that diffusers' documentation names for it, at second order;
+its DPMSolverSDEScheduler draws from a tree of Brownian motion that belongs to no image's seed."""
+
+SIGMA_SWITCHES = {f"use_{kind}_sigmas": kind for kind in ("karras", "exponential", "beta")}
+"""What makes a scheduler of diffusers space its steps by another rule, and that rule's name."""
+
+SIGMAS: dict[str, dict[str, Any]] = {
+    **{kind: {switch: kind == named for switch, named in SIGMA_SWITCHES.items()} for kind in SIGMA_SWITCHES.values()},
+    "sgm_uniform": {switch: False for switch in SIGMA_SWITCHES} | {"timestep_spacing": "trailing"},
+}
+"""What `--sigmas` takes, by the names that other tools have for them, and what the scheduler is then given."""
 
 
 SPREADABLE = "LCMScheduler"
@@ -58,20 +73,24 @@ class Chosen:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
-def chosen(name: str | None, own: str, config: dict[str, Any], corrected: bool = False) -> Chosen:
-    """What `--scheduler name` means for a model whose own scheduler is of the class `own`; that one without a name.
+def chosen(
+    name: str | None, own: str, config: dict[str, Any], corrected: bool = False, sigmas: str | None = None
+) -> Chosen:
+    """What `--scheduler name --sigmas sigmas` means for a model whose own scheduler is of the class `own`; that one
+    without a name, and its own spacing without sigmas.
 
     Raises `InvalidRequest` for a scheduler of flow matching where the model's is none, and the other way round.
     """
+    spacing = SIGMAS[sigmas] if sigmas else {}
     if name is None:
-        return Chosen(own, config, corrected=corrected)
+        return Chosen(own, config, own if sigmas else None, spacing, corrected)
     if name not in (fitting := schedulers_for(own, config)):
         raise InvalidRequest(
             f"--scheduler {name} makes other steps than this model was trained for, whose own is the "
             f"{own.removesuffix('Scheduler')}: take one of {', '.join(fitting)}."
         )
     class_name, overrides = SCHEDULERS[name]
-    return Chosen(class_name, config, own, overrides, corrected)
+    return Chosen(class_name, config, own, overrides | spacing, corrected)
 
 
 def schedulers_for(own: str, config: dict[str, Any]) -> list[str]:

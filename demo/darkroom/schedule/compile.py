@@ -23,6 +23,9 @@ from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Traject
 NONLINEAR = ("thresholding", "clip_sample")
 """Configuration switches that make a scheduler clip its samples, which no table of weights can do."""
 
+ONE_SPACING = ("LCMScheduler", "TCDScheduler")
+"""They take a `timestep_spacing` and never look at it."""
+
 CANNOT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What diffusers and torch raise for a configuration that they cannot follow."""
 
@@ -50,6 +53,9 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
         )
     scheduler.set_timesteps = partial(scheduler.set_timesteps, **told)
     known = inspect.signature(type(scheduler).__init__).parameters  # a configuration may keep those of another class
+    asked = {setting for setting, value in choice.overrides.items() if value}
+    if asked - known.keys() or (asked and choice.class_name in ONE_SPACING):
+        raise InvalidRequest(f"the scheduler {name} has one spacing of its steps: --sigmas has no effect with it.")
     for switch in NONLINEAR:
         if switch in known and getattr(scheduler.config, switch, False):
             raise InvalidRequest(
