@@ -41,8 +41,8 @@ BUILD, SWEEP, COMPARE = "build_engines.py build", "benchmark.py run", "benchmark
 BENCHMARKS = (SWEEP, COMPARE)
 TRYING = (BUILD, *BENCHMARKS)
 STORES = "build_engines.py"
-TRITON = "build_triton_repository.py"
-TOOLS = (*TRYING, TRITON)
+TRITON, WEB = "build_triton_repository.py", "serve.py"
+TOOLS = (*TRYING, TRITON, WEB)
 CLIENT = "client.py"
 """The tools and commands that have flags of `GROUPS`, too; STORES stands for all others of that script."""
 
@@ -189,10 +189,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             needs="enable_refiner"),
     ),
     "the model": (
-        Flag("version", "NAME", "one of {versions}; default: {version}", use=RECIPE, lists=TRYING),
+        Flag("version", "NAME", "one of {versions}; default: {version}", use=RECIPE, lists=(*TRYING, WEB)),
         Flag("model", MODEL,
             "a diffusers model folder, a hub repository owner/name, or one safetensors file in the original layout",
-            use=REQUEST, lists=TRYING),
+            use=REQUEST, lists=(*TRYING, WEB)),
         Flag("config", MODEL,
             "the diffusers folder or repository that a single-file --model has its configuration from; default: that "
             "of the published model of its architecture"),
@@ -212,8 +212,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("framework_model_dir", "DIR", "download models here; default: the hub's own cache", also=TOOLS),
     ),
     "the engines": (
-        Flag("engine", "NAME", "auto (default), {engines}", use=REQUEST | RECIPE, default="auto", also=(TRITON,),
-            lists=TRYING),
+        Flag("engine", "NAME", "auto (default), {engines}", use=REQUEST | RECIPE, default="auto",
+            also=(TRITON, WEB), lists=TRYING),
         Flag("torch_inference", "MODE",
             "run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
             "are --engine torch-compile in that mode", use=RECIPE, also=BENCHMARKS),
@@ -222,7 +222,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             use=RECIPE, also=BENCHMARKS,
             beside_prompts="what it costs in quality is reported of the pictures of one run"),
         Flag("precision", "NAME", f"{', '.join(PRECISIONS)}; default: {PRECISIONS[0]}", use=REQUEST | RECIPE,
-            default=PRECISIONS[0], choices=PRECISIONS, also=(TRITON,), lists=TRYING),
+            default=PRECISIONS[0], choices=PRECISIONS, also=(TRITON, WEB), lists=TRYING),
         Flag("size", "HxW", "heights and widths in pixels, as 512 or 512x768", pixel_size, scripts=(), lists=TOOLS),
         Flag("build", "", "", use=REQUEST | RECIPE, default=BUILDS[0], choices=BUILDS,
             switches=("engines for this batch and size alone (default)", "engines for any batch at this size",
@@ -235,7 +235,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("device", "NAME",
             "OpenVINO's device: CPU (default), GPU, GPU.1, NPU, AUTO:GPU,CPU, HETERO:GPU,CPU; implies --engine "
             "openvino", use=RECIPE, also=TOOLS),
-        Flag("threads", "N", "CPU threads; default: what the runtime takes", int, least=1, lists=BENCHMARKS),
+        Flag("threads", "N", "CPU threads; default: what the runtime takes", int, least=1, also=(WEB,),
+            lists=BENCHMARKS),
         Flag("devices", "DEVICE", "with --engine jax: how many devices divide each batch among them, or all{workers}",
             together=True, also=TRYING),
         Flag("ray", "ADDRESS",
@@ -270,7 +271,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             needs="enable_refiner"),
         Flag("engine_refiner_dir", "DIR", "its engines; default: --engine-dir", scripts=(REFINING,),
             needs="enable_refiner"),
-        Flag("output_dir", "DIR", "pictures; default: output"),
+        Flag("output_dir", "DIR", "pictures; default: output", also=(WEB,)),
     ),
     "what is printed": (
         Flag("verbose", "", "also what each stage loads, builds and reuses", bool, exclusive=True, also=TOOLS),

@@ -136,6 +136,16 @@ TURBO = Script(
 SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG2IMG)}
 
 
+def served() -> dict[str, tuple[Script, Version]]:
+    """Every model that can be served by its name, and the script that replays its pictures."""
+    found: dict[str, tuple[Script, Version]] = {}
+    for script in SCRIPTS.values():
+        for name, version in script.versions.items():
+            if not script.from_image:
+                found.setdefault(name, (script, version))
+    return found
+
+
 def find_version(name: str, versions: dict[str, Version]) -> Version:
     """The version called `name`, or `InvalidRequest` with the names that are near it."""
     check_known("--version", name, versions, "; any other diffusers model goes with --model")

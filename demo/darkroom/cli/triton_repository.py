@@ -5,7 +5,7 @@ import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
-from darkroom.checkpoint.catalog import SCRIPTS, TURBO, TXT2IMG, Script, Version, find_version
+from darkroom.checkpoint.catalog import TURBO, TXT2IMG, Script, Version, find_version, served
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import add_flags, refuse_below
@@ -42,16 +42,6 @@ MAX_BATCH_SIZE = 4
 GUIDANCE = {"on": (True,), "off": (False,), "both": (True, False)}
 FORMATS = ("png", "jpeg")
 OF_CONFIG = tuple(field.name for field in fields(Parameters) if field.name != "version")
-
-
-def served() -> dict[str, tuple[Script, Version]]:
-    """Every model that can be served by its name, and the script that replays its pictures."""
-    return {
-        name: (script, version)
-        for script in reversed(SCRIPTS.values())
-        if not script.from_image
-        for name, version in script.versions.items()
-    }
 
 
 def parser() -> Parser:

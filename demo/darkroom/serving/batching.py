@@ -7,6 +7,7 @@ have got alone.
 """
 
 import contextlib
+import copy
 import itertools
 import threading
 import time
@@ -143,6 +144,7 @@ class _Image:
     group: int
     future: "Future[Made]"
     wanted: Callable[[], bool]
+    watch: Callable[[Trajectory, int], None] | None
     deadline: float | None
     arrived: float
     clock: StageClock = field(default_factory=StageClock)
@@ -219,10 +221,13 @@ class StepBatcher:
         requests: Sequence[Request],
         seconds: float | None = None,
         wanted: Callable[[], bool] = lambda: True,
+        watches: Sequence[Callable[[Trajectory, int], None]] = (),
     ) -> "list[Future[Made]]":
         """Queues requests for one image each, all of them or none; their results come in any order.
 
         Those not finished after so many seconds end with `Late`, those that are no longer `wanted` with `Unwanted`.
+        `watches`, one for each image, get where it stands and the calls that were made after each of them; they are
+        called between two steps, and so have to return at once.
         Raises `InvalidRequest` for what cannot be made here, `Busy` when the queue has no room.
         """
         now = time.perf_counter()
@@ -245,10 +250,11 @@ class StepBatcher:
                     group=group,
                     future=Future(),
                     wanted=wanted,
+                    watch=watch,
                     deadline=None if seconds is None else now + seconds,
                     arrived=now,
                 )
-                for request, lane, table in found
+                for (request, lane, table), watch in itertools.zip_longest(found, watches)
             ]
             self._waiting += images
             self._encode_ahead()
@@ -435,6 +441,8 @@ class StepBatcher:
             noise = initial_latents(image.streams, image.pipeline.latent_shape) if drawn else None
             image.trajectory.advance(image.call, output[row : row + 1].copy(), noise)
             image.call += 1
+            if image.watch:
+                image.watch(copy.copy(image.trajectory), image.call)
             image.clock.unet_calls += 1
         took = 1000 * (time.perf_counter() - start)
         for image in images:

@@ -194,7 +194,8 @@ class Service:
                 f"build the model repository again."
             )
         check_whole(plan)
-        runtime.keep_in(Store(plan.schedules.parent))
+        self.store = Store(plan.schedules.parent)
+        runtime.keep_in(self.store)
         self._bundle = Bundle(plan.schedules)
         tokenizers = [Tokenizer.load(folder) for folder in plan.tokenizers]
         engines = _load_all(plan, runtime, threads)
