@@ -7,7 +7,7 @@ PYTHON ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help picture test lint fix
+.PHONY: help picture test browser lint fix
 
 help:
 	@echo 'Darkroom'
@@ -22,6 +22,9 @@ picture: ## PROMPT="a red apple" draws it; more flags in ARGS="--seed 3 --denois
 test: ## runs the tests; more flags for pytest in ARGS="-m slow"
 	@$(READY) all -r requirements.txt -e '.[test,lint]'
 	@$(VENV)/bin/python -m pytest $(value ARGS)
+
+browser: ## installs Chromium, without which the tests of the page are skipped (Debian and its kin, as root)
+	apt-get install -y chromium chromium-driver
 
 lint: ## checks the code's style and the order of its imports
 	@$(READY) all -r requirements.txt -e '.[test,lint]'

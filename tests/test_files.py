@@ -1,11 +1,19 @@
 """Files are written whole, or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from darkroom.errors import Failed
 from darkroom.files import write_whole, written
+
+
+def test_two_threads_may_write_one_file(tmp_path: Path) -> None:
+    with written(tmp_path / "a") as ours, ThreadPoolExecutor(1) as other:
+        ours.write_text("ours")
+        other.submit(write_whole, tmp_path / "a", b"theirs").result()
+    assert (tmp_path / "a").read_text() == "ours"
 
 
 def test_what_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when the block ends well. Raises `Failed` for want of room or rights."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

@@ -32,6 +32,7 @@ LEFT_OUT = {
     "--engine torch-compile ": "it takes an NVIDIA GPU",
     "--ray ": "it takes Ray, which listens on other addresses",
     "build_triton_repository.py ": "it takes Triton: see tests/triton",
+    "demo/serve.py": "it serves until it is stopped: see tests/web",
     "serve_triton.py ": "it takes Triton: see tests/triton",
     "client.py ": "it takes a server: see tests/triton",
 }

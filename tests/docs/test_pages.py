@@ -27,6 +27,7 @@ HELP = {
     "demo/build_engines.py": (["build"], ["list"], ["verify"], ["clean"], ["export"], ["import"], ["doctor"]),
     "demo/benchmark.py": (["run"], ["report"], ["compare"]),
     "demo/build_triton_repository.py": ([],),
+    "demo/serve.py": ([],),
     "demo/serve_triton.py": ([],),
     "demo/client.py": ([],),
     "benchmarks/gpu_check.py": ([],),

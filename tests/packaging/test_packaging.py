@@ -107,7 +107,7 @@ def test_pins_lie_in_the_ranges_of_setup_cfg(pins: dict[str, Requirement], setup
 
 
 def test_pins_and_ranges_name_the_same_packages(pins: dict[str, Requirement], setup: configparser.ConfigParser) -> None:
-    extras = ("bench", "client", "export", "onnxruntime", "tensorrt-rtx")
+    extras = ("bench", "client", "export", "onnxruntime", "serve", "tensorrt-rtx")
     assert {canonicalize_name(wanted.name) for wanted in ranges(setup, *extras)} == pins.keys()
 
 

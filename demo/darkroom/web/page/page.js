@@ -79,7 +79,7 @@ async function* events(response) {
     text += value;
     for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
       const line = text.slice(0, end).split("\n").find((each) => each.startsWith("data: "));
-      if (line) yield JSON.parse(line.slice(6));
+      if (line) yield parse(line.slice(6));
     }
   }
 }
@@ -143,6 +143,11 @@ function asked() {
     for (const body of made) body.seed = seed;
   }
   return made;
+}
+
+// The inverse: seeds that a number of JavaScript cannot hold are texts. (Within a text the quotes would be escaped.)
+function parse(text) {
+  return JSON.parse(text.replace(/("seed":\s*)(\d{16,})/g, '$1"$2"'));
 }
 
 // JSON in which a seed of up to 64 bits is a number.
@@ -264,7 +269,7 @@ function stop() {
 // --- the gallery
 
 async function refresh() {
-  const { pictures: newest } = await (await call("/pictures")).json();
+  const { pictures: newest } = parse(await (await call("/pictures")).text());
   const oldest = newest.at(-1)?.time ?? 0;
   pictures = [...newest, ...pictures.filter((picture) => picture.time < oldest)];
   drawGallery(newest.length >= 60);
@@ -272,7 +277,7 @@ async function refresh() {
 
 async function older() {
   const before = pictures.at(-1)?.time;
-  const { pictures: more } = await (await call(`/pictures?before=${before}`)).json();
+  const { pictures: more } = parse(await (await call(`/pictures?before=${before}`)).text());
   pictures.push(...more);
   drawGallery(more.length >= 60);
 }
@@ -304,7 +309,7 @@ async function open(file) {
   $("viewer-title").textContent = recipe.prompt;
   const facts = {
     Model: request.model ?? "a folder", Seed: recipe.seed, Size: `${request.width} × ${request.height}`, Steps: request.denoising_steps,
-    Guidance: request.guidance_scale, Scheduler: request.scheduler ?? recipe.scheduler, "Not in it": request.negative_prompt, Runtime: recipe.runtime,
+    Guidance: request.guidance_scale, Scheduler: request.scheduler ?? recipe.scheduler, "Negative prompt": request.negative_prompt, Runtime: recipe.runtime,
     Precision: request.precision,
   };
   $("viewer-recipe").replaceChildren(...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => {
@@ -363,7 +368,7 @@ async function recipeOf(file) {
       const name = data.indexOf(0);
       if (text.decode(data.subarray(0, name)) === "darkroom" && data[name + 1] === 0) {
         const language = data.indexOf(0, name + 3);
-        return JSON.parse(text.decode(data.subarray(data.indexOf(0, language + 1) + 1)));
+        return parse(text.decode(data.subarray(data.indexOf(0, language + 1) + 1)));
       }
     }
     at += 12 + length;
