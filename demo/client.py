@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Pictures from a Triton server: prompts sent by one client or many, and how fast they are answered."""
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which python -P and -I leave out
+
 from darkroom.cli.start import Startup
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """SDXL: text to image."""
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which python -P and -I leave out
+
 from darkroom.cli.start import Startup
 
 if __name__ == "__main__":

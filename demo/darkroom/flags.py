@@ -199,7 +199,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("refiner_model", MODEL, "the refiner's folder or hub repository; default: {refiner}", use=REQUEST,
             scripts=(REFINING,), field="refiner", needs="enable_refiner"),
         Flag("vae", MODEL,
-            "another VAE than the model's own: its folder, the folder of a model that has it, or a hub repository",
+            "another VAE than the model's own: a file, its folder, a model's folder that has it, or a hub repository",
             use=REQUEST),
         Flag("lora_path", "FILE_OR_REPO",
             "LoRA weights to fuse into the model, in safetensors files or hub repositories", together=True),

@@ -54,7 +54,10 @@ def original(pipeline: Any) -> dict[str, Any]:
     """All tensors of a diffusers pipeline under their original names."""
     xl = hasattr(pipeline, "text_encoder_2")
     tensors = {f"model.diffusion_model.{name}": value for name, value in _unet(pipeline.unet).items()}
-    tensors |= {f"first_stage_model.{name}": value for name, value in _vae(pipeline.vae).items()}
+    tensors |= {
+        f"first_stage_model.{name}": value
+        for name, value in vae_tensors(pipeline.vae.state_dict(), len(pipeline.vae.encoder.down_blocks)).items()
+    }
     first = "conditioner.embedders.0.transformer." if xl else "cond_stage_model.transformer."
     for name, value in pipeline.text_encoder.state_dict().items():
         tensors[f"{first}text_model.{name.removeprefix('text_model.')}"] = value
@@ -85,11 +88,11 @@ def _unet(unet: Any) -> dict[str, Any]:
     return made
 
 
-def _vae(vae: Any) -> dict[str, Any]:
+def vae_tensors(tensors: dict[str, Any], levels: int) -> dict[str, Any]:
+    """The tensors of an AutoencoderKL with so many levels, under their original names."""
     made = {}
-    for name, value in vae.state_dict().items():
+    for name, value in tensors.items():
         for half, blocks in (("encoder", "down"), ("decoder", "up")):
-            levels = len(getattr(getattr(vae, half), f"{blocks}_blocks"))
             for level in range(levels):
                 place = level if blocks == "down" else levels - 1 - level
                 name = name.replace(f"{half}.{blocks}_blocks.{level}.", f"{half}.{blocks}_.{place}.")

@@ -90,3 +90,64 @@ def test_from_the_hub_without_a_network_is_one_line(xl_studio: Studio) -> None:
         PROMPT, *flags(model=xl_studio.model, vae="madebyollin/sdxl-vae-fp16-fix"), *xl_studio.folders()
     )
     assert ended.code == 1 and one_line(ended.err) and "madebyollin/sdxl-vae-fp16-fix could not be fetched" in ended.err
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original", "cut out of a checkpoint"])
+def test_one_file_is_enough(
+    layout: str, xl_studio: Studio, tiny_xl_model: Path, vae: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from tests.checkpoint.original_layout import vae_tensors
+
+    tensors = load_file(vae / "diffusion_pytorch_model.safetensors")
+    if layout != "diffusers":
+        prefix = "" if layout == "original" else "first_stage_model."
+        tensors = {prefix + name: value for name, value in vae_tensors(tensors, levels=4).items()}
+    save_file(tensors, tmp_path / "VAE.safetensors")
+    drawn = xl_studio.draw(PROMPT, guidance_scale=7.5, vae=tmp_path / "VAE.safetensors")
+    assert psnr(drawn.pictures[0], expected) >= 45
+
+
+def test_file_that_holds_no_vae_is_refused(xl_studio: Studio, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "other.safetensors")
+    (tmp_path / "vae.pt").write_bytes(b"pickle")
+    for name, words in (("other.safetensors", "holds no VAE"), ("vae.pt", "no safetensors file")):
+        asked = [PROMPT, *flags(model=xl_studio.model, vae=tmp_path / name), *xl_studio.folders()]
+        assert_refused(xl_studio.here(*asked), words)
+
+
+@pytest.fixture(scope="module")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder of TAESD's kind with random weights."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vaes") / "taesd"
+    AutoencoderTiny(num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_tiny_autoencoder_makes_the_picture_of_diffusers(
+    engine: str, studio: Studio, tiny_model: Path, tiny_vae: Path, tmp_path: Path
+) -> None:
+    """From a picture, too, of whose latents it draws no sample."""
+    from dataclasses import replace
+
+    from diffusers import AutoencoderTiny
+    from PIL import Image
+
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(picture)
+    diffusers = Diffusers(tiny_model)
+    diffusers.pipeline.vae = diffusers._from_image.vae = AutoencoderTiny.from_pretrained(tiny_vae)
+    drawn = studio.draw(PROMPT, vae=tiny_vae, engine=engine)
+    assert psnr(drawn.pictures[0], diffusers.draw(PROMPT)[0]) >= 45
+    from_image = replace(studio, script="demo_img2img.py")
+    drawn = from_image.draw(PROMPT, vae=tiny_vae, engine=engine, input_image=picture, denoising_steps=4)
+    expected = diffusers.draw(PROMPT, image=Image.open(picture), denoising_steps=4, strength=0.8)
+    assert psnr(drawn.pictures[0], expected[0]) >= 45

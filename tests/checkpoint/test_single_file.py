@@ -12,8 +12,18 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.checkpoint.single_file import published_config  # noqa: E402
+from darkroom.errors import InvalidRequest  # noqa: E402
 from tests.checkpoint.original_layout import write  # noqa: E402
-from tests.support import SOON, Diffusers, Studio, assert_refused, one_line, psnr  # noqa: E402
+from tests.support import (  # noqa: E402
+    SOON,
+    Diffusers,
+    Studio,
+    assert_refused,
+    changed_copy,
+    edit_json,
+    one_line,
+    psnr,
+)
 
 PROMPT = "a red apple on the house"
 SAME_AS_DIFFUSERS = 45
@@ -61,7 +71,6 @@ def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path,
     "name, size, repository",
     [
         ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 768, "v1-5"),
-        ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 1024, "stable-diffusion-2-1"),
         ("conditioner.embedders.1.model.positional_embedding", 1280, "xl-base-1.0"),
         ("conditioner.embedders.0.model.positional_embedding", 1280, "xl-refiner-1.0"),
     ],
@@ -72,6 +81,117 @@ def test_the_published_architectures_are_told_by_their_tensors(
     path = tmp_path / "model.safetensors"
     save_file({name: torch.zeros(1, size), "model.diffusion_model.out.2.bias": torch.zeros(4)}, path)
     assert published_config(path).endswith(repository)
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata", "repository"),
+    [
+        ({}, {"modelspec.prediction_type": "epsilon"}, "stable-diffusion-2-base"),
+        ({}, {"modelspec.prediction_type": "v"}, "stable-diffusion-2-1"),
+        ({"v_pred": torch.zeros(0)}, {}, "stable-diffusion-2-1"),
+        ({"global_step": torch.tensor(875000)}, {}, None),
+    ],
+)
+def test_which_of_two_models_with_the_same_tensors_it_is_has_to_be_said(
+    more: dict, metadata: dict, repository: str | None, tmp_path: Path
+) -> None:
+    """Stable Diffusion 2 base predicts noise, 2.1 a velocity: the wrong one makes noise of a prompt, in silence."""
+    path = tmp_path / "v2.safetensors"
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({name: torch.zeros(1, 1024)} | more, path, metadata or None)
+    if repository is None:
+        with pytest.raises(InvalidRequest, match=r"Say which with --config .*2-base or --config .*2-1"):
+            published_config(path)
+    else:
+        assert published_config(path).endswith(repository)
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_weights_in_8_bits_are_multiplied_by_their_scales(
+    scale: str, rows: bool, studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers, tmp_path: Path
+) -> None:
+    tensors, small = load_file(file), {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for name, value in tensors.items():
+        small[name] = value
+        if name.startswith("model.diffusion_model.") and name.endswith(".weight") and value.dim() == 2:
+            factor = (value.abs().amax(1) if rows else value.abs().max()) / 448
+            small[name] = (value / (factor[:, None] if rows else factor)).to(torch.float8_e4m3fn)
+            small[f"{name.removesuffix('weight')}{scale}"] = factor
+    save_file(small, tmp_path / "small.safetensors")
+    drawn = studio.draw(PROMPT, model=tmp_path / "small.safetensors", config=tiny_model)
+    assert (
+        psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= 30
+    )  # what 8 bits leave of it; 13 dB without scales
+
+
+def test_markers_say_how_it_was_trained(studio: Studio, tiny_model: Path, file: Path, tmp_path: Path) -> None:
+    """As a folder whose scheduler's configuration says the same."""
+    says = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    config = tiny_model / "scheduler" / "scheduler_config.json"
+    folder = changed_copy(
+        tiny_model, tmp_path / "v", lambda copy: edit_json(copy / "scheduler/scheduler_config.json", **says)
+    )
+    assert json.loads(config.read_text())["prediction_type"] == "epsilon"
+    marked = tmp_path / "marked.safetensors"
+    save_file(load_file(file) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, marked)
+    drawn = studio.draw(PROMPT, model=marked, config=tiny_model, scheduler="DDIM")
+    assert psnr(drawn.pictures[0], studio.draw(PROMPT, model=folder, scheduler="DDIM").pictures[0]) == float("inf")
+
+
+def test_text_encoder_may_be_named_as_before_2023(
+    studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers, tmp_path: Path
+) -> None:
+    old = {name.replace(".text_model.", "."): value for name, value in load_file(file).items()}
+    save_file(old, tmp_path / "old.safetensors")
+    drawn = studio.draw(PROMPT, model=tmp_path / "old.safetensors", config=tiny_model)
+    assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
+
+
+def test_what_training_left_in_a_file_is_of_no_use(
+    studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers, tmp_path: Path
+) -> None:
+    names = (
+        "model_ema.decay",
+        "alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "global_step",
+        "first_stage_model.loss.x",
+    )
+    names += ("cond_stage_model.transformer.text_model.embeddings.position_ids", "cond_stage_model.logit_scale")
+    save_file(load_file(file) | {name: torch.zeros(1) for name in names}, tmp_path / "left.safetensors")
+    drawn = studio.draw(PROMPT, model=tmp_path / "left.safetensors", config=tiny_model)
+    assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.output_blocks.0.9.weight",
+        "model.diffusion_model.input_blocks.1.1.adapter.weight",
+        "edm_mean",
+        "edm_vpred.sigma_max",
+        "control_model.input_blocks.0.0.weight",
+        "clip_vision.weight",
+    ],
+)
+def test_tensors_that_may_mean_something_are_named(
+    name: str, studio: Studio, tiny_model: Path, file: Path, tmp_path: Path
+) -> None:
+    save_file(load_file(file) | {name: torch.ones(1)}, tmp_path / "more.safetensors")
+    asked = (PROMPT, f"--model={tmp_path / 'more.safetensors'}", f"--config={tiny_model}", "--denoising-steps=1")
+    assert_refused(studio.here(*asked, *studio.folders()), name)
+
+
+def test_file_without_a_vae_runs_with_another(
+    studio: Studio, tiny_model: Path, file: Path, diffusers_tiny: Diffusers, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "first_stage" not in name}, bare)
+    asked = (PROMPT, f"--model={bare}", f"--config={tiny_model}", "--denoising-steps=1", *studio.folders())
+    assert_refused(studio.here(*asked), "name one with --vae")
+    drawn = studio.draw(PROMPT, model=bare, config=tiny_model, vae=tiny_model)
+    assert psnr(drawn.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
 
 
 def test_its_configuration_is_fetched_from_the_hub(studio: Studio, tmp_path: Path) -> None:

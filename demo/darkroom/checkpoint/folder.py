@@ -286,6 +286,15 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises `InvalidRequest` for a file that is not whole.
     """
+    return _header_and_metadata(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself; raises as `read_header` does."""
+    return _header_and_metadata(path)[1]
+
+
+def _header_and_metadata(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -293,7 +302,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             if length > size - 8:
                 raise ValueError("the header is cut off")
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
         end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
@@ -303,7 +312,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         raise InvalidRequest(
             f"{path} is truncated or damaged: {size} bytes, where {8 + length + end} belong; fetch it again."
         )
-    return header
+    return header, metadata if isinstance(metadata, dict) else {}
 
 
 def _config_name(part: str) -> str:

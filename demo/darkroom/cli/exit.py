@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import signal
 import sys
 import threading
@@ -10,6 +11,13 @@ from collections.abc import Callable, Iterator
 from darkroom.cli.console import nobody_reads
 from darkroom.cli.start import EXIT, STOPPED, Terminated, collect_garbage_again, handle_interrupts, missing_package
 from darkroom.errors import DarkroomError, InvalidRequest
+
+MEMORY = re.compile(
+    r"bad_alloc|can'?t alloc|cannot allocate memory|failed to map segment|out of memory|std::length_error|"
+    r"can't start new thread|Unable to allocate|DefaultCPUAllocator|Resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""What libraries say when the system gives them no more memory, or no thread, which takes some."""
 
 
 def exit_code(program: str, work: Callable[[], None]) -> int:
@@ -44,9 +52,23 @@ def _code_of(program: str, work: Callable[[], None]) -> int:
         nobody_reads()
         return 1
     except OSError as error:
-        print(f"{program}: {error.filename or 'the system'}: {error.strerror or error}.", file=sys.stderr)
+        reason = None if error.filename else _for_want_of_memory(error)
+        said = reason or f"{error.filename or 'the system'}: {error.strerror or error}."
+        print(f"{program}: {said}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if (reason := _for_want_of_memory(error)) is None:
+            raise
+        print(f"{program}: {reason}", file=sys.stderr)
         return 1
     return 0
+
+
+def _for_want_of_memory(error: BaseException) -> str | None:
+    """The line for an error that means that memory ran out, whichever library noticed; None for any other."""
+    if not isinstance(error, MemoryError) and not MEMORY.search(str(error)):
+        return None
+    return "there is not enough memory: close other programs, or use smaller pictures, --batch-size or a smaller model."
 
 
 def _unveiled(work: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -32,12 +33,15 @@ from darkroom.cli.opening import models_of, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.cli.start import EXIT
 from darkroom.engines import find_runtime
-from darkroom.errors import DarkroomError, InvalidRequest
+from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import Batch, Request, check_published_steps, check_steps_left
 from darkroom.text.tokenizer import told_of_cut
+
+LEAST_ADDRESSES = 10**9
+"""Bytes of address space below which no engine can be loaded: some libraries end the process there and then."""
 
 
 def run(script: Script, arguments: list[str] | None = None) -> int:
@@ -46,6 +50,7 @@ def run(script: Script, arguments: list[str] | None = None) -> int:
 
 
 def _run(script: Script, flags: argparse.Namespace) -> None:
+    _check_limit()
     console = Console(flags.verbose, flags.quiet, flags.json)
     if getattr(flags, "prompts", None) is not None:
         from darkroom.cli.prompt_file import make_all  # not above: a run of its own kind, which others need nothing of
@@ -261,3 +266,14 @@ def _warn_of_cuts(pipeline: Pipeline, request: Request, console: Console) -> Non
     for cut in tokenizer.encode(texts).cut:
         if cut:
             console.warn(told_of_cut(cut, tokenizer.context))
+
+
+def _check_limit() -> None:
+    """Raises `Failed` where `ulimit -v` leaves too little for any engine."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < LEAST_ADDRESSES:
+        raise Failed(f"there is not enough memory: `ulimit -v` allows {limit // 2**20} MB, too little for any engine.")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import Script, Version
+from darkroom.checkpoint.catalog import MOVED, Script, Version
 from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.checkpoint.hub import fetch, fetch_vae, repository_of
-from darkroom.checkpoint.other_vae import check_vae, with_vae
+from darkroom.checkpoint.hub import fetch, fetch_vae, on_disk, repository_of
+from darkroom.checkpoint.other_vae import check_vae, vae_folder, with_vae
 from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
 from darkroom.cli.console import Console
 from darkroom.cli.from_flags import refuse_build_flags
@@ -52,9 +52,10 @@ class Models:
             self.stores.setdefault(folder, Store(folder, console.warn))
             for folder in (onnx_dir or folders.onnx_dir, engine_dir or folders.engine_dir)
         )
-        folder = open_model(version, config, folders, graphs, console, self.families)
+        folder = open_model(version, config, folders, graphs, console, self.families, self.vae is not None)
         if self.vae is not None:
-            folder = with_vae(folder, _open_vae(self.vae, folders, console), graphs)
+            vae = vae_folder(_open_vae(self.vae, folders, console), folder, graphs, console.verbose)
+            folder = with_vae(folder, vae, graphs)
         return Preparer(
             open_checkpoint(folder, engines.fingerprints, self.families),
             self.runtime,
@@ -136,6 +137,7 @@ def open_model(
     graphs: Store,
     console: Console,
     families: tuple[str, ...] | None = None,
+    other_vae: bool = False,
 ) -> Path:
     """The model's folder: fetched from the hub, or unpacked from a single file, where it is not one already.
 
@@ -144,6 +146,10 @@ def open_model(
     """
 
     def fetched(repository: str, weights: bool, typed: bool) -> Path:
+        there = MOVED.get(repository)
+        if there and on_disk(repository, settings.framework_model_dir, weights) is None:
+            console.say(f"{repository} is gone from the hub: the same model is {there}")
+            repository = there
         with console.job(f"fetching {repository}"):
             return fetch(repository, settings.hf_token, settings.framework_model_dir, weights, typed)
 
@@ -160,7 +166,7 @@ def open_model(
         console.say(f"{file.name}: taken for a model like {config}; --config names another")
     described = fetched(config, weights=False, typed=typed) if repository_of(config) else Path(config)
     with console.job(f"unpacking {file.name}"):
-        return unpacked(file, described, graphs, verbose=console.verbose)
+        return unpacked(file, described, graphs, other_vae, verbose=console.verbose)
 
 
 def _open_vae(source: str, settings: Folders, console: Console) -> Path:

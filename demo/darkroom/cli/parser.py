@@ -15,6 +15,12 @@ TOKEN_FLAG = "--hf-token"
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 """What tokens of the hub look like."""
 
+PAGE = re.compile(
+    r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve)/[^/]+/(?P<file>[^?#]+))?(?:[/?#].*)?$|https?:/+.*|(?:www\.)?civitai\.com/.*"
+)
+"""The address of a model's page, or of a file on it."""
+
 LONGEST_REPEATED = 24
 """Characters of what is no flag, at most, that a refusal repeats: tokens are longer, and flags are not."""
 
@@ -101,4 +107,15 @@ def named(text: str) -> str:
     """For argparse: the name of a file, a folder or a model. No file has an empty one: nor does it mean the default."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name what is meant, or leave the flag out")
+    if found := PAGE.match(text):
+        raise argparse.ArgumentTypeError(f"{text} is the address of a page: {_instead(found)}")
     return text
+
+
+def _instead(page: re.Match[str]) -> str:
+    """What to type in the place of a page's address."""
+    repository, file = page["repository"], page["file"]
+    if repository and file:
+        name = file.rpartition("/")[2]
+        return f"fetch {name} from there and pass its path, or pass the whole repository {repository}"
+    return f"pass {repository}" if repository else "fetch the file from there, and pass its path"

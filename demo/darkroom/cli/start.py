@@ -81,6 +81,8 @@ class Startup:
         if sys.version_info[:2] < NEEDED:
             found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], NEEDED))
             _fail(f"this is Python {found}, and {needed} or newer is needed: {WHAT_TO_DO}.")
+        if sys.flags.optimize > 1:
+            _start_with_docstrings()
         for number, unheard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
             if signal.getsignal(number) == unheard:  # a run in the background may be set to ignore it
                 signal.signal(number, _stop)
@@ -112,6 +114,18 @@ def collect_garbage_again() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def _start_with_docstrings() -> None:
+    """Begins anew with -O where it was -OO: transformers reads its own docstrings, and fails to be imported without."""
+    if os.name == "nt":  # where a program cannot be put in another's place
+        _fail("Python was started with -OO, which transformers does not bear: leave it out.")
+    own = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+    kept = [each if each[:2] in ("-X", "-W") else each.replace("O", "") for each in own]
+    kept = [each for each in kept if each != "-"]
+    if "PYTHONOPTIMIZE" in os.environ:
+        os.environ["PYTHONOPTIMIZE"] = "1"
+    os.execv(sys.executable, [sys.executable, "-O", *kept, *sys.argv])
 
 
 def _null_stream(mode: str) -> NullStream:

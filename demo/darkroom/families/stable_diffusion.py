@@ -7,7 +7,7 @@ guidance scale for each image, so the doubled batch is the graph's alone.
 import re
 from typing import Any, ClassVar
 
-from darkroom.contract import DECODER, DENOISER, ENCODER, TEXT, Stage, Tensor
+from darkroom.contract import DECODER, DENOISER, ENCODER, TEXT, Network, Stage, Tensor
 from darkroom.families.family import Family, Model, Part, Traits, denoiser_inputs
 
 CLIP_DEFAULTS = {
@@ -22,11 +22,16 @@ UNET = Part(
     "diffusers:UNet2DConditionModel",
     {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
     lora=("unet.", "lora_unet_"),
+    original=(("model.diffusion_model.", "compvis"),),
 )
 VAE = Part(
     "diffusers:AutoencoderKL",
     {"block_out_channels": [64], "latent_channels": 4, "scaling_factor": 0.18215},
+    original=(("first_stage_model.", "vae"),),
 )
+
+TINY_VAE = "AutoencoderTiny"
+"""TAESD's kind (https://github.com/madebyollin/taesd): it encodes to latents, not to a distribution of them."""
 
 UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
 """Settings of other families' networks: without them pictures would come out wrong, without a word."""
@@ -47,6 +52,8 @@ class UnetFamily(Family):
             raise ValueError(f"its text encoders read {' and '.join(map(str, sorted(contexts)))} tokens")
         if (channels := unet["in_channels"]) != vae["latent_channels"]:
             raise ValueError(f"its UNet takes {channels} channels (inpainting?), not the VAE's latents")
+        if (kind := vae.get("_class_name", "AutoencoderKL")) not in ("AutoencoderKL", TINY_VAE):
+            raise ValueError(f"its VAE is a {kind}, which Darkroom does not support")
         if (added := unet.get("addition_embed_type")) != self.added_conditions:
             raise ValueError(f"its UNet takes the added conditions {added!r}, which {self.title} does not support")
         for part, names in UNSUPPORTED.items():
@@ -109,8 +116,10 @@ class UnetFamily(Family):
         """The contracts of the autoencoder's two halves."""
         latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
         images = Tensor("images", ("B", 3, "H", "W"))
-        moments = tuple(Tensor(name, latents.shape) for name in ("mean", "deviation"))
-        networks, module = (self.network("vae"),), "darkroom.networks.vae:{}"
+        kind = model.config("vae").get("_class_name") or "AutoencoderKL"
+        moments = ("mean",) if kind == TINY_VAE else ("mean", "deviation")
+        moments = tuple(Tensor(name, latents.shape) for name in moments)
+        networks, module = (Network("vae", f"diffusers:{kind}"),), "darkroom.networks.vae:{}"
         return {
             "vae": Stage("vae", (latents,), (images,), networks, module.format("decoder"), DECODER),
             "vae_encoder": Stage("vae_encoder", (images,), moments, networks, module.format("encoder"), ENCODER),
@@ -133,6 +142,7 @@ class StableDiffusion(UnetFamily):
             "model",
             "tokenizer",
             ("text_encoder.", "lora_te_", "lora_te1_"),
+            (("cond_stage_model.transformer.", "clip"), ("cond_stage_model.model.", "open_clip")),
         ),
         "unet": UNET,
         "vae": VAE,

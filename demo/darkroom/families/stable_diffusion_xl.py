@@ -1,5 +1,6 @@
 """SDXL (Podell et al. 2023): two text encoders, and a UNet that is given sizes and the prompt's gist."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,13 +28,16 @@ class StableDiffusionXl(UnetFamily):
     pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     switches = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
     parts: ClassVar = {
-        "text_encoder": StableDiffusion.parts["text_encoder"],
+        "text_encoder": replace(
+            StableDiffusion.parts["text_encoder"], original=(("conditioner.embedders.0.transformer.", "clip"),)
+        ),
         "text_encoder_2": Part(
             "transformers:CLIPTextModelWithProjection",
             CLIP_DEFAULTS,
             "model",
             "tokenizer_2",
             ("text_encoder_2.", "lora_te2_"),
+            (("conditioner.embedders.1.model.", "open_clip"), ("conditioner.embedders.0.model.", "open_clip")),
         ),
         "unet": UNET,
         "vae": VAE,

@@ -16,7 +16,7 @@ def decoder(stage: Stage, network: nn.Module) -> nn.Module:
 
 def encoder(stage: Stage, network: nn.Module) -> nn.Module:
     """The module of an encoder's stage."""
-    return VaeEncoder(network)
+    return VaeEncoder(network) if len(stage.outputs) == 2 else TinyEncoder(network)
 
 
 class VaeDecoder(nn.Module):
@@ -43,3 +43,10 @@ class VaeEncoder(VaeDecoder):
         mean, log_variance = moments.chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return (mean - self.shift) * self.scale, deviation * self.scale
+
+
+class TinyEncoder(VaeDecoder):
+    """(B, 3, H, W) images in [-1, 1] -> (B, C, h, w) latents, as the denoiser has them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.vae.encode(images.to(self.vae.dtype)).latents.float() - self.shift) * self.scale

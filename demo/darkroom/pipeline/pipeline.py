@@ -74,10 +74,13 @@ class InitialImage:
     encoder: Engine
 
     def latents(self, streams: list[NoiseStream]) -> np.ndarray:
-        """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w)."""
+        """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w). Nothing is drawn
+        where the encoder has no deviation."""
         made = self.encoder({"images": self.pixels})
-        mean, deviation = made["mean"][0], made["deviation"][0]
-        return mean + deviation * initial_latents(streams, mean.shape)
+        mean = made["mean"]
+        if "deviation" not in made:
+            return mean.repeat(len(streams), axis=0)
+        return mean + made["deviation"] * initial_latents(streams, mean.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from darkroom.store.manifest import MANIFEST, USED, Damaged, check_files, read_m
 from darkroom.store.producers import missing, without
 
 DIGITS = 12
+LONGEST_LABEL = 120
+"""Characters: with what else stands in names, below the 255 bytes that file systems take."""
+
 TEMPORARY, ASIDE, OWN = ".tmp", ".aside", ".own"
 HOUR = 3600.0
 SCARCE = 16 * 2**20
@@ -44,7 +47,7 @@ class Key:
 
     @property
     def folder_name(self) -> str:
-        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.label)}-{self.digest[:DIGITS]}"
+        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.label)[:LONGEST_LABEL]}-{self.digest[:DIGITS]}"
 
 
 class Store:
