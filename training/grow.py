@@ -2,8 +2,8 @@
 
 What the elder makes of a picture twice as large as its own, 4 channels for every 8 x 8 pixels, are as many numbers as
 16 channels for every 16 x 16: so its latents, each 2 x 2 of them packed into channels (as Flux packs its own), are a
-good code for the grown one to begin with. All levels down to the elder's last are copied; the one below them is new,
-and learns in a few hundred steps to pass on what the elder passed on.
+good code for the first channels of the grown one to begin with. All levels down to the elder's last are copied; the one
+below them is new, and learns in a few hundred steps to pass on what the elder passed on.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Elder:
         self.vae = vae.eval().requires_grad_(False)
 
     def distance(self, vae: AutoencoderKL, picture: Tensor, mean: Tensor) -> Tensor:
-        """Relative squared error of the means (B, 16, H/16, W/16) and of the decoder's features (B, C, H/8, W/8)."""
+        """Relative squared error of the means (B, C, H/16, W/16) and of the decoder's features (B, C, H/8, W/8)."""
         with torch.no_grad():
             latents = self.vae.encode(picture).latent_dist.mean
             features = self.vae.decoder.mid_block(self.vae.decoder.conv_in(self.vae.post_quant_conv(latents)))
         packed = F.pixel_unshuffle(latents, 2).float()
         grown = vae.decoder.up_blocks[0](vae.decoder.mid_block(vae.decoder.conv_in(vae.post_quant_conv(mean))))
         grown = grown[:, : features.shape[1]]
-        return relative(mean, packed) + relative(grown.float(), features.float())
+        return relative(mean[:, : packed.shape[1]], packed) + relative(grown.float(), features.float())
 
 
 def relative(made: Tensor, right: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
 Scene number i is the same for ever: even ones are each thing of each style in turn, as it is, so that 9,670 hold
 every picture once; odd ones are of the other kinds. Makes `scenes/NUMBER.pt` with the latents of 512 scenes each,
-(512, 16, 16, 16) float16 as the VAE gives them. Run again it goes on where it ended; where the VAE has been trained
+(512, 32, 16, 16) float16 as the VAE gives them. Run again it goes on where it ended; where the VAE has been trained
 since, delete the folder.
 """
 
@@ -67,7 +67,7 @@ class SceneCache:
     def draw(
         self, size: int, generator: torch.Generator, emphasis: Emphasis = EVEN
     ) -> tuple[list[str], Tensor, Tensor]:
-        """As `latents.Cache.draw`, all scenes alike: random captions, and twice the latents (size, 16, 16, 16) float32.
+        """As `latents.Cache.draw`, all scenes alike: random captions, and twice the latents (size, 32, 16, 16) float32.
 
         What a caption leaves open is the mean of what is drawn for it in the long run.
         """

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from training import networks
 from training.loop import Plan, Trainer
-from training.networks import TOKENS, WIDTH, WIDTH_SCENES
+from training.networks import CHANNELS_256, TOKENS, WIDTH, WIDTH_SCENES
 from training.scene_latents import load_cache
 from training.tokenizer import Encoder
 from training.workspace import add_scenes_argument, add_training_arguments
@@ -56,7 +56,7 @@ class Regressor(nn.Module):
 
     def __init__(self, tokens: Encoder, scenes: bool = False) -> None:
         super().__init__()
-        layers, width, self.channels = (4, WIDTH_SCENES, 16) if scenes else (3, WIDTH, 4)
+        layers, width, self.channels = (4, WIDTH_SCENES, CHANNELS_256) if scenes else (3, WIDTH, 4)
         size = tokens.tokenizer.get_vocab_size()
         self.text = networks.text_encoder(size, tokens.begin, tokens.end, layers, width)
         self.head = nn.Linear(width, self.channels * PATCH * PATCH)

@@ -43,7 +43,7 @@ def run(patch: pytest.MonkeyPatch, module, folder: Path, *flags: str) -> None:
 
 def test_a_scene_has_its_number_for_ever_and_even_ones_are_every_picture_in_turn(work: Path) -> None:
     cache = scene_latents.SceneCache.load(work)
-    assert cache.latents.shape == (16, 16, 16, 16)
+    assert cache.latents.shape == (16, 32, 16, 16)
     assert [scene.parts[0].thing.code for scene in cache.scenes[:12:2]] == [thing.code for thing in THINGS]
     assert cache.scenes == scene_latents.SceneCache.load(work).scenes
     assert not any(map(scenes.held_out, cache.scenes))

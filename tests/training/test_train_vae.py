@@ -37,7 +37,7 @@ def test_the_grown_one_has_the_elders_outer_levels_and_its_own_deepest() -> None
     torch.testing.assert_close(block.conv_shortcut(wide), features)
     with torch.no_grad():
         latents = vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
-    assert latents.shape == (1, 16, 4, 4)
+    assert latents.shape == (1, networks.CHANNELS_256, 4, 4)
 
 
 def test_imitation_is_perfect_for_the_elders_own_code() -> None:
@@ -45,6 +45,7 @@ def test_imitation_is_perfect_for_the_elders_own_code() -> None:
     vae, picture = networks.vae_256(), torch.rand(1, 3, 64, 64) * 2 - 1
     latents = elder.vae.encode(picture).latent_dist.mean
     packed = torch.nn.functional.pixel_unshuffle(latents, 2)
+    packed = torch.nn.functional.pad(packed, (0, 0, 0, 0, 0, networks.CHANNELS_256 - packed.shape[1]))
     near, far = (elder.distance(vae, picture, code).item() for code in (packed, packed.flip(1)))
     assert near < far
 
@@ -70,12 +71,12 @@ def test_steps_lower_the_loss(tmp_path: Path) -> None:
     picture = train_vae.Pictures(rgba(), "cpu").batch(2, 64, torch.Generator().manual_seed(1))
     optimizer, losses = torch.optim.AdamW(vae.parameters(), 1e-3), []
     for _ in range(8):
-        loss, mean = train_vae.loss_of(vae, picture, torch.zeros(2, 16, 4, 4))
+        loss, mean = train_vae.loss_of(vae, picture, torch.zeros(2, networks.CHANNELS_256, 4, 4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert mean.shape == (2, 16, 4, 4) and losses[-1] < losses[0]
+    assert mean.shape == (2, networks.CHANNELS_256, 4, 4) and losses[-1] < losses[0]
 
 
 def test_decoder_alone_is_trained_on_the_same_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
