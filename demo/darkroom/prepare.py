@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.checkpoint.folder import Checkpoint
+from darkroom.checkpoint.lora import REVISION as LORA_REVISION
 from darkroom.contract import DECODER, DENOISER, ENCODER, FREE, Job, Lora, Profile, Stage, Tensor
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
@@ -310,9 +311,6 @@ class Preparer:
                 f"would take {least / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}."
             )
         self._check_bounds(request)
-        for lora in self.loras:
-            if not lora.networks & self.checkpoint.digests.keys():
-                raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
 
     def _check_bounds(self, request: Request) -> None:
         """Raises `InvalidRequest` for sizes that are outside of what engines with free sizes are bounded to."""
@@ -486,13 +484,13 @@ def _facts_of_weights(stage: Stage) -> dict[str, Any]:
     """What a stage's weights are beside those in the model's folder."""
     facts: dict[str, Any] = {"half_weights": True} if stage.half_weights else {}
     if stage.loras:
-        facts["loras"] = [[lora.sha256, lora.weight, lora.scale] for lora in stage.loras]
+        facts["loras"] = [[lora.sha256, lora.weight, lora.scale, LORA_REVISION] for lora in stage.loras]
     return facts
 
 
 def _makers(stage: Stage) -> list[str]:
     """The packages that make a stage's network of what is in the model's folder."""
-    return ["torch", "diffusers", "transformers", *(["peft"] if stage.loras else [])]
+    return ["torch", "diffusers", "transformers"]
 
 
 @dataclass(frozen=True)

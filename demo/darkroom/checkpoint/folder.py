@@ -107,8 +107,12 @@ class Checkpoint:
 
     def weights(self, part: str) -> int:
         """How many numbers the weights of a network hold."""
+        return sum(map(math.prod, self.sizes(part).values()))
+
+    def sizes(self, part: str) -> dict[str, list[int]]:
+        """The sizes of each of the weights of a network."""
         files = weight_files(self.folder / part, self.family.parts[part].stem)
-        return sum(math.prod(tensor["shape"]) for path in files for tensor in read_header(path).values())
+        return {name: tensor["shape"] for path in files for name, tensor in read_header(path).items()}
 
     @property
     def vae_factor(self) -> int:

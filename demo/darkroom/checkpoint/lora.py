@@ -1,18 +1,60 @@
-"""LoRA files (Hu et al. 2021): small changes to a model's weights, fused into them before they are exported."""
+"""LoRA files (Hu et al. 2021) and their relatives: which weights of a model each of their tensors changes.
 
+Tools name tensors in many ways. All of them are read here, from headers alone: what a file changes is known before a
+network is loaded, and does not depend on which other layers are in it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from darkroom.checkpoint.folder import SAFETENSORS, read_header
+from darkroom.checkpoint.folder import SAFETENSORS, read_header, read_metadata
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
 from darkroom.families import every_family
 from darkroom.store.fingerprints import Fingerprints
 
+REVISION = 2
+"""Raised when a change fuses other weights of the same file."""
+
 DEFAULT_NAME = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file in a folder or repository."""
 
-OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr"}
-"""Words in tensors' names that tell of relatives that are not fused as LoRA is."""
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's configuration of each part, in which are the alphas that no tensor holds."""
+
+FACTOR = re.compile(
+    r"(.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(up|down|mid|A|B)(?:\.(?!weight$|bias$)\w+)?(?:\.(weight|bias))?"
+)
+"""kohya's `.lora_up.weight`; diffusers' `.lora.up.weight`, `.lora_linear_layer.up.weight` and `to_q_lora.up.weight`;
+PEFT's `.lora_B.weight`, with or without an adapter's name within."""
+
+OTHER = re.compile(
+    r"(.+?)\.(alpha|dora_scale|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff(?:_b)?"
+    r"|[wb]_norm)(?:\.\w+)?"
+)
+"""What LyCORIS adds, and DoRA's magnitudes as LyCORIS and as PEFT name them."""
+
+SAME = {"A": "down", "B": "up", "w_norm": "diff", "b_norm": "diff_b"}
+
+MISFIT = "the LoRA {} does not fit this model's {}: {}."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a file holds for one layer.
+
+    `layer` is the file's name for it without that of the network, later the network's own; `tensors` are the file's
+    names by kind. `scaling` is what PEFT's configuration says, None without one.
+    """
+
+    layer: str
+    tensors: dict[str, str] = field(default_factory=dict)
+    scaling: float | None = None
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
@@ -42,16 +84,168 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
         )
     if path.suffix.lower() != SAFETENSORS:
         raise InvalidRequest(f"the LoRA {path} is not a safetensors file: no other kind is loaded.")
-    found = set()
-    prefixes_of = {name: part.lora for family in every_family() for name, part in family.parts.items() if part.lora}
-    for name in read_header(path):
-        kind = next((kind for word, kind in OTHER_KINDS.items() if word in name), None)
-        if kind:
-            raise InvalidRequest(f"{path} is a {kind} file, not a LoRA: it cannot be fused here.")
-        network = next((part for part, prefixes in prefixes_of.items() if name.startswith(prefixes)), None)
-        if network is None or "lora" not in name:
-            raise InvalidRequest(f"{path} holds {name!r}: no LoRA layout known here (diffusers', kohya's) has it.")
-        found.add(network)
-    if not found:
+    header = read_header(path)
+    if not header:
         raise InvalidRequest(f"{path} holds no tensors.")
-    return path, frozenset(found)
+    parts, unknown = _read(header)
+    if not parts:
+        raise InvalidRequest(f"{path} holds {shortened(unknown)}: no LoRA layout that is known here has such tensors.")
+    return path, frozenset(parts)
+
+
+def left_out(lora: Lora, sizes: Mapping[str, Mapping[str, list[int]]]) -> list[str]:
+    """The tensors and layers of the file that nothing is done with; `sizes` are those of each part's weights.
+
+    Raises `InvalidRequest` where the LoRA was made for another model.
+    """
+    parts, unused = _read(read_header(lora.path))
+    if not parts.keys() & sizes.keys():
+        raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
+    for part, layers in parts.items():
+        if part in sizes:
+            unused += changes(lora.path, part, sizes[part])[1]
+        else:
+            unused += [name for layer in layers.values() for name in layer.values()]
+    return unused
+
+
+def changes(path: Path, part: str, sizes: Mapping[str, list[int]]) -> tuple[list[Change], list[str]]:
+    """What a file changes of a part with weights of these names and sizes; and those of its layers that are not there.
+
+    Raises `InvalidRequest` where the sizes are others, most layers are not there, or one lacks a tensor.
+    """
+    header, known = read_header(path), _layers(part, sizes)
+    made, strangers, read, metadata = [], [], _read(header)[0].get(part, {}), read_metadata(path)
+    for name, tensors in read.items():
+        if (layer := known.get(_flat(name))) is None:
+            strangers.append(name)
+            continue
+        try:
+            _check({kind: header[tensor]["shape"] for kind, tensor in tensors.items()}, layer, sizes)
+        except KeyError as error:
+            raise InvalidRequest(MISFIT.format(path, part, f"{name} lacks {error.args[0]}")) from None
+        except ValueError as error:
+            raise InvalidRequest(MISFIT.format(path, part, f"{name} {error}")) from None
+        rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
+        made.append(Change(layer, tensors, _scaling(metadata, part, name, rank)))
+    if len(made) <= len(strangers):
+        there = f"of the {len(read)} layers that it changes, {len(made)} are there, and not {shortened(strangers)}"
+        raise InvalidRequest(MISFIT.format(path, part, there))
+    return made, strangers
+
+
+def shortened(names: list[str]) -> str:
+    """`a, b and 3 more`."""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(name if len(name) <= 100 else f"{name[:97]}..." for name in names[:2]) + more
+
+
+def _read(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
+    """The tensors' names by part, layer and kind; and the names that say nothing that is known here."""
+    parts: dict[str, dict[str, dict[str, str]]] = {}
+    unknown = []
+    for name in header:
+        if match := FACTOR.fullmatch(name):
+            layer, kind, what = match.groups()
+            kind = SAME.get(kind, kind) + ("_bias" if what == "bias" else "")
+        elif match := OTHER.fullmatch(name):
+            layer, kind = match.groups()
+            kind = SAME.get(kind, kind)
+        else:
+            kind = None
+        if kind in (None, "down_bias", "mid_bias"):
+            unknown.append(name)
+            continue
+        part, layer = _part(layer)
+        parts.setdefault(part, {}).setdefault(layer, {})[kind] = name
+    # An alpha alone changes nothing: tools leave it behind where they drop a layer.
+    parts = {part: {k: v for k, v in layers.items() if v.keys() != {"alpha"}} for part, layers in parts.items()}
+    return {part: layers for part, layers in parts.items() if layers}, unknown
+
+
+def _part(name: str) -> tuple[str, str]:
+    """The part that a layer belongs to, and its name there. The oldest files are of the denoiser alone, and say no
+    part."""
+    prefixes = {prefix: part for family in every_family() for part, of in family.parts.items() for prefix in of.lora}
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+    part = prefixes[prefix] if prefix else next(iter(every_family())).denoiser
+    name = name.removeprefix(prefix).replace(".processor.", ".").removesuffix("_lora")
+    # What diffusers' attention processors called their layers.
+    name = re.sub(r"self_attn\.to_(q|k|v|out)$", r"self_attn.\1_proj", name)
+    return part, re.sub(r"\.to_out$", ".to_out.0", name)
+
+
+def _layers(part: str, sizes: Mapping[str, Any]) -> dict[str, str]:
+    """The layers of a part, by all the names that files have for them, flat."""
+    layers = {name.rpartition(".")[0] for name in sizes}
+    original = next(of[part].original for family in every_family() if part in (of := family.parts))
+    named = {_flat(name): layer for layer, name in original(layers).items()} if original else {}
+    return named | {_flat(layer): layer for layer in layers}
+
+
+def _flat(layer: str) -> str:
+    """kohya's form of a name. Since its version 5, transformers leaves out what all names of a text encoder begin
+    with."""
+    return layer.replace(".", "_").removeprefix("text_model_")
+
+
+def _scaling(metadata: Mapping[str, str], part: str, layer: str, rank: int) -> float | None:
+    """What PEFT's configuration says that a layer's change is multiplied by."""
+    try:
+        config = json.loads(metadata.get(METADATA, "{}"))
+        alpha = config[f"{part}.lora_alpha"]
+        for pattern, own in (config.get(f"{part}.alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                alpha = own
+                break
+        return float(alpha) / (rank**0.5 if config.get(f"{part}.use_rslora") else rank)
+    except (ValueError, TypeError, KeyError, AttributeError, re.error):
+        return None
+
+
+def _check(shapes: Mapping[str, list[int]], layer: str, sizes: Mapping[str, list[int]]) -> None:
+    """Raises KeyError for a tensor that is missing, and ValueError, in half a sentence, for one that does not fit."""
+    if (change := _shape(shapes)) is not None:
+        weight = sizes[f"{layer}.weight"]
+        if change != (weight[0], prod(weight[1:])):
+            raise ValueError(f"changes {change[0]}x{change[1]} numbers of {weight[0]}x{prod(weight[1:])}")
+        for kind in {"dora_scale", "lora_magnitude_vector"} & shapes.keys():
+            if prod(shapes[kind]) not in (weight[0], weight[1] if shapes[kind][:1] == [1] else weight[0]):
+                raise ValueError(f"has {prod(shapes[kind])} magnitudes for {weight[0]} rows")
+    for kind in {"up_bias", "diff_b"} & shapes.keys():
+        if f"{layer}.bias" not in sizes:
+            raise ValueError("changes a bias, and the model has none there")
+        if prod(shapes[kind]) != prod(sizes[f"{layer}.bias"]):
+            raise ValueError(f"changes a bias of {prod(shapes[kind])} numbers, not {prod(sizes[f'{layer}.bias'])}")
+
+
+def _shape(shapes: Mapping[str, list[int]]) -> tuple[int, int] | None:
+    """Rows and columns of what is added to a weight, all but its first size being columns; None where nothing is."""
+
+    def product(left: list[int], right: list[int], core: list[int] | None) -> tuple[int, int]:
+        if core is not None:
+            left = left[::-1]
+        if left[1] != right[0] or (core is not None and core[:2] != [left[1], right[0]]):
+            raise ValueError("has factors that do not fit one another")
+        return left[0], prod(right[1:]) * (prod(core[2:]) if core else 1)
+
+    def factor(name: str, core: str) -> tuple[int, int]:
+        if name in shapes:
+            return shapes[name][0], prod(shapes[name][1:])
+        return product(shapes[f"{name}_a"], shapes[f"{name}_b"], shapes.get(core))
+
+    if "diff" in shapes:
+        return shapes["diff"][0], prod(shapes["diff"][1:])
+    kinds = {kind.partition("_")[0] for kind in shapes}
+    if "hada" in kinds:
+        first, second = factor("hada_w1", "hada_t1"), factor("hada_w2", "hada_t2")
+        if first != second:
+            raise ValueError("has factors that do not fit one another")
+        return first
+    if "lokr" in kinds:
+        (rows, columns), second = factor("lokr_w1", ""), factor("lokr_w2", "lokr_t2")
+        return rows * second[0], columns * second[1]
+    if kinds <= {"diff", "alpha"}:
+        return None
+    up, down, mid = shapes["up"][:2], shapes["down"], shapes.get("mid")
+    return product(up if mid is None else up[::-1], down, mid)

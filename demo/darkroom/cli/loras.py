@@ -6,14 +6,14 @@ from typing import Any
 
 from darkroom.checkpoint.catalog import LCM_LORAS
 from darkroom.checkpoint.hub import fetch_lora, repository_of
-from darkroom.checkpoint.lora import check_lora, open_lora
+from darkroom.checkpoint.lora import check_lora, left_out, open_lora, shortened
 from darkroom.cli.console import Console
 from darkroom.cli.flags import refuse_without
 from darkroom.cli.settings import Settings
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
+from darkroom.prepare import Preparer
 from darkroom.request import LoraChoice
-from darkroom.store.fingerprints import Fingerprints
 
 
 def check_lora_flags(flags: argparse.Namespace) -> None:
@@ -35,8 +35,7 @@ def loras_of(
     flags: argparse.Namespace,
     recipe: dict[str, Any] | None,
     settings: Settings,
-    family: str,
-    fingerprints: Fingerprints,
+    preparer: Preparer,
     console: Console,
 ) -> tuple[tuple[Lora, ...], tuple[LoraChoice, ...]]:
     """The LoRAs that are meant, fetched where a repository is named; and what the request records of them."""
@@ -46,7 +45,11 @@ def loras_of(
         if repository := repository_of(source):
             with console.job(f"fetching {repository}"):
                 path = fetch_lora(repository, settings.hf_token, settings.framework_model_dir)
-        return open_lora(path, weight, scale, fingerprints)
+        lora = open_lora(path, weight, scale, preparer.engines.fingerprints)
+        parts = preparer.checkpoint.digests.keys() & lora.networks
+        if unused := left_out(lora, {part: preparer.checkpoint.sizes(part) for part in parts}):
+            console.warn(f"{path}: {shortened(unused)} left out, for which there is no use in this model.")
+        return lora
 
     paths = flags.lora_path or []
     if recipe is not None:
@@ -66,7 +69,7 @@ def loras_of(
     weights, scale = flags.lora_weight or [1.0] * len(paths), 1.0 if flags.lora_scale is None else flags.lora_scale
     asked = [(path, weight, scale) for path, weight in zip(paths, weights, strict=True)]
     if getattr(flags, "lcm_lora", None):
-        asked.append((LCM_LORAS[family], 1.0, 1.0))
+        asked.append((LCM_LORAS[preparer.family.name], 1.0, 1.0))
     loras = [opened(*each) for each in asked]
     return tuple(loras), tuple(
         LoraChoice(repository_of(source), lora.sha256, lora.weight, lora.scale)

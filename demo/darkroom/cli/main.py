@@ -80,7 +80,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)
-    base.loras, choices = loras_of(flags, recipe, settings, base.family.name, base.engines.fingerprints, console)
+    base.loras, choices = loras_of(flags, recipe, settings, base, console)
     if recipe is None:
         request = request_of(flags, version, image, second, base.checkpoint, runtime.name, choices)
     else:

@@ -59,8 +59,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
 
     preparer = models_of(script, settings, runtime, vae, console).preparer(version, config=flags.config)
-    family, fingerprints = preparer.family.name, preparer.engines.fingerprints
-    preparer.loras, choices = loras_of(flags, None, settings, family, fingerprints, console)
+    preparer.loras, choices = loras_of(flags, None, settings, preparer, console)
     default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
     say_what_ships(version, flags, script, console)
     plan = _plan(prompts, default, slots, preparer, script)

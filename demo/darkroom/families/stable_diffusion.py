@@ -21,7 +21,7 @@ CLIP_DEFAULTS = {
 UNET = Part(
     "diffusers:UNet2DConditionModel",
     {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4, "sample_size": None},
-    lora=("unet.", "lora_unet_"),
+    lora=("unet.", "lora_unet_", "lycoris_", "diffusion_model."),
     original=(("model.diffusion_model.", "compvis"),),
 )
 VAE = Part(
@@ -141,7 +141,7 @@ class StableDiffusion(UnetFamily):
             CLIP_DEFAULTS,
             "model",
             "tokenizer",
-            ("text_encoder.", "lora_te_", "lora_te1_"),
+            ("text_encoder.", "lora_te_", "lora_te1_", "clip_l.transformer."),
             (("cond_stage_model.transformer.", "clip"), ("cond_stage_model.model.", "open_clip")),
         ),
         "unet": UNET,

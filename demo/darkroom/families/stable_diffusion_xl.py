@@ -36,7 +36,7 @@ class StableDiffusionXl(UnetFamily):
             CLIP_DEFAULTS,
             "model",
             "tokenizer_2",
-            ("text_encoder_2.", "lora_te2_"),
+            ("text_encoder_2.", "lora_te2_", "clip_g.transformer."),
             (("conditioner.embedders.1.model.", "open_clip"), ("conditioner.embedders.0.model.", "open_clip")),
         ),
         "unet": UNET,

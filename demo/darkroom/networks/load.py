@@ -56,7 +56,7 @@ def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) 
             if network.part in lora.networks:
                 from darkroom.networks.lora import fuse
 
-                fuse(module, network.part, lora, folder)
+                fuse(module, network.part, lora)
         module.eval().requires_grad_(False)
         if halve:
             widen_when_used(module)

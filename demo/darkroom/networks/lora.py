@@ -1,86 +1,92 @@
-"""LoRA weights fused into a network, through diffusers and PEFT: W + strength * alpha / rank * up @ down."""
+"""LoRA files and their relatives fused into a network's weights: W + strength * scaling * difference.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+The formulas: LoRA (Hu et al. 2021), up @ down, also of convolutions (LoCon); LoHa (Hyeon-Woo et al. 2022), (a1 @ b1) *
+(a2 @ b2); LoKr (Yeh et al. 2024), the Kronecker product of two factors; DoRA (Liu et al. 2024), the sum with its rows
+brought to learned lengths; and whole differences. LyCORIS gives the Tucker form of convolutions: a core between factors.
+"""
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.loaders.lora_base import fuse_text_encoder_lora
-from diffusers.utils.peft_utils import recurse_remove_peft_layers
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from darkroom.checkpoint.folder import in_lower_case
+from darkroom.checkpoint.lora import Change, changes
 from darkroom.contract import Lora
-from darkroom.errors import InvalidRequest, gist
+from darkroom.errors import InvalidRequest
 
 
-def fuse(network: nn.Module, part: str, lora: Lora, folder: Path) -> None:
-    """Changes `network`, which is `part` of the model in `folder`, by what the LoRA holds for it.
+def fuse(network: nn.Module, part: str, lora: Lora) -> None:
+    """Changes `network`, which is `part` of a model, by what the LoRA holds for it; computed in float32.
 
-    Raises `InvalidRequest` where the LoRA was made for another model.
+    Raises `InvalidRequest` where the LoRA was made for another model, or holds what is no number.
     """
     if not lora.strength:
         return
-    with _refusing(part, lora):
-        changed = _load(network, part, lora, folder)
-    layers = sum(isinstance(module, BaseTunerLayer) for module in network.modules())
-    if not changed or layers != changed:
-        raise InvalidRequest(
-            f"the LoRA {lora.path} does not fit this model's {part}: of the {changed} layers that it changes, "
-            f"{layers} are there."
-        )
-    with _refusing(part, lora):  # as where it adds biases to layers that have none
-        fuse_text_encoder_lora(network, lora_scale=lora.strength)  # nothing in it is about text
-    recurse_remove_peft_layers(network)
-    del network.peft_config  # or the next one would be added to it
-    network._hf_peft_config_loaded = False
+    weights = dict(network.named_parameters())
+    found, _ = changes(lora.path, part, {name: list(weight.shape) for name, weight in weights.items()})
+    with safe_open(lora.path, "pt") as file, torch.no_grad():
+        for change in found:
+            tensors = {kind: file.get_tensor(name).float() for kind, name in change.tensors.items()}
+            for kind, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise InvalidRequest(
+                        f"the LoRA {lora.path} holds NaN or infinity in {change.tensors[kind]}: its weights are "
+                        f"damaged; fetch it again, or use another."
+                    )
+            _fuse_layer(weights, change, tensors, lora.strength)
 
 
-@contextmanager
-def _refusing(part: str, lora: Lora) -> Iterator[None]:
-    """Turns the ways in which three libraries say that a file and a network do not fit into `InvalidRequest`."""
-    try:
-        yield
-    except Exception as error:
-        raise InvalidRequest(f"the LoRA {lora.path} does not fit this model's {part}: {gist(error)}.") from None
+def _fuse_layer(weights: dict[str, nn.Parameter], change: Change, tensors: dict[str, Tensor], strength: float) -> None:
+    difference, rank = _difference(tensors)
+    scaling = change.scaling if change.scaling is not None else 1.0
+    if rank and "alpha" in tensors:
+        scaling = tensors["alpha"].item() / rank
+    if difference is not None:
+        weight = weights[f"{change.layer}.weight"]
+        made = weight.float() + strength * scaling * difference.reshape(weight.shape)
+        if "lora_magnitude_vector" in tensors:
+            made = _of_length(made, tensors["lora_magnitude_vector"], 0)
+        if (lengths := tensors.get("dora_scale")) is not None:
+            of_columns = lengths.ndim > 1 and lengths.shape[0] == 1 and lengths.shape[1] == weight.shape[1]
+            made = _of_length(made, lengths, int(of_columns))
+        weight.copy_(made)
+    for kind, factor in (("up_bias", scaling), ("diff_b", 1.0)):
+        if kind in tensors:
+            bias = weights[f"{change.layer}.bias"]
+            bias.copy_(bias.float() + strength * factor * tensors[kind].reshape(bias.shape))
 
 
-def _load(network: nn.Module, part: str, lora: Lora, folder: Path) -> int:
-    """Puts PEFT's layers over those of the network that the LoRA changes; returns how many it says it changes."""
-    unet = UNet2DConditionModel.load_config(folder / "unet")
-    xl = unet.get("addition_embed_type") == "text_time"
-    pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    blocks = {"unet_config": SimpleNamespace(**unet)} if xl else {}  # kohya numbers SDXL's blocks in its own way
-    kohya = _without_alphas(load_file(lora.path))
-    with in_lower_case(lora.path) as file:
-        state, _, metadata = pipeline.lora_state_dict(kohya or str(file), return_lora_metadata=True, **blocks)
-    state = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
-    if not state:
-        return 0
-    more: dict[str, Any] = {"network_alphas": None, "metadata": metadata, "adapter_name": "lora"}
-    if part == "unet":
-        pipeline.load_lora_into_unet(state, unet=network, **more)
-    else:
-        pipeline.load_lora_into_text_encoder(state, text_encoder=network, prefix=part, **more)
-    return sum(name.endswith(("up.weight", "lora_B.weight")) for name in state)
+def _of_length(weight: Tensor, lengths: Tensor, axis: int) -> Tensor:
+    """The weight with its slices along `axis` (0: outputs, 1: inputs) brought to these Euclidean lengths."""
+    others = [each for each in range(weight.ndim) if each != axis]
+    return weight * (lengths.reshape([-1 if each == axis else 1 for each in range(weight.ndim)]) / weight.norm(dim=others, keepdim=True))
 
 
-def _without_alphas(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Tensors in kohya's layout with each layer's alpha / rank taken into its weights; None for another layout.
+def _difference(tensors: dict[str, Tensor]) -> tuple[Tensor | None, int | None]:
+    """What a layer's tensors add to its weight, before any scaling; and the rank that its alpha is divided by, None
+    where alpha has no meaning."""
 
-    diffusers 0.42 takes the commonest alpha of a file for all of its layers. What is multiplied becomes float32, in
-    which the network is: a file's 16 bits would round the products, and cannot hold the smallest.
-    """
-    if not all(name.startswith("lora_") for name in tensors):
-        return None
-    made = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
-    for name, value in tensors.items():
-        if name.endswith(".alpha"):
-            layer = name.removesuffix(".alpha")
-            rank = tensors[f"{layer}.lora_down.weight"].shape[0]
-            made[f"{layer}.lora_up.weight"] = made[f"{layer}.lora_up.weight"].float() * (value.item() / rank)
-    return made
+    def factor(name: str, core: str) -> tuple[Tensor, int | None]:
+        if name in tensors:
+            return tensors[name], None
+        return _product(tensors[f"{name}_a"], tensors[f"{name}_b"], tensors.get(core)), len(tensors[f"{name}_b"])
+
+    if "diff" in tensors:
+        return tensors["diff"], None
+    if "up" in tensors:
+        up, down, mid = tensors["up"].flatten(1), tensors["down"], tensors.get("mid")
+        return _product(up if mid is None else up.T, down, mid), len(down)
+    if "hada_w1_a" in tensors:
+        (first, rank), (second, _) = factor("hada_w1", "hada_t1"), factor("hada_w2", "hada_t2")
+        return first * second, rank
+    if "lokr_w2" in tensors or "lokr_w2_a" in tensors:
+        (first, rank), (second, other) = factor("lokr_w1", ""), factor("lokr_w2", "lokr_t2")
+        first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
+        return torch.kron(first, second), other or rank
+    return None, None
+
+
+def _product(left: Tensor, right: Tensor, core: Tensor | None) -> Tensor:
+    """left (out, r) @ right (r, in, ...); with a core (r, s, ...) between left (r, out) and right (s, in)."""
+    if core is None:
+        return left.flatten(1) @ right.flatten(1)
+    return torch.einsum("rs...,ro,si->oi...", core, left.flatten(1), right.flatten(1))
