@@ -1,6 +1,9 @@
 """LoRA files fused at export make the pictures that diffusers makes with them, in either layout, one or several."""
 
+import copy
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from darkroom.store.fingerprints import Fingerprints  # noqa: E402
+from darkroom.checkpoint.lora import check_lora  # noqa: E402
+from darkroom.contract import Lora  # noqa: E402
 from tests.support import SCRIPT, SOON, Diffusers, Studio, assert_refused, one_line, pixels, psnr  # noqa: E402
 
 RANK, LAYOUTS = 3, ("diffusers", "kohya")
@@ -194,7 +198,11 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
     truncated.write_bytes(files["kohya"].read_bytes()[:-100])
     (tmp_path / "lora.ckpt").write_bytes(b"a pickle")
     save_file({"weight": torch.zeros(1)}, tmp_path / "strange.safetensors")
-    save_file({"lora_unet_x.dora_scale": torch.zeros(1)}, tmp_path / "dora.safetensors")
+    save_file({"lora_unet_conv_in.dora_scale": torch.zeros(32, 1)}, tmp_path / "dora.safetensors")
+    damaged = load_file(files["kohya"])
+    first = next(name for name in damaged if "lora_unet" in name and name.endswith("lora_up.weight"))
+    save_file(damaged | {first: damaged[first] * float("nan")}, tmp_path / "nan.safetensors")
+    save_file({name: value for name, value in damaged.items() if name != first}, tmp_path / "half.safetensors")
     save_file({"lora_te2_x.lora_down.weight": torch.zeros(1)}, tmp_path / "te2.safetensors")
     of_xl = write_lora(tmp_path / "xl.safetensors", tiny_xl_model, parts=("unet", "text_encoder", "text_encoder_2"))
     save_file({"unet.conv_in.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
@@ -213,12 +221,14 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         (["--lora-path", str(truncated)], "truncated"),
         (["--lora-path", str(tmp_path / "lora.ckpt")], "not a safetensors file"),
         (["--lora-path", str(tmp_path / "strange.safetensors")], "no LoRA layout"),
-        (["--lora-path", str(tmp_path / "dora.safetensors")], "DoRA"),
+        (["--lora-path", str(tmp_path / "dora.safetensors")], "conv_in lacks"),
+        (["--lora-path", str(tmp_path / "half.safetensors")], "lacks"),
+        (["--lora-path", str(tmp_path / "nan.safetensors")], "holds NaN or infinity in lora_unet"),
         (["--lora-path", str(tmp_path / "te2.safetensors")], "changes nothing that this model has"),
-        (["--lora-path", str(of_xl)], "does not fit this model's unet"),
+        (["--lora-path", str(of_xl)], "does not fit this model's"),
         (["--lora-path", str(tmp_path / "mixed.safetensors")], "does not fit this model's"),
         (["--lora-path", str(tmp_path / "weights.safetensors")], "no LoRA layout"),
-        (["--lora-path", str(tmp_path / "biased.safetensors")], "the base layer has no bias"),
+        (["--lora-path", str(tmp_path / "biased.safetensors")], "changes a bias, and the model has none there"),
         (["--lora-path", str(tmp_path / "two")], "holds 2 safetensors files"),
         (["--lora-path", "loras/ink.safetensors"], "does not exist"),
         (["--lora-weight", "1"], "--lora-weight has no effect"),
@@ -237,44 +247,175 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         assert not made.onnx.exists() or not list(made.onnx.glob("clip-*"))
 
 
-def test_every_layer_of_a_kohya_file_has_its_own_alpha(
-    tiny_model: Path, files: dict[str, Path], tmp_path: Path
-) -> None:
-    from darkroom.checkpoint.lora import open_lora
+def fused(model: Path, path: Path, part: str = "unet", strength: float = 1.0) -> Any:
+    """A part of the model with a file's changes in its weights."""
     from darkroom.networks.lora import fuse
 
-    tensors = load_file(files["kohya"])
-    layers = sorted({name.partition(".")[0] for name in tensors if name.startswith("lora_unet")})
-    for alpha, layer in enumerate(layers):
-        tensors[f"{layer}.alpha"] = torch.tensor(float(alpha % 5))
-    save_file(tensors, tmp_path / "alphas.safetensors")
-    lora = open_lora(tmp_path / "alphas.safetensors", 0.5, 0.5, Fingerprints(tmp_path / "memory.json"))
-    plain, fused = (Diffusers(tiny_model).pipeline.unet for _ in range(2))
-    fuse(fused, "unet", lora, tiny_model)
-    changed = 0
-    for name, weight in plain.named_parameters():
-        key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
-        expected = weight.detach()
-        if f"{key}.alpha" in tensors:
-            down, up = tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"]
-            delta = up.flatten(1) @ down.flatten(1) * (tensors[f"{key}.alpha"] / RANK) * 0.25
-            expected = expected + delta.reshape(expected.shape)
-            changed += 1
-        torch.testing.assert_close(fused.get_parameter(name).detach(), expected)
-    assert changed == len(layers) > 10
+    network = copy.deepcopy(getattr(Diffusers(model).pipeline, part))
+    fuse(network, part, Lora(path, "", frozenset({part}), strength))
+    return network
+
+
+def assert_weights(network: Any, expected: dict[str, torch.Tensor]) -> None:
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+CONFIGS = {
+    "lora": lambda peft, **to: peft.LoraConfig(r=3, lora_alpha=2, **to),
+    "rank-stabilised": lambda peft, **to: peft.LoraConfig(r=3, lora_alpha=2, use_rslora=True, **to),
+    "patterns": lambda peft, **to: peft.LoraConfig(r=3, rank_pattern={"to_q": 5}, alpha_pattern={"conv1": 7}, **to),
+    "biases": lambda peft, **to: peft.LoraConfig(r=3, lora_bias=True, **to | {"target_modules": ["conv1", "to_out.0"]}),
+    "dora": lambda peft, **to: peft.LoraConfig(r=3, lora_alpha=2, use_dora=True, **to),
+    "loha": lambda peft, **to: peft.LoHaConfig(r=3, alpha=2, **to),
+    "loha-tucker": lambda peft, **to: peft.LoHaConfig(r=3, alpha=2, use_effective_conv2d=True, **to),
+    "lokr": lambda peft, **to: peft.LoKrConfig(r=2, alpha=3, **to),
+    "lokr-both": lambda peft, **to: peft.LoKrConfig(r=2, alpha=3, decompose_both=True, **to),
+    "lokr-tucker": lambda peft, **to: peft.LoKrConfig(r=2, alpha=3, use_effective_conv2d=True, **to),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT takes its own biases for damage
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_each_kind_changes_weights_as_peft_does(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    to = {"target_modules": ["to_q", "to_out.0", "proj_in", "conv1", "conv_shortcut"]}
+    unet = copy.deepcopy(Diffusers(tiny_model).pipeline.unet)
+    adapted = peft.get_peft_model(unet, config := CONFIGS[kind](peft, **to))
+    torch.manual_seed(3)
+    for name, weight in adapted.named_parameters():
+        if ".default" in name:
+            weight.data += 0.2 * torch.rand_like(weight)
+    tensors = {n.removeprefix("base_model.model."): w for n, w in peft.get_peft_model_state_dict(adapted).items()}
+    metadata = {}
+    if "lo" in kind[:2] and kind != "lora":  # PEFT keeps the alphas of these elsewhere; LyCORIS beside them
+        layers = {name.rpartition(".")[0] for name in tensors}
+        alpha = {f"lora_unet_{layer.replace('.', '_')}.alpha": torch.tensor(float(config.alpha)) for layer in layers}
+        tensors = {
+            f"lora_unet_{n.rpartition('.')[0].replace('.', '_')}.{n.rpartition('.')[2]}": w for n, w in tensors.items()
+        }
+        tensors |= alpha
+    else:
+        tensors = {f"unet.{name}": weight for name, weight in tensors.items()}
+        said = {f"unet.{key}": value for key, value in config.to_dict().items() if not isinstance(value, set)}
+        metadata = {"lora_adapter_metadata": json.dumps(said, default=str)}
+    save_file(
+        {name: weight.detach().contiguous() for name, weight in tensors.items()}, tmp_path / "a.safetensors", metadata
+    )
+    merged = dict(adapted.merge_and_unload().named_parameters())
+    plain = dict(Diffusers(tiny_model).pipeline.unet.named_parameters())
+    assert sum(not torch.allclose(weight, plain[name], atol=1e-3) for name, weight in merged.items()) > 5
+    assert_weights(fused(tiny_model, tmp_path / "a.safetensors"), {name: w.detach() for name, w in merged.items()})
+
+
+def _kohya(prefix: str) -> Callable[[str], str]:
+    return lambda layer: f"{prefix}_{layer.replace('.', '_')}"
+
+
+TO_OUT = "transformer_blocks.0.attn1.to_out.0"
+ORIGINAL = {  # in a UNet of two levels, each of one layer
+    f"down_blocks.0.attentions.0.{TO_OUT}": f"input_blocks.1.1.{TO_OUT}",
+    "up_blocks.1.resnets.1.conv_shortcut": "output_blocks.3.0.skip_connection",
+    "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+}
+UP_DOWN, A_B = ("up", "down"), ("B", "A")
+NAMINGS = {
+    "kohya": ("unet", _kohya("lora_unet"), ".lora_{}.weight", UP_DOWN),
+    "dotted": ("unet", "unet.{}".format, ".lora_{}.weight", UP_DOWN),
+    "diffusers": ("unet", "unet.{}".format, ".lora.{}.weight", UP_DOWN),
+    "PEFT": ("unet", "unet.{}".format, ".lora_{}.weight", A_B),
+    "PEFT, with an adapter's name": ("unet", "unet.{}".format, ".lora_{}.default.weight", A_B),
+    "attention processors": ("unet", "unet.{}".format, "_lora.{}.weight", UP_DOWN),
+    "attention processors alone": ("unet", "{}".format, "_lora.{}.weight", UP_DOWN),
+    "original": ("unet", _kohya("lora_unet"), ".lora_{}.weight", UP_DOWN),
+    "original, dotted": ("unet", "diffusion_model.{}".format, ".lora_{}.weight", UP_DOWN),
+    "kohya's text": ("text_encoder", _kohya("lora_te_text_model"), ".lora_{}.weight", UP_DOWN),
+    "kohya's first text": ("text_encoder", _kohya("lora_te1_text_model"), ".lora_{}.weight", UP_DOWN),
+    "diffusers' text": ("text_encoder", "text_encoder.text_model.{}".format, ".lora_linear_layer.{}.weight", UP_DOWN),
+    "PEFT's text": ("text_encoder", "text_encoder.text_model.{}".format, ".lora_{}.weight", A_B),
+    "its text now": ("text_encoder", "text_encoder.{}".format, ".lora_{}.weight", A_B),
+    "processors of text": ("text_encoder", "text_encoder.text_model.{}".format, "_lora.{}.weight", UP_DOWN),
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("alpha", [True, False], ids=["alpha", "no-alpha"])
+def test_every_name_of_a_layer_is_known(naming: str, alpha: bool, tiny_model: Path, tmp_path: Path) -> None:
+    """One layer is changed at a time: which others are there says nothing."""
+    part, named, ends, sides = NAMINGS[naming]
+    network = getattr(Diffusers(tiny_model).pipeline, part)
+    if part == "unet":
+        wanted = list(ORIGINAL)[:1]
+        wanted += [] if "processors" in naming else list(ORIGINAL)[1:]
+    else:
+        wanted = ["encoder.layers.1.self_attn.out_proj"]
+    weights = {name.removeprefix("text_model."): weight.detach() for name, weight in network.named_parameters()}
+    generator, expected, tensors = torch.Generator().manual_seed(1), dict(weights), {}
+    for number, layer in enumerate(wanted, start=2):
+        out, into, *kernel = weights[f"{layer}.weight"].shape
+        up = torch.randn(out, number, *(1 for _ in kernel), generator=generator).to(torch.float16)
+        down = torch.randn(number, into, *kernel, generator=generator).to(torch.float16)
+        change = (up.float().flatten(1) @ down.float().flatten(1)).reshape(out, into, *kernel)
+        expected[f"{layer}.weight"] = (
+            weights[f"{layer}.weight"] + 0.7 * change * (number + 1 if alpha else number) / number
+        )
+        name = layer
+        if "processors" in naming:
+            name = layer.replace("to_out.0", "processor.to_out").replace("out_proj", "to_out")
+        if "original" in naming:
+            name = ORIGINAL[layer]
+        name = named(name)
+        tensors |= {name + ends.format(side): value for side, value in zip(sides, (up, down), strict=True)}
+        if alpha:
+            tensors[f"{name}.alpha"] = torch.tensor(number + 1.0)
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert check_lora(tmp_path / "a.safetensors")[1] == {part}
+    made = fused(tiny_model, tmp_path / "a.safetensors", part, 0.7)
+    assert_weights(made, {name: expected[name.removeprefix("text_model.")] for name, _ in made.named_parameters()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_alphas_round_nothing_in_a_file_of_few_bits(dtype: torch.dtype, tmp_path: Path) -> None:
-    from darkroom.networks.lora import _without_alphas
+def test_whole_differences_and_products_of_whole_factors(dtype: torch.dtype, tiny_model: Path, tmp_path: Path) -> None:
+    """As LyCORIS has them: neither has a rank for an alpha to be divided by."""
+    weights = {name: weight.detach() for name, weight in Diffusers(tiny_model).pipeline.unet.named_parameters()}
+    generator = torch.Generator().manual_seed(2)
 
-    generator = torch.Generator().manual_seed(0)
-    up = (torch.randn(32, 7, generator=generator) / 32).to(dtype)
-    layer = {"lora_down.weight": torch.ones(7, 5).to(dtype), "lora_up.weight": up, "alpha": torch.tensor(2**-6)}
-    save_file({f"lora_unet_x.{name}": value for name, value in layer.items()}, tmp_path / "few.safetensors")
-    made = _without_alphas(load_file(tmp_path / "few.safetensors"))
-    assert made is not None
-    torch.testing.assert_close(made["lora_unet_x.lora_up.weight"].float(), up.float() * 2**-6 / 7, rtol=1e-6, atol=0)
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    tensors = {
+        "lora_unet_conv_in.diff": random(*weights["conv_in.weight"].shape),
+        "lora_unet_conv_in.diff_b": random(32),
+        "lora_unet_conv_norm_out.w_norm": random(32),
+        "lora_unet_conv_norm_out.b_norm": random(32),
+        "lora_unet_time_embedding_linear_1.lokr_w1": random(4, 2),
+        "lora_unet_time_embedding_linear_1.lokr_w2": random(32, 16),
+        "lora_unet_time_embedding_linear_1.alpha": torch.tensor(9.0),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    *whole, first, second, _ = (value.float() for value in tensors.values())
+    changes = dict(
+        zip(("conv_in.weight", "conv_in.bias", "conv_norm_out.weight", "conv_norm_out.bias"), whole, strict=True)
+    )
+    changes["time_embedding.linear_1.weight"] = torch.kron(first, second)
+    made = fused(tiny_model, tmp_path / "a.safetensors", strength=0.5)
+    assert_weights(made, {name: weight + 0.5 * changes.get(name, 0.0) for name, weight in weights.items()})
+
+
+def test_what_has_no_use_is_named_and_the_rest_used(
+    studio: Studio, tiny_model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(files["kohya"])
+    more = {f"lora_unet_x{number}.oft_blocks": torch.ones(2, 2) for number in range(5)}
+    more |= {f"lora_te_text_model_encoder_layers_11_mlp_fc1.lora_{side}.weight": torch.ones(2, 2) for side in UP_DOWN}
+    more["lora_unet_nothing_is_left_of_this.alpha"] = torch.tensor(1.0)
+    save_file(tensors | more, tmp_path / "more.safetensors")
+    drawn = studio.draw(PROMPT, lora_path=tmp_path / "more.safetensors")
+    assert np.array_equal(drawn.pictures[0], studio.draw(PROMPT, lora_path=files["kohya"]).pictures[0])
+    (line,) = (line for line in drawn.err.splitlines() if line.startswith("warning:"))
+    assert "lora_unet_x0.oft_blocks and 5 more" in line and len(line) < 300
 
 
 def test_a_lora_from_the_hub_is_found_on_disk_whatever_its_name(

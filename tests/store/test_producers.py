@@ -2,13 +2,11 @@
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.contract import Lora
 from darkroom.engines import find_runtime
 from darkroom.prepare import Preparer
 from darkroom.serving import planning
@@ -33,13 +31,12 @@ def upgrade(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     producers._installed.cache_clear()
 
 
-def keys(model: Path, stores: Path, engine: str, loras: tuple[Lora, ...] = ()) -> dict[str, str]:
+def keys(model: Path, stores: Path, engine: str) -> dict[str, str]:
     """The digests of a UNet's graph and engine, of a schedule and of a bundle of one."""
     store = Store(stores)
     preparer = Preparer(open_checkpoint(model, store.fingerprints), find_runtime(engine), store, store)
     asked = request(height=64, width=64, engine=engine)
     job = preparer._jobs(asked, {"unet"})["unet"]
-    job = replace(job, stage=replace(job.stage, loras=loras))
     bundle = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparer.engines, "make", lambda key, build: bundle.append(key.digest))
@@ -52,9 +49,6 @@ def keys(model: Path, stores: Path, engine: str, loras: tuple[Lora, ...] = ()) -
     }
 
 
-LORA = Lora(Path("style.safetensors"), "0" * 64, frozenset({"unet"}))
-
-
 @pytest.mark.parametrize(
     ("package", "engine", "anew"),
     [
@@ -62,11 +56,9 @@ LORA = Lora(Path("style.safetensors"), "0" * 64, frozenset({"unet"}))
         ("diffusers", "openvino", {"graph", "engine", "schedule", "bundle"}),
         ("transformers", "openvino", {"graph", "engine"}),
         ("onnx", "openvino", {"graph", "engine"}),
-        ("peft", "openvino", {"graph", "engine"}),
         ("torch", "jax", {"graph", "engine"}),
         ("diffusers", "jax", {"graph", "engine", "schedule", "bundle"}),
         ("transformers", "jax", {"graph", "engine"}),
-        ("peft", "jax", {"graph", "engine"}),
         ("onnx", "jax", {"graph"}),
         ("numpy", "openvino", set()),
     ],
@@ -75,20 +67,14 @@ def test_upgrade_makes_new_keys_of_what_the_package_makes(
     package: str, engine: str, anew: set[str], tiny_model: Path, tmp_path: Path, upgrade: Install
 ) -> None:
     pytest.importorskip(engine)
-    before = keys(tiny_model, tmp_path, engine, (LORA,))
+    before = keys(tiny_model, tmp_path, engine)
     upgrade(package, "99.1")
-    after = keys(tiny_model, tmp_path, engine, (LORA,))
+    after = keys(tiny_model, tmp_path, engine)
     assert {name for name in before if before[name] != after[name]} == anew
 
 
-def test_peft_makes_nothing_without_a_lora(tiny_model: Path, tmp_path: Path, upgrade: Install) -> None:
-    before = keys(tiny_model, tmp_path, "openvino")
-    upgrade("peft", "99.1")
-    assert keys(tiny_model, tmp_path, "openvino") == before
-
-
 def test_versions_are_those_of_the_metadata() -> None:
-    packages = ("torch", "diffusers", "transformers", "onnx", "peft", "onnx-graphsurgeon", "no-such-package")
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnx-graphsurgeon", "no-such-package")
     for package, version in made_with(*packages)[MADE_WITH].items():
         if version is None:
             with pytest.raises(importlib.metadata.PackageNotFoundError):

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.folder import SAFETENSORS, read_header, read_metadata
+from darkroom.checkpoint.folder import SAFETENSORS, Checkpoint, read_header, read_metadata
+from darkroom.checkpoint.original import LAYOUTS, some
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
 from darkroom.families import every_family
@@ -89,32 +90,33 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
         raise InvalidRequest(f"{path} holds no tensors.")
     parts, unknown = _read(header)
     if not parts:
-        raise InvalidRequest(f"{path} holds {shortened(unknown)}: no LoRA layout that is known here has such tensors.")
+        raise InvalidRequest(f"{path} holds {some(unknown)}: no LoRA layout that is known here has such tensors.")
     return path, frozenset(parts)
 
 
-def left_out(lora: Lora, sizes: Mapping[str, Mapping[str, list[int]]]) -> list[str]:
-    """The tensors and layers of the file that nothing is done with; `sizes` are those of each part's weights.
+def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
+    """The tensors and layers of the file that nothing is done with in this model.
 
     Raises `InvalidRequest` where the LoRA was made for another model.
     """
     parts, unused = _read(read_header(lora.path))
-    if not parts.keys() & sizes.keys():
+    if not parts.keys() & checkpoint.digests.keys():
         raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
     for part, layers in parts.items():
-        if part in sizes:
-            unused += changes(lora.path, part, sizes[part])[1]
+        if part in checkpoint.digests:
+            unused += changes(lora.path, part, checkpoint.sizes(part), checkpoint.config(part))[1]
         else:
             unused += [name for layer in layers.values() for name in layer.values()]
     return unused
 
 
-def changes(path: Path, part: str, sizes: Mapping[str, list[int]]) -> tuple[list[Change], list[str]]:
-    """What a file changes of a part with weights of these names and sizes; and those of its layers that are not there.
+def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) -> tuple[list[Change], list[str]]:
+    """What a file changes of a part with weights of these names and sizes, and this configuration; and those of its
+    layers that are not there.
 
     Raises `InvalidRequest` where the sizes are others, most layers are not there, or one lacks a tensor.
     """
-    header, known = read_header(path), _layers(part, sizes)
+    header, known = read_header(path), _layers(part, sizes, config)
     made, strangers, read, metadata = [], [], _read(header)[0].get(part, {}), read_metadata(path)
     for name, tensors in read.items():
         if (layer := known.get(_flat(name))) is None:
@@ -129,15 +131,9 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]]) -> tuple[list
         rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
         made.append(Change(layer, tensors, _scaling(metadata, part, name, rank)))
     if len(made) <= len(strangers):
-        there = f"of the {len(read)} layers that it changes, {len(made)} are there, and not {shortened(strangers)}"
+        there = f"of the {len(read)} layers that it changes, {len(made)} are there, and not {some(strangers)}"
         raise InvalidRequest(MISFIT.format(path, part, there))
     return made, strangers
-
-
-def shortened(names: list[str]) -> str:
-    """`a, b and 3 more`."""
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(name if len(name) <= 100 else f"{name[:97]}..." for name in names[:2]) + more
 
 
 def _read(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
@@ -175,12 +171,16 @@ def _part(name: str) -> tuple[str, str]:
     return part, re.sub(r"\.to_out$", ".to_out.0", name)
 
 
-def _layers(part: str, sizes: Mapping[str, Any]) -> dict[str, str]:
+def _layers(part: str, sizes: Mapping[str, Any], config: Any) -> dict[str, str]:
     """The layers of a part, by all the names that files have for them, flat."""
-    layers = {name.rpartition(".")[0] for name in sizes}
-    original = next(of[part].original for family in every_family() if part in (of := family.parts))
-    named = {_flat(name): layer for layer, name in original(layers).items()} if original else {}
-    return named | {_flat(layer): layer for layer in layers}
+    layouts = {layout for family in every_family() if part in family.parts for _, layout in family.parts[part].original}
+    known = {}
+    for name in sizes:
+        stem, _, what = name.rpartition(".")
+        sources = [source.name for layout in layouts for source in LAYOUTS[layout](name, config)]
+        known |= {_flat(each.removesuffix(f".{what}")): stem for each in sources if each.endswith(f".{what}")}
+        known[_flat(stem)] = stem
+    return known
 
 
 def _flat(layer: str) -> str:
@@ -208,7 +208,7 @@ def _check(shapes: Mapping[str, list[int]], layer: str, sizes: Mapping[str, list
     if (change := _shape(shapes)) is not None:
         weight = sizes[f"{layer}.weight"]
         if change != (weight[0], prod(weight[1:])):
-            raise ValueError(f"changes {change[0]}x{change[1]} numbers of {weight[0]}x{prod(weight[1:])}")
+            raise ValueError(f"is {change[0]}x{change[1]}, where the model has {weight[0]}x{prod(weight[1:])}")
         for kind in {"dora_scale", "lora_magnitude_vector"} & shapes.keys():
             if prod(shapes[kind]) not in (weight[0], weight[1] if shapes[kind][:1] == [1] else weight[0]):
                 raise ValueError(f"has {prod(shapes[kind])} magnitudes for {weight[0]} rows")

@@ -21,6 +21,8 @@ IN_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+UP_BLOCKS = ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3]
+"""Those of a configuration that does not say."""
 IN_UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -106,7 +108,7 @@ def of_unet(name: str, config: dict[str, Any]) -> list[Source]:
         before = sum(_layers(config, levels - 1 - each) + 1 for each in range(int(level)))
         per_level = _layers(config, levels - 1 - int(level)) + 1
     if kind == "upsamplers":
-        place = 2 if "Attn" in config["up_block_types"][int(level)] else 1
+        place = 2 if "Attn" in config.get("up_block_types", UP_BLOCKS)[int(level)] else 1
         return [Source(f"output_blocks.{before + per_level - 1}.{place}.{rest}")]
     place = 0 if kind == "resnets" else 1
     block = f"input_blocks.{before + int(index) + 1}" if down else f"output_blocks.{before + int(index)}"

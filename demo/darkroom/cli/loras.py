@@ -6,7 +6,8 @@ from typing import Any
 
 from darkroom.checkpoint.catalog import LCM_LORAS
 from darkroom.checkpoint.hub import fetch_lora, repository_of
-from darkroom.checkpoint.lora import check_lora, left_out, open_lora, shortened
+from darkroom.checkpoint.lora import check_lora, left_out, open_lora
+from darkroom.checkpoint.original import some
 from darkroom.cli.console import Console
 from darkroom.cli.flags import refuse_without
 from darkroom.cli.settings import Settings
@@ -38,6 +39,21 @@ def loras_of(
     preparer: Preparer,
     console: Console,
 ) -> tuple[tuple[Lora, ...], tuple[LoraChoice, ...]]:
+    """The LoRAs that are meant, which fit the model; and what the request records of them. Names what is left out."""
+    loras, choices = _meant(flags, recipe, settings, preparer, console)
+    for lora in loras:
+        if unused := left_out(lora, preparer.checkpoint):
+            console.warn(f"the LoRA {lora.path} is used without {some(unused)}: this model has no use for it.")
+    return loras, choices
+
+
+def _meant(
+    flags: argparse.Namespace,
+    recipe: dict[str, Any] | None,
+    settings: Settings,
+    preparer: Preparer,
+    console: Console,
+) -> tuple[tuple[Lora, ...], tuple[LoraChoice, ...]]:
     """The LoRAs that are meant, fetched where a repository is named; and what the request records of them."""
 
     def opened(source: str, weight: float = 1.0, scale: float = 1.0) -> Lora:
@@ -45,11 +61,7 @@ def loras_of(
         if repository := repository_of(source):
             with console.job(f"fetching {repository}"):
                 path = fetch_lora(repository, settings.hf_token, settings.framework_model_dir)
-        lora = open_lora(path, weight, scale, preparer.engines.fingerprints)
-        parts = preparer.checkpoint.digests.keys() & lora.networks
-        if unused := left_out(lora, {part: preparer.checkpoint.sizes(part) for part in parts}):
-            console.warn(f"{path}: {shortened(unused)} left out, for which there is no use in this model.")
-        return lora
+        return open_lora(path, weight, scale, preparer.engines.fingerprints)
 
     paths = flags.lora_path or []
     if recipe is not None:

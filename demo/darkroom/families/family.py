@@ -24,8 +24,8 @@ class Part:
     `cls` is its class as "library:Class", and `defaults` are what that takes for the keys that are read here, where a
     configuration leaves them out. `stem` begins the names of its weight files. `tokenizer` is the folder of the ids
     that a text encoder reads. `lora` begins the names of the tensors that LoRA files hold for it, in whatever layout.
-    `original` has what begins its tensors' names in a file in the
-    original layout, and which of `checkpoint.original`'s layouts they are in.
+    `original` has what begins its tensors' names in a file in the original layout, and which of `checkpoint.original`'s
+    layouts they are in.
     """
 
     cls: str

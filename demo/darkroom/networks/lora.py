@@ -2,7 +2,7 @@
 
 The formulas: LoRA (Hu et al. 2021), up @ down, also of convolutions (LoCon); LoHa (Hyeon-Woo et al. 2022), (a1 @ b1) *
 (a2 @ b2); LoKr (Yeh et al. 2024), the Kronecker product of two factors; DoRA (Liu et al. 2024), the sum with its rows
-brought to learned lengths; and whole differences. LyCORIS gives the Tucker form of convolutions: a core between factors.
+brought to learned lengths; and whole differences. Convolutions may be in LyCORIS's Tucker form: a core between factors.
 """
 
 import torch
@@ -22,7 +22,8 @@ def fuse(network: nn.Module, part: str, lora: Lora) -> None:
     if not lora.strength:
         return
     weights = dict(network.named_parameters())
-    found, _ = changes(lora.path, part, {name: list(weight.shape) for name, weight in weights.items()})
+    sizes = {name: list(weight.shape) for name, weight in weights.items()}
+    found, _ = changes(lora.path, part, sizes, network.config)
     with safe_open(lora.path, "pt") as file, torch.no_grad():
         for change in found:
             tensors = {kind: file.get_tensor(name).float() for kind, name in change.tensors.items()}
@@ -57,8 +58,9 @@ def _fuse_layer(weights: dict[str, nn.Parameter], change: Change, tensors: dict[
 
 def _of_length(weight: Tensor, lengths: Tensor, axis: int) -> Tensor:
     """The weight with its slices along `axis` (0: outputs, 1: inputs) brought to these Euclidean lengths."""
-    others = [each for each in range(weight.ndim) if each != axis]
-    return weight * (lengths.reshape([-1 if each == axis else 1 for each in range(weight.ndim)]) / weight.norm(dim=others, keepdim=True))
+    slices = weight.transpose(0, axis)
+    factors = lengths.flatten() / slices.flatten(1).norm(dim=1)
+    return (slices * factors.reshape(-1, *[1] * (weight.ndim - 1))).transpose(0, axis)
 
 
 def _difference(tensors: dict[str, Tensor]) -> tuple[Tensor | None, int | None]:
@@ -81,7 +83,7 @@ def _difference(tensors: dict[str, Tensor]) -> tuple[Tensor | None, int | None]:
     if "lokr_w2" in tensors or "lokr_w2_a" in tensors:
         (first, rank), (second, other) = factor("lokr_w1", ""), factor("lokr_w2", "lokr_t2")
         first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
-        return torch.kron(first, second), other or rank
+        return torch.kron(first, second.contiguous()), other or rank
     return None, None
 
 
