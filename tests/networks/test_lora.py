@@ -343,7 +343,7 @@ NAMINGS = {
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("alpha", [True, False], ids=["alpha", "no-alpha"])
 def test_every_name_of_a_layer_is_known(naming: str, alpha: bool, tiny_model: Path, tmp_path: Path) -> None:
-    """One layer is changed at a time: which others are there says nothing."""
+    """A few layers alone are changed: which others are there says nothing."""
     part, named, ends, sides = NAMINGS[naming]
     network = getattr(Diffusers(tiny_model).pipeline, part)
     if part == "unet":
