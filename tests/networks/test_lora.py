@@ -199,6 +199,9 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
     (tmp_path / "lora.ckpt").write_bytes(b"a pickle")
     save_file({"weight": torch.zeros(1)}, tmp_path / "strange.safetensors")
     save_file({"lora_unet_conv_in.dora_scale": torch.zeros(32, 1)}, tmp_path / "dora.safetensors")
+    save_file({"lora_unet_conv_in.alpha": torch.ones(1)}, tmp_path / "alpha.safetensors")
+    flat = {f"lora_unet_conv_in.lora_{side}.weight": torch.ones(3) for side in UP_DOWN}
+    save_file(flat, tmp_path / "flat.safetensors")
     damaged = load_file(files["kohya"])
     first = next(name for name in damaged if "lora_unet" in name and name.endswith("lora_up.weight"))
     save_file(damaged | {first: damaged[first] * float("nan")}, tmp_path / "nan.safetensors")
@@ -223,6 +226,8 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         (["--lora-path", str(tmp_path / "strange.safetensors")], "no LoRA layout"),
         (["--lora-path", str(tmp_path / "dora.safetensors")], "conv_in lacks"),
         (["--lora-path", str(tmp_path / "half.safetensors")], "lacks"),
+        (["--lora-path", str(tmp_path / "alpha.safetensors")], "no LoRA layout"),
+        (["--lora-path", str(tmp_path / "flat.safetensors")], "has factors that do not fit"),
         (["--lora-path", str(tmp_path / "nan.safetensors")], "holds NaN or infinity in lora_unet"),
         (["--lora-path", str(tmp_path / "te2.safetensors")], "changes nothing that this model has"),
         (["--lora-path", str(of_xl)], "does not fit this model's"),
@@ -402,6 +407,32 @@ def test_whole_differences_and_products_of_whole_factors(dtype: torch.dtype, tin
     changes["time_embedding.linear_1.weight"] = torch.kron(first, second)
     made = fused(tiny_model, tmp_path / "a.safetensors", strength=0.5)
     assert_weights(made, {name: weight + 0.5 * changes.get(name, 0.0) for name, weight in weights.items()})
+
+
+def test_tucker_cores_and_lengths_of_rows_and_of_columns(tiny_model: Path, tmp_path: Path) -> None:
+    """LyCORIS's LoCon with a core, and its DoRA: https://github.com/KohakuBlueleaf/LyCORIS, modules/locon.py."""
+    weights = {name: weight.detach() for name, weight in Diffusers(tiny_model).pipeline.unet.named_parameters()}
+    generator = torch.Generator().manual_seed(4)
+    tensors, expected = {}, dict(weights)
+    for layer, axis in (("mid_block.resnets.0.conv1", None), ("conv_in", 0), ("up_blocks.0.upsamplers.0.conv", 1)):
+        weight = weights[f"{layer}.weight"]
+        out, into, *kernel = weight.shape
+        up, mid, down = (
+            torch.randn(*shape, generator=generator) / 8 for shape in ((out, 2, 1, 1), (2, 2, *kernel), (2, into, 1, 1))
+        )
+        tensors |= {f"unet.{layer}.lora_{side}.weight": x for side, x in (("up", up), ("mid", mid), ("down", down))}
+        tensors[f"unet.{layer}.alpha"] = torch.tensor(1.0)
+        changed = sum(
+            up[:, r, 0, 0, None, None, None] * mid[r, s] * down[s, :, 0, 0, None, None] for r in (0, 1) for s in (0, 1)
+        )
+        expected[f"{layer}.weight"] = made = weight + changed / 2
+        if axis is not None:
+            others = tuple({0, 1, 2, 3} - {axis})
+            sizes = [made.shape[axis] if each == axis else 1 for each in range(4)]
+            tensors[f"unet.{layer}.dora_scale"] = lengths = 1 + torch.rand(sizes, generator=generator)
+            expected[f"{layer}.weight"] = made * lengths / made.pow(2).sum(others, keepdim=True).sqrt()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "a.safetensors")
+    assert_weights(fused(tiny_model, tmp_path / "a.safetensors"), expected)
 
 
 def test_what_has_no_use_is_named_and_the_rest_used(

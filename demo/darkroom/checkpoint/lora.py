@@ -90,7 +90,9 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
         raise InvalidRequest(f"{path} holds no tensors.")
     parts, unknown = _read(header)
     if not parts:
-        raise InvalidRequest(f"{path} holds {some(unknown)}: no LoRA layout that is known here has such tensors.")
+        raise InvalidRequest(
+            f"{path} holds {some(unknown or list(header))}: no LoRA layout that is known here has such tensors."
+        )
     return path, frozenset(parts)
 
 
@@ -130,7 +132,7 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) 
             raise InvalidRequest(MISFIT.format(path, part, f"{name} {error}")) from None
         rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
         made.append(Change(layer, tensors, _scaling(metadata, part, name, rank)))
-    if len(made) <= len(strangers):
+    if len(made) < max(len(strangers), 1):
         there = f"of the {len(read)} layers that it changes, {len(made)} are there, and not {some(strangers)}"
         raise InvalidRequest(MISFIT.format(path, part, there))
     return made, strangers
@@ -205,6 +207,8 @@ def _scaling(metadata: Mapping[str, str], part: str, layer: str, rank: int) -> f
 
 def _check(shapes: Mapping[str, list[int]], layer: str, sizes: Mapping[str, list[int]]) -> None:
     """Raises KeyError for a tensor that is missing, and ValueError, in half a sentence, for one that does not fit."""
+    if prod(shapes.get("alpha", ())) != 1:
+        raise ValueError("has more than one alpha")
     if (change := _shape(shapes)) is not None:
         weight = sizes[f"{layer}.weight"]
         if change != (weight[0], prod(weight[1:])):
@@ -225,7 +229,11 @@ def _shape(shapes: Mapping[str, list[int]]) -> tuple[int, int] | None:
     def product(left: list[int], right: list[int], core: list[int] | None) -> tuple[int, int]:
         if core is not None:
             left = left[::-1]
-        if left[1] != right[0] or (core is not None and core[:2] != [left[1], right[0]]):
+        if (
+            min(len(left), len(right)) < 2
+            or left[1] != right[0]
+            or (core is not None and core[:2] != [left[1], right[0]])
+        ):
             raise ValueError("has factors that do not fit one another")
         return left[0], prod(right[1:]) * (prod(core[2:]) if core else 1)
 
