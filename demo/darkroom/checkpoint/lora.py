@@ -42,7 +42,7 @@ OTHER = re.compile(
 
 SAME = {"A": "down", "B": "up", "w_norm": "diff", "b_norm": "diff_b"}
 
-MISFIT = "the LoRA {} does not fit this model's {}: {}."
+MISFIT = "the LoRA {} does not fit this model{}: {}."
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,25 @@ def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
     parts, unused = _read(read_header(lora.path))
     if not parts.keys() & checkpoint.digests.keys():
         raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
+    made, strangers = 0, []
     for part, layers in parts.items():
         if part in checkpoint.digests:
-            unused += changes(lora.path, part, checkpoint.sizes(part), checkpoint.config(part))[1]
+            found, missing = changes(lora.path, part, checkpoint.sizes(part), checkpoint.config(part))
+            made += len(found)
+            strangers += missing
         else:
-            unused += [name for layer in layers.values() for name in layer.values()]
-    return unused
+            unused += layers
+    if made < max(len(strangers), 1):
+        there = f"of the {made + len(strangers)} layers that it changes, the model lacks {some(strangers)}"
+        raise InvalidRequest(MISFIT.format(lora.path, "", there))
+    return unused + strangers
 
 
 def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) -> tuple[list[Change], list[str]]:
     """What a file changes of a part with weights of these names and sizes, and this configuration; and those of its
     layers that are not there.
 
-    Raises `InvalidRequest` where the sizes are others, most layers are not there, or one lacks a tensor.
+    Raises `InvalidRequest` where the sizes are others, or a layer lacks a tensor.
     """
     header, known = read_header(path), _layers(part, sizes, config)
     made, strangers, read, metadata = [], [], _read(header)[0].get(part, {}), read_metadata(path)
@@ -127,14 +133,11 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) 
         try:
             _check({kind: header[tensor]["shape"] for kind, tensor in tensors.items()}, layer, sizes)
         except KeyError as error:
-            raise InvalidRequest(MISFIT.format(path, part, f"{name} lacks {error.args[0]}")) from None
+            raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} lacks {error.args[0]}")) from None
         except ValueError as error:
-            raise InvalidRequest(MISFIT.format(path, part, f"{name} {error}")) from None
+            raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} {error}")) from None
         rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
         made.append(Change(layer, tensors, _scaling(metadata, part, name, rank)))
-    if len(made) < max(len(strangers), 1):
-        there = f"of the {len(read)} layers that it changes, {len(made)} are there, and not {some(strangers)}"
-        raise InvalidRequest(MISFIT.format(path, part, there))
     return made, strangers
 
 
@@ -155,7 +158,8 @@ def _read(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, dict[str, str]
             unknown.append(name)
             continue
         part, layer = _part(layer)
-        parts.setdefault(part, {}).setdefault(layer, {})[kind] = name
+        if parts.setdefault(part, {}).setdefault(layer, {}).setdefault(kind, name) != name:
+            unknown.append(name)  # of a second adapter in the file
     # An alpha alone changes nothing: tools leave it behind where they drop a layer.
     parts = {part: {k: v for k, v in layers.items() if v.keys() != {"alpha"}} for part, layers in parts.items()}
     return {part: layers for part, layers in parts.items() if layers}, unknown
