@@ -531,5 +531,11 @@ def build_engine(
     """Runs in a child: its memory goes back when it is done."""
     from darkroom.engines import find_runtime
 
-    made = find_runtime(runtime, options).build(job, source, folder, progress)
-    return made | {"peak_bytes": peak_memory()}
+    its = find_runtime(runtime, options)
+    made = its.build(job, source, folder, progress) | {"peak_bytes": peak_memory()}
+    if its.from_graph and its.unusable() is None:
+        from darkroom.engines.parity import held_against_graph
+
+        progress("checking", 0, 0)
+        made |= held_against_graph(its, job, source, folder)
+    return made

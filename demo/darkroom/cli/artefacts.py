@@ -34,7 +34,8 @@ OF_A_RUNTIME = ("engine", "compiled")
 class Row:
     """An artefact. Sizes are in bytes, times in seconds; `unusable` says why it cannot be used here, if it cannot.
 
-    `shapes` are those of an engine's inputs. `unused_seconds` is the time since it was used, or else made.
+    `error` is an engine's against its graph, and `checked_in` the seconds that it took to find. `shapes` are those of
+    its inputs. `unused_seconds` is the time since it was used, or else made.
     """
 
     kind: str
@@ -43,6 +44,8 @@ class Row:
     store: str
     bytes: int
     seconds: float | None = None
+    error: float | None = None
+    checked_in: float | None = None
     peak_bytes: int | None = None
     age_seconds: float = 0.0
     unused_seconds: float = 0.0
@@ -114,6 +117,8 @@ def row_of(folder: Path, store: Store, runtimes: Runtimes, made: bool = False) -
         store=str(store.root),
         bytes=sum(file["size"] for file in manifest["files"].values()),
         seconds=facts.get("seconds"),
+        error=facts.get("error_against_graph"),
+        checked_in=facts.get("checked_in"),
         peak_bytes=facts.get("peak_bytes"),
         age_seconds=time.time() - at,
         unused_seconds=time.time() - max(at, last_use(folder)),
@@ -149,6 +154,7 @@ def show(rows: list[Row], flags: Any, console: Console, more: dict[str, Callable
         "weights": [readable_size(row.weights_bytes) for row in rows],
         "layers": [str(row.layers or "") for row in rows],
         "made in": ["" if row.seconds is None else f"{row.seconds:.1f} s" for row in rows],
+        "checked": ["" if row.error is None else f"{row.error:.0e} in {row.checked_in:.1f} s" for row in rows],
         "memory": [readable_size(row.peak_bytes) for row in rows],
         "age": ["new" if row.made else readable_age(row.age_seconds) for row in rows],
         "here": ["no" if row.unusable else "yes" for row in rows],

@@ -1,15 +1,43 @@
-"""An engine against torch in float32: loaded and run once, on inputs that keep to its contract."""
+"""An engine held against what it was made of: loaded and run once, on inputs that keep to its contract.
 
+When it is built, against the graph, which was held against torch when it was exported, run by another runtime; when it
+is verified, against torch in float32.
+"""
+
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from darkroom.contract import FREE, Job
-from darkroom.engines.runtime import Options
-from darkroom.networks.graph import relative_error
+from darkroom.engines.runtime import Options, Runtime
+from darkroom.errors import Failed
+from darkroom.networks.examples import example_arrays
+from darkroom.networks.graph import by_onnxruntime, by_openvino, relative_error
 from darkroom.values import from_json
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
-"""Largest difference from torch in float32 that an engine may show, relative to the largest value."""
+"""Largest difference from the reference that an engine may show, relative to the largest value."""
+
+
+def held_against_graph(runtime: Runtime, job: Job, graph: Path, engine: Path) -> dict[str, float]:
+    """Runs graph and engine once each. Returns the largest difference relative to the largest value, and the seconds
+    that the comparison took. Raises `Failed` for more than the engine's precision allows.
+    """
+    began = time.perf_counter()
+    stage, inputs = job.stage, example_arrays(job.stage, _sizes(job), seed=3)
+    # ONNX Runtime computes no bfloat16 graphs.
+    own = runtime.name == "onnxruntime" or (runtime.typed and job.precision == "bf16")
+    run = by_openvino if own or not find_spec("onnxruntime") else by_onnxruntime
+    expected = run(graph, stage, inputs)
+    found = runtime.load(job, engine, None)(inputs)
+    error = relative_error((value, found[tensor.name]) for tensor, value in zip(stage.outputs, expected, strict=True))
+    if not error <= TOLERANCES[job.precision]:
+        raise Failed(
+            f"the {stage.name} engine of {runtime.name} in {job.precision} differs from its graph by {error:.1e} "
+            f"(allowed: {TOLERANCES[job.precision]:.0e}): it was not kept. Try --precision fp32, or another --engine."
+        )
+    return {"error_against_graph": error, "checked_in": time.perf_counter() - began}
 
 
 def run_once(

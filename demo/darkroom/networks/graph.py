@@ -92,7 +92,7 @@ def export_stage(
     if precision != "fp32":
         del module  # before the next is loaded: of the largest networks there is no room for two
         module = load_module(stage, model_folder)
-    run = {"fp32": _onnxruntime, "fp16": _onnxruntime_halved, "bf16": _openvino}[precision]
+    run = {"fp32": by_onnxruntime, "fp16": _halved, "bf16": by_openvino}[precision]
     error = _error_against_torch(path, stage, module, run, _sizes(1, height, width, vae_factor))
     if not error <= TOLERANCES[precision]:
         raise Failed(
@@ -178,7 +178,7 @@ def relative_error(outputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.max(errors))
 
 
-def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any], widen: bool = True) -> list[Any]:
+def by_onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any], widen: bool = True) -> list[Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -192,12 +192,12 @@ def _onnxruntime(path: Path, stage: Stage, inputs: dict[str, Any], widen: bool =
     return session.run(None, inputs)
 
 
-def _onnxruntime_halved(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
+def _halved(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
     """Weights stay in float16, and are widened as they are used."""
-    return _onnxruntime(path, stage, inputs, widen=False)
+    return by_onnxruntime(path, stage, inputs, widen=False)
 
 
-def _openvino(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
+def by_openvino(path: Path, stage: Stage, inputs: dict[str, Any]) -> list[Any]:
     """It computes bfloat16 graphs on any CPU, which ONNX Runtime does on none."""
     import openvino
 

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from darkroom.contract import Network, Stage
 from darkroom.errors import InvalidRequest
+from darkroom.networks.examples import example_arrays
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTH_HALVING = 100_000
 """Numbers in a weight from which on it is kept in float16, where a network's are."""
-
-BYTE_TOKENS = 256
-"""Ids below this are tried, as far as there are so many: a byte-level vocabulary begins with one token a byte."""
 
 
 class _Widen(nn.Module):
@@ -75,24 +73,8 @@ def named(path: str) -> Any:
 
 
 def example_inputs(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs that keep to the contract, on the given sizes: what graphs are traced and checked with."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {}
-    for tensor in stage.inputs:
-        shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-        if tensor.dtype == "int32":
-            count = min(tensor.count or BYTE_TOKENS, BYTE_TOKENS)
-            value = torch.randint(0, count, shape, generator=generator, dtype=torch.int32)
-        elif tensor.name == "timestep":
-            value = torch.rand(shape, generator=generator) * 999
-        elif tensor.name.endswith("time_ids"):
-            value = torch.randint(0, 1024, shape, generator=generator).float()
-        elif tensor.name == "guidance_scale":
-            value = 1 + 7 * torch.rand(shape, generator=generator)
-        else:
-            value = torch.randn(shape, generator=generator)
-        inputs[tensor.name] = value
-    return inputs
+    """`example_arrays` as torch has them."""
+    return {name: torch.from_numpy(value) for name, value in example_arrays(stage, sizes, seed).items()}
 
 
 def outputs_of(module: nn.Module, stage: Stage, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
