@@ -198,6 +198,11 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
     save_file({"lora_unet_conv_in.alpha": torch.ones(1)}, tmp_path / "alpha.safetensors")
     flat = {f"lora_unet_conv_in.lora_{side}.weight": torch.ones(3) for side in UP_DOWN}
     save_file(flat, tmp_path / "flat.safetensors")
+    save_file(
+        {"lora_unet_conv_in.diff": torch.ones(32, 4, 3, 3)}
+        | {f"lora_unet_conv_in.lora_{side}.weight": torch.ones(1, 1) for side in UP_DOWN},
+        tmp_path / "both.safetensors",
+    )
     damaged = load_file(files["kohya"])
     first = next(name for name in damaged if "lora_unet" in name and name.endswith("lora_up.weight"))
     save_file(damaged | {first: damaged[first] * float("nan")}, tmp_path / "nan.safetensors")
@@ -223,7 +228,8 @@ def test_what_is_wrong_with_a_lora_is_said_in_a_line(
         (["--lora-path", str(tmp_path / "dora.safetensors")], "conv_in lacks"),
         (["--lora-path", str(tmp_path / "half.safetensors")], "lacks"),
         (["--lora-path", str(tmp_path / "alpha.safetensors")], "no LoRA layout"),
-        (["--lora-path", str(tmp_path / "flat.safetensors")], "has factors that do not fit"),
+        (["--lora-path", str(tmp_path / "both.safetensors")], "is of two kinds at once"),
+        (["--lora-path", str(tmp_path / "flat.safetensors")], "has a tensor of too few sizes"),
         (["--lora-path", str(tmp_path / "nan.safetensors")], "holds NaN or infinity in lora_unet"),
         (["--lora-path", str(tmp_path / "te2.safetensors")], "changes nothing that this model has"),
         (["--lora-path", str(of_xl)], "does not fit this model's"),

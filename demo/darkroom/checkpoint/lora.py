@@ -7,7 +7,7 @@ network is loaded, and does not depend on which other layers are in it.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ MISFIT = "the LoRA {} does not fit this model{}: {}."
 class Change:
     """What a file holds for one layer.
 
-    `layer` is the file's name for it without that of the network, later the network's own; `tensors` are the file's
-    names by kind. `scaling` is what PEFT's configuration says, None without one.
+    `layer` is its name in the network; `tensors` are the file's names by kind. `scaling` is what PEFT's configuration
+    says that the change is multiplied by, None without one.
     """
 
     layer: str
-    tensors: dict[str, str] = field(default_factory=dict)
-    scaling: float | None = None
+    tensors: dict[str, str]
+    scaling: float | None
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
@@ -97,7 +97,7 @@ def check_lora(path: Path) -> tuple[Path, frozenset[str]]:
 
 
 def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
-    """The tensors and layers of the file that nothing is done with in this model.
+    """The tensors that nothing is done with in this model, one of each layer.
 
     Raises `InvalidRequest` where the LoRA was made for another model.
     """
@@ -111,7 +111,7 @@ def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
             made += len(found)
             strangers += missing
         else:
-            unused += layers
+            unused += [min(tensors.values()) for tensors in layers.values()]
     if made < max(len(strangers), 1):
         there = f"of the {made + len(strangers)} layers that it changes, the model lacks {some(strangers)}"
         raise InvalidRequest(MISFIT.format(lora.path, "", there))
@@ -119,8 +119,8 @@ def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
 
 
 def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) -> tuple[list[Change], list[str]]:
-    """What a file changes of a part with weights of these names and sizes, and this configuration; and those of its
-    layers that are not there.
+    """What a file changes of a part with weights of these names and sizes, and this configuration; and a tensor of
+    each layer that is not there.
 
     Raises `InvalidRequest` where the sizes are others, or a layer lacks a tensor.
     """
@@ -128,12 +128,14 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) 
     made, strangers, read, metadata = [], [], _read(header)[0].get(part, {}), read_metadata(path)
     for name, tensors in read.items():
         if (layer := known.get(_flat(name))) is None:
-            strangers.append(name)
+            strangers.append(min(tensors.values()))
             continue
         try:
             _check({kind: header[tensor]["shape"] for kind, tensor in tensors.items()}, layer, sizes)
         except KeyError as error:
             raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} lacks {error.args[0]}")) from None
+        except IndexError:
+            raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} has a tensor of too few sizes")) from None
         except ValueError as error:
             raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} {error}")) from None
         rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
@@ -233,11 +235,7 @@ def _shape(shapes: Mapping[str, list[int]]) -> tuple[int, int] | None:
     def product(left: list[int], right: list[int], core: list[int] | None) -> tuple[int, int]:
         if core is not None:
             left = left[::-1]
-        if (
-            min(len(left), len(right)) < 2
-            or left[1] != right[0]
-            or (core is not None and core[:2] != [left[1], right[0]])
-        ):
+        if left[1] != right[0] or (core is not None and core[:2] != [left[1], right[0]]):
             raise ValueError("has factors that do not fit one another")
         return left[0], prod(right[1:]) * (prod(core[2:]) if core else 1)
 
@@ -246,9 +244,11 @@ def _shape(shapes: Mapping[str, list[int]]) -> tuple[int, int] | None:
             return shapes[name][0], prod(shapes[name][1:])
         return product(shapes[f"{name}_a"], shapes[f"{name}_b"], shapes.get(core))
 
+    kinds = {kind.partition("_")[0] for kind in shapes}
+    if ("diff" in shapes) + ("down" in shapes) + ("hada" in kinds) + ("lokr" in kinds) > 1:
+        raise ValueError("is of two kinds at once")
     if "diff" in shapes:
         return shapes["diff"][0], prod(shapes["diff"][1:])
-    kinds = {kind.partition("_")[0] for kind in shapes}
     if "hada" in kinds:
         first, second = factor("hada_w1", "hada_t1"), factor("hada_w2", "hada_t2")
         if first != second:
