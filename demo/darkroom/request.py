@@ -15,6 +15,10 @@ TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
 
 
+DENOISED_BY = "denoised_by"
+"""Where a recipe names the engines that made the steps of a picture that shared its batch with others'. The next time,
+others may make the same picture."""
+
 DEFAULTS = {name: flag.default for name, flag in OF_REQUEST.items()}
 
 

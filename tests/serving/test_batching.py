@@ -149,7 +149,7 @@ def test_the_recipe_replays_the_picture(batcher: StepBatcher, service: Service, 
     (row,) = service.requests({"prompt": "a red apple", "seed": 9, "steps": 3, "scheduler": "EulerA"})
     (future,) = batcher.submit([row])
     studio.output.mkdir()
-    path = save(future.result(WAIT).pixels, studio.output, "txt2img", service.recipe(row))
+    path = save(future.result(WAIT).pixels, studio.output, "txt2img", service.recipe(row, future.result()))
     replayed = studio.draw(recipe=path)
     assert psnr(replayed.pictures[0], future.result().pixels) >= SAME_AS_ALONE
 

@@ -55,7 +55,7 @@ def model(module: ModuleType) -> Any:
     made = object.__new__(module.TritonPythonModel)
     made.name, made.seed, made._largest_sent = "a", None, 0
     made.metrics = SimpleNamespace(took=lambda requests: None)
-    made.service = SimpleNamespace(recipe=lambda row: {})
+    made.service = SimpleNamespace(recipe=lambda row, made: {})
     return made
 
 

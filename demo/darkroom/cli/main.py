@@ -37,7 +37,7 @@ from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
-from darkroom.request import Batch, Request, check_published_steps, check_steps_left
+from darkroom.request import DENOISED_BY, Batch, Request, check_published_steps, check_steps_left
 from darkroom.text.tokenizer import told_of_cut
 
 LEAST_ADDRESSES = 10**9
@@ -100,7 +100,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
     _warn_of_cuts(pipeline, request, console)
     if recipe is not None:
-        if any(recipe.get(key) != facts.get(key) for key in ("artefacts", "refiner_artefacts", "runtime")):
+        recorded, present = recipe.get("artefacts"), facts["artefacts"]
+        if DENOISED_BY in recipe and isinstance(recorded, dict):  # by engines for other batches, of the same graph
+            present = {name: key for name, key in present.items() if name in recorded}
+        rest = any(recipe.get(key) != facts.get(key) for key in ("refiner_artefacts", "runtime"))
+        if rest or recorded != present:
             console.warn(f"this picture was made by {recipe.get('runtime')} and other engines: pixels may differ.")
     elif flags.seed is None:
         console.say(f"seed: {request.seed}")

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.files import written
 from darkroom.flags import PIXEL_MULTIPLE
+from darkroom.request import DENOISED_BY
 from darkroom.store.fingerprints import hash_json
 
 Image.preinit()  # the formats of which one is PNG; or else the first picture that is saved waits for them
@@ -31,7 +32,7 @@ HASH_DIGITS, ALL_DIGITS = 4, 64
 GAPS = 3
 """Names that are free, after which a longer one is not looked for: a file that had one may have been removed since."""
 
-PER_IMAGE = ("image", "seed", "slot")
+PER_IMAGE = ("image", "seed", "slot", DENOISED_BY)
 """What in a recipe differs between the pictures of one run, and so stays out of the hash in their names."""
 
 
@@ -112,7 +113,7 @@ def find(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Path | None:
             gaps += 1
             if gaps == GAPS:
                 return None
-        elif _recipe_or_none(path) == recipe:
+        elif _carries(path, recipe):
             with contextlib.suppress(*UNREADABLE), Image.open(path) as image:
                 image.verify()  # every byte is under a checksum
                 return path
@@ -125,7 +126,7 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
     A picture with the same recipe is replaced; where the name is taken by another, the name gets more digits.
     """
     path = next(
-        path for path in names(folder, pipeline, recipe) if not path.exists() or _recipe_or_none(path) == recipe
+        path for path in names(folder, pipeline, recipe) if not path.exists() or _carries(path, recipe)
     )
     with written(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=_text_chunks(recipe))
@@ -175,6 +176,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not whole:
         raise InvalidRequest(f"--recipe {path}: what it carries is no recipe of Darkroom's.")
     return recipe
+
+
+def _carries(path: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a file says that it is the picture of this recipe, whichever engines made its steps."""
+    found = _recipe_or_none(path)
+    return isinstance(found, dict) and found | {DENOISED_BY: None} == recipe | {DENOISED_BY: None}
 
 
 def _recipe_or_none(path: Path) -> dict[str, Any] | None:

@@ -114,10 +114,12 @@ class Lane:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture (H, W, 3) uint8, and the clock of its way: `Queue` is among its stages."""
+    """A picture (H, W, 3) uint8, and the clock of its way: `Queue` is among its stages. `batches` are those of the
+    denoisers that made its steps, as `Lane.denoisers` has them."""
 
     pixels: np.ndarray
     clock: StageClock
+    batches: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class _Image:
     conditions: dict[str, np.ndarray] = field(default_factory=dict)
     trajectory: Trajectory | None = None
     call: int = 0
+    batches: set[int | None] = field(default_factory=set)
 
     def fail(self, error: BaseException) -> None:
         known = isinstance(error, DarkroomError)
@@ -430,7 +433,8 @@ class StepBatcher:
         shown = [image.trajectory.network_input(image.call) for image in (*images, *padding)]
         times = [image.table.timesteps[image.call] for image in (*images, *padding)]
         changing = {"latents": np.concatenate(shown), "timestep": np.array(times, np.float32)}
-        engine = lane.denoisers[None if None in lane.denoisers else size]
+        batch = None if None in lane.denoisers else size
+        engine = lane.denoisers[batch]
         given = changing | self._conditions(lane, place, [*images, *padding])
         called = time.perf_counter()
         output = engine(given)["output"]
@@ -441,6 +445,7 @@ class StepBatcher:
             noise = initial_latents(image.streams, image.pipeline.latent_shape) if drawn else None
             image.trajectory.advance(image.call, output[row : row + 1].copy(), noise)
             image.call += 1
+            image.batches.add(batch)
             if image.watch:
                 image.watch(copy.copy(image.trajectory), image.call)
             image.clock.unet_calls += 1
@@ -483,7 +488,7 @@ class StepBatcher:
             (picture,) = image.pipeline.decode(image.trajectory.sample)
         pixels = to_bytes(picture, f"the picture (seed {image.request.seed})")
         image.clock.pipeline = 1000 * (time.perf_counter() - image.arrived)
-        return Made(pixels, image.clock)
+        return Made(pixels, image.clock, tuple(sorted(image.batches, key=lambda batch: batch or 0)))
 
 
 def all_of(futures: Iterable["Future[Made]"], then: Callable[[list[Made] | BaseException], None]) -> None:

@@ -5,7 +5,6 @@ serves the model without torch, and without the model's weights.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +24,11 @@ from darkroom.families.family import Traits
 from darkroom.flags import NUM_IMAGES, OF_ROW, option
 from darkroom.pipeline.assembly import text_encoders
 from darkroom.pipeline.pipeline import TextEncoder
-from darkroom.request import Request, draw_seed
+from darkroom.request import DENOISED_BY, Request, draw_seed
 from darkroom.schedule import SCHEDULERS
 from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.schedule.table import Table
-from darkroom.serving.batching import Counts, Lane, StepBatcher
+from darkroom.serving.batching import Counts, Lane, Made, StepBatcher
 from darkroom.store.store import Store
 from darkroom.text.tokenizer import Tokenizer
 from darkroom.values import from_json, to_json
@@ -126,13 +125,13 @@ class Plan:
             f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
         )
 
-    def recipe(self, request: Request) -> dict[str, Any]:
-        """What a picture records of itself: the same as if it had been made alone, by the script."""
+    def recipe(self, request: Request, made: Made | None = None) -> dict[str, Any]:
+        """What a picture records of itself: the same as if it had been made alone, by the script, but for the denoisers
+        that made its steps, which are known once it is `made`. Who shared the batch decides that, so they are no part
+        of what tells pictures apart."""
         lane = self.lane_for(request)
         keys = {name: part.key for name, part in lane.parts.items()}
-        # Any of them may have made a step: the one that would make it alone stands for all.
-        alone = min(lane.denoisers.items(), key=lambda each: each[0] or math.inf)[1]
-        keys |= {alone.job.stage.name: alone.key}
+        denoisers = [lane.denoisers[batch].key for batch in made.batches] if made else []
         keys |= {"schedule": self.schedule_keys[_schedule_of(request).among(self.schedule_keys)]}
         return {
             "darkroom": __version__,
@@ -146,6 +145,7 @@ class Plan:
             "seed": request.seed,
             "slot": 0,
             "prompt": request.prompts[0],
+            **({DENOISED_BY: denoisers} if denoisers else {}),
         } | self.options.recorded()
 
     def moved(self, place: Callable[[Path], Path]) -> "Plan":
@@ -244,9 +244,9 @@ class Service:
         self.table_of(first)
         return made
 
-    def recipe(self, request: Request) -> dict[str, Any]:
+    def recipe(self, request: Request, made: Made | None = None) -> dict[str, Any]:
         """See `Plan.recipe`."""
-        return self.plan.recipe(request)
+        return self.plan.recipe(request, made)
 
     def table_of(self, request: Request) -> Table:
         """The request's schedule."""

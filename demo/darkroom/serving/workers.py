@@ -130,7 +130,7 @@ class Maker:
             return
         made, orders = future.result(), self._orders
         try:
-            path = save(made.pixels, orders.folder, orders.pipeline, orders.plan.recipe(task.request))
+            path = save(made.pixels, orders.folder, orders.pipeline, orders.plan.recipe(task.request, made))
         except Exception as error:
             reason = str(error) if isinstance(error, DarkroomError) else f"{type(error).__name__}: {error}"
             tell(NotMade(task.number, reason, counts, unsaved=True))

@@ -131,7 +131,7 @@ class TritonPythonModel:
         outputs = {
             "generated_image": np.stack([each.pixels for each in made]),
             "used_seed": np.array([[row.seed] for row in rows], np.uint64),
-            "recipe": _texts(json.dumps(self.service.recipe(row)) for row in rows),
+            "recipe": _texts(json.dumps(self.service.recipe(*each)) for each in zip(rows, made, strict=True)),
             "stage_times": _texts(times),
         }
         outputs = {name: value for name, value in outputs.items() if not wanted or name in wanted}

@@ -145,7 +145,7 @@ class Model:
         request = job.requests[image]
         try:
             made = done.result()
-            recipe = self.service.recipe(request)
+            recipe = self.service.recipe(request, made)
             path = save(made.pixels, self.folder, self._pipeline, recipe)
             self._note(made.clock)
             job.pictures[image].set_result(Picture(path, made.pixels, request, recipe, made.clock))
