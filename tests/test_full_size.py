@@ -15,7 +15,8 @@ from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.contract import Job
 from darkroom.engines import find_runtime
 from darkroom.prepare import Preparer
-from darkroom.processes.child import peak_memory, run_in_child
+from darkroom.processes.child import run_in_child
+from darkroom.processes.memory import peak_memory
 from darkroom.request import Request
 from darkroom.store.store import Store
 from tests.support import SCRIPT, Studio, pixels

@@ -276,6 +276,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "what is printed": (
         Flag("verbose", "", "also what each stage loads, builds and reuses", bool, exclusive=True, also=TOOLS),
         Flag("quiet", "", "only the paths of the pictures", bool, exclusive=True),
+        Flag("dry_run", "", "report what would be fetched and made, and the disk and memory that takes; make nothing",
+            bool, also=(BUILD,), beside_prompts="it is of one run"),
         Flag("json", "", "one machine-readable result on stdout, the rest on stderr", bool, also=(BUILD, STORES)),
     ),
 }

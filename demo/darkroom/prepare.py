@@ -23,9 +23,11 @@ from darkroom.contract import DECODER, DENOISER, ENCODER, FREE, Job, Lora, Profi
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.flags import option
+from darkroom.forecast import Planned, disk_of, memory_of, refuse_what_cannot_fit
 from darkroom.pipeline.assembly import assemble, text_encoders
 from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
-from darkroom.processes.child import machine_memory, peak_memory, run_in_child
+from darkroom.processes.child import run_in_child
+from darkroom.processes.memory import machine_memory, peak_memory
 from darkroom.processes.progress import Line
 from darkroom.request import Request, check_steps_left
 from darkroom.schedule import SPREADABLE, Chosen
@@ -125,7 +127,7 @@ class Preparer:
 
         Raises `InvalidRequest` before any engine is built when model, runtime and request do not fit.
         """
-        scheduler, table_key, table_folder, tokenizers = self.check(request)
+        scheduler, table_key, table_folder, tokenizers = self.check(request, stages)
         jobs = self._jobs(request, stages)
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
         # What LoRAs change goes first: one that does not fit is refused before anything else is built.
@@ -149,17 +151,38 @@ class Preparer:
         self.graphs.fingerprints.remember()
         return folders
 
-    def plan(self, request: Request, stages: Collection[str] | None = None) -> dict[str, Path | None]:
-        """What `compile` needs by its label, and the folder of what is there. Makes nothing."""
+    def plan(self, request: Request, stages: Collection[str] | None = None) -> list[Planned]:
+        """What `compile` needs, what is there, and what the rest would take. Makes nothing."""
         self._check_fit(request)
-        planned = {each.key.label: self.engines.find(each.key) for each in self._read_off(request)}
+        planned = [Planned(each.key.label, self.engines.find(each.key)) for each in self._read_off(request)]
         for job in self._jobs(request, stages).values():
+            run = self._takes("run", job, request)
+            if not self.runtime.compiles:
+                planned.append(Planned(job.stage.name, self.checkpoint.folder, run=run))
+                continue
             graph, engine = self._graph_key(job, request), self._engine_key(job, request)
-            planned[engine.label] = self.engines.find(engine) or self.engines.find_for(engine, self.runtime.runs)
+            folder = self.engines.find(engine) or self.engines.find_for(engine, self.runtime.runs)
             # An engine that is there needs its graph no more.
-            if planned[engine.label] is None and self.runtime.from_graph:
-                planned[graph.label] = self.graphs.find(graph)
+            if folder is None and self.runtime.from_graph:
+                planned.append(self._planned(graph.label, self.graphs, self.graphs.find(graph), "export", job, request))
+            planned.append(replace(self._planned(engine.label, self.engines, folder, "build", job, request), run=run))
         return planned
+
+    def _planned(self, label: str, store: Store, folder: Path | None, work: str, job: Job, request: Request) -> Planned:
+        if folder is not None:
+            return Planned(label, folder)
+        # What is not made of a graph is code, without the weights.
+        weights = disk_of(self.checkpoint, job, self._graph_precision(job)) if self.runtime.from_graph else None
+        return Planned(label, None, store.root, weights, self._takes(work, job, request))
+
+    def _takes(self, work: str, job: Job, request: Request) -> int | None:
+        """The peak memory of a process that does `work` on a stage: see `memory_of`."""
+        by = work
+        if work != "export":
+            by = " ".join([self.runtime.name, *self.runtime.options.place().values(), work])
+        batch = job.profile.batch or request.batch_size
+        sizes = replace(job.profile, batch=batch, height=request.height, width=request.width)
+        return memory_of(by, self.checkpoint, job, sizes)
 
     def _jobs(self, request: Request, stages: Collection[str] | None) -> dict[str, Job]:
         wanted = self.stages_for(request, from_image=False) if stages is None else stages
@@ -235,13 +258,13 @@ class Preparer:
             contracts[name] = replace(stage, loras=loras, half_weights=half)
         return contracts
 
-    def check(self, request: Request) -> tuple[str, Key, Path, list[Path]]:
+    def check(self, request: Request, stages: Collection[str] | None = None) -> tuple[str, Key, Path, list[Path]]:
         """What can be refused is refused here, before any network is touched; only a schedule and tokenizers may be
         compiled.
 
         Returns the scheduler's class, its table's key and folder, and the folders of the tokenizers.
         """
-        self._check_fit(request)
+        refuse_what_cannot_fit(self.plan(request, stages))
         scheduler, key = self.schedule_key(request)
         table, *tokenizers = self._found_or_compiled(self._read_off(request))
         return scheduler, key, table, tokenizers
@@ -532,10 +555,10 @@ def build_engine(
     from darkroom.engines import find_runtime
 
     its = find_runtime(runtime, options)
-    made = its.build(job, source, folder, progress) | {"peak_bytes": peak_memory()}
+    made = its.build(job, source, folder, progress)
     if its.from_graph and its.unusable() is None:
         from darkroom.engines.parity import held_against_graph
 
         progress("checking", 0, 0)
         made |= held_against_graph(its, job, source, folder)
-    return made
+    return made | {"peak_bytes": peak_memory()}

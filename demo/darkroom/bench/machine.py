@@ -11,7 +11,7 @@ from typing import Any
 
 from darkroom import __version__
 from darkroom.engines.cpu import processor
-from darkroom.processes.child import machine_memory
+from darkroom.processes.memory import machine_memory
 
 PACKAGES = (
     *("numpy", "torch", "torchao", "torchax", "diffusers", "transformers"),

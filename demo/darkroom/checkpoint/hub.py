@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from darkroom.checkpoint.folder import LARGE, weight_files
 from darkroom.checkpoint.lora import DEFAULT_NAME
@@ -16,7 +17,12 @@ from darkroom.families import every_family, family_of
 from darkroom.files import read_json
 from darkroom.text.tokenizer import tokenizer_files
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+VAE_FILES = ["config.json", f"{STEM}.safetensors"]
+LORA_FILES = ["*.safetensors"]
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 SECONDS_TO_CONNECT = "5"
@@ -36,21 +42,54 @@ def fetch(
     import huggingface_hub
 
     target = _target(repository, folder)
-    wanted = _stems() if weights else []
-    patterns = _patterns(wanted)
     instead = "a folder that holds the model with --model" if weights else "a folder that is like it with --config"
     with _explained(repository, instead, may_be_path):
         api = huggingface_hub.HfApi(token=token)
         _reachable(api.endpoint)
-        files = api.list_repo_files(repository)
-        for stem in wanted:
-            plain, halved = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
-            if {plain, halved} <= set(files) and api.get_paths_info(repository, plain)[0].size > 4 * LARGE:
-                # Kept in float16 whatever it comes in (`Checkpoint.is_large`): half of the plain file is for nothing.
-                patterns = [*(pattern for pattern in patterns if pattern != plain), halved]
-            elif plain not in files:
-                patterns += [halved, f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
+        patterns = _wanted(repository, api, weights)
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns, token=token, **target))
+
+
+def to_fetch(
+    repository: str, token: str | None, folder: Path | None, patterns: list[str] | None = None
+) -> dict[str, int]:
+    """The files of a model, or those of the patterns, that are still to be downloaded, and their bytes, from the hub's
+    metadata. Raises as `fetch` does."""
+    _settings()
+    import huggingface_hub
+
+    target = _target(repository, folder)
+    with _explained(repository, "a folder that holds the model with --model"):
+        api = huggingface_hub.HfApi(token=token)
+        _reachable(api.endpoint)
+        patterns = patterns or _wanted(repository, api, weights=True)
+        files = huggingface_hub.snapshot_download(
+            repository, allow_patterns=patterns, token=token, dry_run=True, **target
+        )
+    return {file.filename: file.file_size or 0 for file in files if file.will_download}
+
+
+def is_offline() -> bool:
+    """Whether the hub is not to be asked: HF_HUB_OFFLINE and its relatives."""
+    _settings()
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return HF_HUB_OFFLINE
+
+
+def _wanted(repository: str, api: "HfApi", weights: bool) -> list[str]:
+    """The patterns of the files that a model needs."""
+    wanted = _stems() if weights else []
+    patterns = _patterns(wanted)
+    files = api.list_repo_files(repository)
+    for stem in wanted:
+        plain, halved = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+        if {plain, halved} <= set(files) and api.get_paths_info(repository, plain)[0].size > 4 * LARGE:
+            # Kept in float16 whatever it comes in (`Checkpoint.is_large`): half of the plain file is for nothing.
+            patterns = [*(pattern for pattern in patterns if pattern != plain), halved]
+        elif plain not in files:
+            patterns += [halved, f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
+    return patterns
 
 
 def on_disk(repository: str, folder: Path | None, weights: bool = True) -> Path | None:
@@ -115,7 +154,7 @@ def fetch_vae(repository: str, token: str | None, folder: Path | None) -> Path:
     _settings()
     import huggingface_hub
 
-    files = ["config.json", f"{STEM}.safetensors"]
+    files = VAE_FILES
     target = _target(repository, folder)
     with _explained(repository, "a folder that holds the VAE with --vae"):
         found = target.get("local_dir")

@@ -16,6 +16,7 @@ import numpy as np
 from darkroom import __version__
 from darkroom.checkpoint.catalog import Script
 from darkroom.cli.console import Console
+from darkroom.cli.dry_run import first_of_all, show_plan
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import parsed
 from darkroom.cli.from_flags import (
@@ -75,6 +76,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         check_precision(runtime, asked.precision)
         if version.name in script.versions and not version.embedded:
             check_published_steps(asked)
+    if flags.dry_run:
+        models_asked = [each.source for each in (version, second) if each and not each.embedded]
+        if first := first_of_all(models_asked, settings, vae, flags.lora_path or ()):
+            show_plan(first, flags.json, console)
+            return
     models = models_of(script, settings, runtime, vae, console)
     base = models.preparer(version, config=flags.config)
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
@@ -86,6 +92,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
+    if flags.dry_run:
+        stages = base.stages_for(request, image is not None, decodes=refiner is None)
+        planned = base.plan(request, stages) + (refiner.plan(request.refining()) if refiner else [])
+        show_plan(planned, flags.json, console)
+        return
     batches = range(request.batch_total)
     if recipe is not None:
         if not 1 <= recipe["image"] <= request.image_count:

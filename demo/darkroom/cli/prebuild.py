@@ -2,29 +2,28 @@
 
 import argparse
 import itertools
-import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Version, find_version
-from darkroom.checkpoint.hub import on_disk, repository_of
-from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show, table
+from darkroom.cli.artefacts import Runtimes, row_of, rows_of, show
 from darkroom.cli.console import Console
 from darkroom.cli.doctor import add_doctor_command
+from darkroom.cli.dry_run import first_of_all, show_plan
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import add_flags
 from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
 from darkroom.cli.maintenance import add_maintenance_commands
 from darkroom.cli.opening import Models, refuse_bounds
 from darkroom.cli.parser import Parser
-from darkroom.cli.settings import Folders, artefact_folders, bounds_of, options_of, stores_of
+from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.transfer import add_transfer_commands
 from darkroom.contract import PRECISIONS
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.errors import InvalidRequest
 from darkroom.flags import BUILD, BUILDS, STORES, option
+from darkroom.forecast import Planned
 from darkroom.prepare import BATCHES, Preparer, check_precision
 from darkroom.request import Request
 
@@ -68,7 +67,6 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     embedded = " ".join(name for name, version in known.items() if version.embedded)
     add_flags(build, BUILD, versions=", ".join(known), version=embedded)
     build.add_argument("--onnx-export-only", action="store_true", help="export the graphs and stop there")
-    build.add_argument("--dry-run", action="store_true", help="report what is there and what would be made")
     build.set_defaults(engine=["auto"], precision=[PRECISIONS[0]])
 
 
@@ -180,7 +178,11 @@ def _build(flags: argparse.Namespace) -> None:
         return preparer, request, preparer.stages_for(request, from_image=True)
 
     if flags.dry_run:
-        _show_plan(_plan(cells, folders, prepared), flags, console)
+        planned: list[Planned] = []
+        for cell in cells:
+            source = [] if cell.version.embedded else [cell.version.source]
+            planned += first_of_all(source, folders) or Preparer.plan(*prepared(cell))
+        show_plan(planned, flags.json, console)
         return
     made: dict[Path, bool] = {}
     ready: dict[str, str | None] = {}
@@ -201,39 +203,6 @@ def _build(flags: argparse.Namespace) -> None:
     for name, reason in ready.items():
         if reason:
             console.say(f"The {name} engines are built and kept in {engines.root}: {reason}.")
-
-
-def _plan(
-    cells: list[Cell], folders: Folders, prepared: Callable[[Cell], tuple[Preparer, Request, set[str]]]
-) -> Iterator[tuple[str, Path | None, str]]:
-    """What is needed, the folder of what is there, and a remark."""
-    for cell in cells:
-        source = cell.version.source
-        if not cell.version.embedded and repository_of(source) and not on_disk(source, folders.framework_model_dir):
-            yield source, None, "to be fetched first; what it needs is known then"
-        elif Path(source).is_file():
-            yield source, None, "to be unpacked first; what it needs is known then"
-        else:
-            preparer, request, wanted = prepared(cell)
-            yield from ((label, folder, "") for label, folder in preparer.plan(request, wanted).items())
-
-
-def _show_plan(planned: Iterator[tuple[str, Path | None, str]], flags: argparse.Namespace, console: Console) -> None:
-    plan = list(dict.fromkeys(planned))
-    if flags.json:
-        rows = [
-            {"what": what, "folder": str(folder) if folder else None, "remark": note} for what, folder, note in plan
-        ]
-        console.result(json.dumps(rows))
-        return
-    columns = {
-        "what": [what for what, _, _ in plan],
-        "there": ["yes" if folder else "no" for _, folder, _ in plan],
-        "": [note for _, _, note in plan],
-    }
-    table(columns, tuple(columns))
-    missing = sum(folder is None for _, folder, _ in plan)
-    console.say(f"{len(plan) - missing} are there, {missing} would be made. Nothing was changed.")
 
 
 def _list(flags: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from darkroom.contract import Stage
 from darkroom.errors import Failed, InvalidRequest, gist
-from darkroom.processes.child import peak_memory
+from darkroom.processes.memory import peak_memory
 
 GRAPH = "model.onnx"
 GRAPH_DATA = "model.onnx.data"

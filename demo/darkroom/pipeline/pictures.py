@@ -125,9 +125,7 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
 
     A picture with the same recipe is replaced; where the name is taken by another, the name gets more digits.
     """
-    path = next(
-        path for path in names(folder, pipeline, recipe) if not path.exists() or _carries(path, recipe)
-    )
+    path = next(path for path in names(folder, pipeline, recipe) if not path.exists() or _carries(path, recipe))
     with written(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=_text_chunks(recipe))
         with Image.open(temporary) as picture:

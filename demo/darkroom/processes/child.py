@@ -130,24 +130,6 @@ def _environment(more: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def peak_memory() -> int:
-    """Bytes that this process held at most. 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory in this machine. None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
-
-
 def _work(
     sender: "Connection", parent: int, verbose: bool, reports: bool, function: Callable[..., Any], arguments: tuple
 ) -> None:
