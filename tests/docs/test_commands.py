@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -154,3 +155,14 @@ def test_it_runs_in_a_shell(command: str, studio: Studio) -> None:
     assert done.returncode == 0, done.stderr
     if program == "make":
         assert pixels(done.stdout.splitlines()[-1]).shape == (128, 128, 3)
+
+
+@pytest.mark.slow
+def test_python_of_the_page_makes_a_picture(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    code = re.search(r"\n\n((?:    .*\n|\n)*    from darkroom import Darkroom\n(?:    .*\n|\n)+)", page)[1]
+    monkeypatch.chdir(studio.root)
+    monkeypatch.setattr("darkroom.notebook.home", lambda: studio.root)
+    with children_inline():
+        exec(textwrap.dedent(code), {})
+    assert pixels(studio.root / "apple.png").shape == (128, 128, 3)

@@ -11,17 +11,17 @@ from darkroom.checkpoint.catalog import TXT2IMG, Script, Version, find_version, 
 from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import add_flags, refuse_below, refuse_wrong
-from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
+from darkroom.cli.from_flags import unnamed
 from darkroom.cli.opening import Models as Opened
 from darkroom.cli.parser import Parser
+from darkroom.cli.served import Wanted, service_of
 from darkroom.cli.settings import artefact_folders, bounds_of, make_folder, options_of, output_folder
 from darkroom.engines import automatic, find_runtime
 from darkroom.errors import Failed, InvalidRequest, check_known
 from darkroom.flags import SLOTS, WEB
 from darkroom.prepare import BATCHES
 from darkroom.schedule import SCHEDULERS
-from darkroom.serving.planning import batches_for, every_schedule, planned
-from darkroom.serving.service import Limits, Service
+from darkroom.serving.service import Limits
 
 PROGRAM = "serve.py"
 HOST, PORT = "127.0.0.1", 8188
@@ -106,13 +106,14 @@ def _models(flags: argparse.Namespace, folder: Path, console: Console) -> Any:
 
     options = options_of(flags)
     engine = automatic(options) if flags.engine == "auto" else flags.engine
+    values = {name: getattr(flags, name) for name in ("precision", "onnx_opset")}
+    wanted = Wanted(flags.slots, flags.max_steps, values, flags.size or (), flags.schedulers)
     asked: dict[str, tuple[Script, Version]] = {}
     for name, script, version in _asked_models(flags):
         if name in asked:
             raise InvalidRequest(f"two models are called {name}: rename one's folder, or serve one of them.")
         asked[name] = script, version
-    for _, version in asked.values():
-        _request(flags, version, engine, PROVISIONAL_SIZE)  # refused before a model is fetched
+        wanted.request(version, engine)  # refused before a model is fetched
     opened = Opened(
         folders=artefact_folders(flags),
         runtime=find_runtime(engine, options),
@@ -122,29 +123,9 @@ def _models(flags: argparse.Namespace, folder: Path, console: Console) -> Any:
     )
     made = []
     for name, (script, version) in asked.items():
-        preparer = opened.preparer(version)
-        request = _request(flags, version, engine, version.size or preparer.checkpoint.default_size)
-        sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))
-        plan = planned(
-            preparer,
-            request,
-            script.program,
-            sizes,
-            batches_for(preparer, flags.slots),
-            (preparer.traits.guided(request),),
-            every_schedule(preparer, request, sizes, flags.max_steps, flags.schedulers),
-            Limits(steps=flags.max_steps),
-        )
-        service = Service(plan, flags.threads)
+        service = service_of(opened, script, version, wanted, flags.threads)
         made.append(Model(name, service, flags.slots, flags.queue, folder, script.pipeline))
     return Models(made)
-
-
-def _request(flags: argparse.Namespace, version: Version, engine: str, own: int) -> Any:
-    """What a request is by default."""
-    size = flags.size[0] if flags.size else (own, own)
-    values = {name: getattr(flags, name) for name in ("precision", "onnx_opset")}
-    return make_request(values, version, size, engine=engine)
 
 
 def _check_free(flags: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from darkroom.contract import DECODER
 from darkroom.errors import Failed, InvalidRequest, near_matches
 from darkroom.pipeline.pictures import save
 from darkroom.pipeline.timing import StageClock
@@ -19,7 +18,7 @@ from darkroom.request import Request
 from darkroom.schedule.table import Trajectory
 from darkroom.serving.batching import Counts
 from darkroom.serving.service import Service
-from darkroom.web.previews import colours_of, preview
+from darkroom.web.previews import colours_for, preview
 
 WRITERS = 2
 """Threads that draw previews and write pictures, beside those of the batcher."""
@@ -79,9 +78,9 @@ class Model:
         self.slots = slots
         self.folder = folder
         self._pipeline = pipeline
+        self._colours = colours_for(service)  # while nothing else calls its decoder
         self._batcher = service.batcher(slots, queue)
         self._hands = ThreadPoolExecutor(WRITERS, f"{name}-pictures")
-        self._colours = self._fit()
         self.jobs: set[Job] = set()
         """Those that are not done."""
         self.times: dict[str, tuple[int, float]] = {}
@@ -119,13 +118,6 @@ class Model:
         """Ends all work: what is not done fails."""
         self._batcher.close()
         self._hands.shutdown()
-
-    def _fit(self) -> np.ndarray:
-        """The colours of its latents, see `previews`: the same for pictures of any size."""
-        request, traits = self.plan.request, self.plan.traits
-        decoder = next(part for part in self.plan.lane_for(request).parts.values() if part.job.stage.role == DECODER)
-        shape = (traits.latent_channels, request.height // traits.vae_factor, request.width // traits.vae_factor)
-        return colours_of(self.service.store, self.service.lane_of(request).vae, decoder.key, shape)
 
     def _show(self, job: Job, image: int, trajectory: Trajectory, calls: int, watch: Watch) -> None:
         if not job.wanted or job.pictures[image].done():

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from darkroom.contract import DECODER
 from darkroom.engines.runtime import Engine
 from darkroom.schedule.table import Trajectory
-from darkroom.store.store import Key, Store
+from darkroom.serving.service import Service
+from darkroom.store.store import Key
 
 REVISION = 1
 PATCH = 4
@@ -25,18 +27,19 @@ PATCHES = 256
 FILE = "colours.npy"
 
 
-def colours_of(store: Store, decoder: Engine, key: str, latent_shape: tuple[int, int, int]) -> np.ndarray:
-    """The map of the decoder whose artefact has this key: (C + 1, 3) float32, the last row what is added.
-
-    `latent_shape` (C, h, w) is one that the decoder takes.
-    """
+def colours_for(service: Service) -> np.ndarray:
+    """The map of a service's decoder, the same for pictures of any size: (C + 1, 3) float32, the last row what is
+    added."""
+    request, traits = service.plan.request, service.plan.traits
+    decoder = next(part for part in service.plan.lane_for(request).parts.values() if part.job.stage.role == DECODER)
+    shape = (traits.latent_channels, request.height // traits.vae_factor, request.width // traits.vae_factor)
 
     def fit(folder: Path) -> dict[str, Any]:
-        np.save(folder / FILE, fitted(decoder, latent_shape))
-        return {"latents": list(latent_shape)}
+        np.save(folder / FILE, fitted(service.lane_of(request).vae, shape))
+        return {"latents": list(shape)}
 
-    wanted = Key("preview", {"kind": "preview", "decoder": key, "revision": REVISION})
-    return np.load((store.find(wanted) or store.make(wanted, fit)) / FILE)
+    wanted = Key("preview", {"kind": "preview", "decoder": decoder.key, "revision": REVISION})
+    return np.load((service.store.find(wanted) or service.store.make(wanted, fit)) / FILE)
 
 
 def fitted(decoder: Engine, latent_shape: tuple[int, int, int]) -> np.ndarray:
