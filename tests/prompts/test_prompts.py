@@ -35,7 +35,7 @@ from darkroom.serving.workers import (
     on_devices,
     on_its_share,
 )
-from tests.prompts.late_worker import PICTURES, finish_late
+from tests.prompts.late_worker import PICTURES, finish_late, report_nonsense
 from tests.support import SOON, until
 
 DEFAULT = Request(
@@ -547,6 +547,15 @@ class TestCrew:
         until(lambda: bool(told))
         process.stop()
         assert sum(isinstance(news, Kept) for news in told) == PICTURES
+
+    def test_process_whose_reports_cannot_be_read_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever is wrong with them: nobody waits for its pictures for ever."""
+        told: list[Any] = []
+        monkeypatch.setattr("darkroom.serving.workers._work", report_nonsense)
+        process = Process("worker 1", Orders(None, 1, Path(), ""), {}, told.append)
+        until(lambda: bool(told))
+        assert isinstance(told[-1], Gone) and "could not be read" in told[-1].reason
+        assert process.process.exitcode is not None
 
     def test_cpus_share_the_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each in a thread of its own here: what a thread keeps to is its own too."""

@@ -208,13 +208,19 @@ class Process(Worker):
             pass
 
     def _listen(self) -> None:
+        reason = None
         try:
             while True:
                 self._tell(self._connection.recv())
         except (EOFError, OSError):
-            self.process.join()
+            pass
+        except Exception as error:  # what it sent cannot be read, and nothing that follows can
+            reason = f"its report could not be read ({type(error).__name__}: {error})"
+            self.process.kill()
+        self.process.join()
         code = self.process.exitcode
-        self._tell(Gone("it was killed: out of memory?" if code == -signal.SIGKILL else f"exit code {code}"))
+        ended = "it was killed: out of memory?" if code == -signal.SIGKILL else f"exit code {code}"
+        self._tell(Gone(reason or ended))
 
 
 def _work(connection: "Connection", parent: int, orders: Orders, variables: dict[str, str]) -> None:
