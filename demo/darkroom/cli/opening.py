@@ -14,7 +14,7 @@ from darkroom.checkpoint.single_file import check_single_file, published_config,
 from darkroom.cli.console import Console
 from darkroom.cli.from_flags import refuse_build_flags
 from darkroom.cli.settings import Folders, Settings
-from darkroom.engines import automatic, find_runtime, has_cuda_graphs
+from darkroom.engines import automatic, find_runtime, options_for
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.errors import InvalidRequest
 from darkroom.flags import option
@@ -112,9 +112,11 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
     if engine == "auto":
         engine = automatic(options)
-        if options.use_cuda_graph and not has_cuda_graphs(engine, options):
-            console.warn(f"--use-cuda-graph does nothing here: the engine is {engine}, without CUDA.")
-            options = replace(options, use_cuda_graph=False)
+        fitting = options_for(engine, options, ["tensorrt"])
+        for name in options.asked():
+            if name not in fitting.asked():
+                console.warn(f"{option(name)} does nothing here: it is for NVIDIA GPUs, and the engine is {engine}.")
+        options = fitting
     return find_runtime(engine, options)
 
 

@@ -35,7 +35,6 @@ class Options:
     workspace: float | None = None
     timing_cache: str | None = None
     build_enable_refit: bool = False
-    build_all_tactics: bool = False
     ws: bool = False
     torch_inference: str | None = None
     quantization: str | None = None

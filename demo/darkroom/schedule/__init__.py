@@ -86,7 +86,7 @@ def chosen(
         return Chosen(own, config, own if sigmas else None, spacing, corrected)
     if name not in (fitting := schedulers_for(own, config)):
         raise InvalidRequest(
-            f"--scheduler {name} makes other steps than this model was trained for, whose own is the "
+            f"--scheduler {name} does not fit this model, which was trained for the steps of "
             f"{own.removesuffix('Scheduler')}: take one of {', '.join(fitting)}."
         )
     class_name, overrides = SCHEDULERS[name]

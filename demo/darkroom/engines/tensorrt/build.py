@@ -72,12 +72,8 @@ def _configure(trt: Any, config: Any, options: Options, compute_capabilities: tu
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * GIB))
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if options.build_enable_refit:
-        config.set_flag(trt.BuilderFlag.REFIT)
     if options.ws:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    if options.build_all_tactics:
-        config.set_tactic_sources(sum(1 << int(source) for source in trt.TacticSource.__members__.values()))
     if compute_capabilities:
         config.num_compute_capabilities = len(compute_capabilities)
         for index, each in enumerate(compute_capabilities):

@@ -62,8 +62,6 @@ class TensorRt(Runtime):
         built_with = {
             "optimization_level": options.optimization_level,
             "workspace": options.workspace,
-            "refit": options.build_enable_refit,
-            "all_tactics": options.build_all_tactics,
             "weight_streaming": options.ws,
         }
         asked = {name: value for name, value in built_with.items() if value is not None and value is not False}
@@ -161,8 +159,11 @@ class TensorRt(Runtime):
             )
         if options.timing_cache is not None:
             _check_cache(Path(options.timing_cache))
-        if options.build_enable_refit and (reason := missing(self._cuda_api)):
-            raise InvalidRequest(f"--build-enable-refit needs a GPU while engines are built, and {reason}.")
+        if options.build_enable_refit:
+            raise InvalidRequest(
+                "--build-enable-refit has no effect: LoRAs are fused into an engine's weights, and another LoRA makes "
+                "another engine. Leave it out."
+            )
         if options.optimization_level is not None and options.optimization_level not in LEVELS:
             raise InvalidRequest(
                 f"--optimization-level must be from {LEVELS[0]} to {LEVELS[-1]}, not {options.optimization_level}."
