@@ -1,0 +1,64 @@
+"""Command lines in the shape of NVIDIA's demo and of tutorials: each gets as far as the hub, or is refused by name."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support import Studio, assert_refused
+
+TO_THE_HUB = [
+    'demo_txt2img.py "a mountain in spring" --hf-token=hf_x --version 1.5',
+    'demo_img2img.py "a dreamlike valley" --hf-token=hf_x --input-image=INPUT --version 1.5',
+    'demo_txt2img_xl.py "a rider on mars" --hf-token=hf_x --version=xl-1.0',
+    'demo_txt2img_xl.py "a rider on mars" --hf-token=hf_x --version=xl-1.0 --enable-refiner '
+    "--onnx-refiner-dir=onnx-refiner --engine-refiner-dir=engine-refiner",
+    'demo_txt2img_xl.py "a village" --version=xl-1.0 --lora-path "ostris/crayon_style_lora_sdxl" '
+    '"ostris/watercolor_style_lora_sdxl" --lora-weight 0.3 0.7 --build-enable-refit',
+    'demo_txt2img_xl.py "a physicist" --version xl-1.0 --lora-path "latent-consistency/lcm-lora-sdxl" '
+    "--lora-weight 1.0 --denoising-steps 4 --scheduler LCM --guidance-scale 0.0",
+    'demo_txt2img_xl.py "a physicist" --version xl-turbo --denoising-steps 1 --scheduler EulerA --guidance-scale 0.0 '
+    "--width 512 --height 512",
+    'demo_txt2img_xl.py "art deco, realistic" --hf-token=hf_x --version xl-1.0 --batch-size 1 --build-static-batch '
+    "--num-warmup-runs 5 --seed 3 --verbose --use-cuda-graph",
+]
+
+REFUSED = [
+    ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --int8', "--int8"),
+    ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --fp8', "--fp8"),
+    ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --int8', "--int8"),
+    ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --fp8 --quantization-level 3', "is not a flag"),
+]
+
+
+def given(line: str, studio: Studio) -> tuple[Studio, list[str]]:
+    """The script of a line, and its words, with a picture in the place of INPUT."""
+    script, *words = shlex.split(line)
+    picture = studio.root / "input.png"
+    Image.new("RGB", (64, 64), "teal").save(picture)
+    return replace(studio, script=script), [word.replace("INPUT", str(picture)) for word in words]
+
+
+@pytest.fixture
+def away(studio: Studio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Studio:
+    """No model is on disk, and no hub is in reach."""
+    monkeypatch.setattr("darkroom.checkpoint.hub.on_disk", lambda *_: None)
+    monkeypatch.setattr("darkroom.cli.opening.on_disk", lambda *_: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return studio
+
+
+@pytest.mark.parametrize("line", TO_THE_HUB)
+def test_line_gets_as_far_as_the_hub(line: str, away: Studio) -> None:
+    its, words = given(line, away)
+    ended = its.here(*words, f"--framework-model-dir={away.root / 'models'}", *away.folders()[-1:])
+    said = [line for line in ended.err.splitlines() if not line.startswith(("warning: ", "fetching "))]
+    assert ended.code == 1 and len(said) == 1 and "could not be fetched" in said[0], ended
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_line_is_refused_by_the_flag(line: str, said: str, away: Studio) -> None:
+    its, words = given(line, away)
+    assert_refused(its.here(*words, *away.folders()), said)
