@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Holds a checkout against another one: the pictures it makes again, and the time it takes.
 
-python benchmarks/replay.py make FOLDER --checkout BEFORE     # pictures of LINES, with recipes
-python benchmarks/replay.py check FOLDER --checkout AFTER     # remakes each by its recipe; --commands: by its line
-python benchmarks/replay.py time BEFORE AFTER --turns 15      # cold start and images/s, in turns
+python -m tests.replay make FOLDER --checkout BEFORE     # pictures of LINES, with recipes
+python -m tests.replay check FOLDER --checkout AFTER     # remakes each by its recipe; --commands: by its line
+python -m tests.replay time BEFORE AFTER --turns 15      # cold start and images/s, in turns
 
 Each checkout builds and keeps what it needs in its own folders. `check` ends with 1 where a picture differs. A turn of
 `time` runs both, the one that was second first; the first turn, which may build engines, is not counted.
@@ -21,10 +20,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from tests.support import edit_json, pixels, psnr
 
 LINES = """
 demo_txt2img.py "a red apple" --seed 3
@@ -114,11 +114,12 @@ def check(python: str, checkout: Path, folder: Path, commands: bool) -> bool:
             words = [words[0], "--recipe", made["picture"], *files]
         with tempfile.TemporaryDirectory() as output:
             try:
+                first = pixels(folder / made["picture"])
                 again = pixels(draw(python, checkout, folder, [*words, "--output-dir", output]))
             except subprocess.CalledProcessError as error:
                 good, told = False, f"failed: {(error.stderr.strip() or str(error)).splitlines()[-1]}"
             else:
-                near = psnr(pixels(folder / made["picture"]), again)
+                near = psnr(first, again) if first.shape == again.shape else 0.0
                 good = good and near >= SAME
                 told = f"{near:5.1f} dB, {'identical' if near == math.inf else 'not identical'}"
         print(f"{made['picture']}  {told:22}  {shlex.join(made['words'])}", flush=True)
@@ -171,52 +172,17 @@ def draw(python: str, checkout: Path, folder: Path, words: list[str]) -> Path:
     return Path(run(python, checkout, folder, [*words, "--quiet"]).splitlines()[-1])
 
 
-def pixels(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of 8-bit pictures, in dB: `inf` for the same, 0 for another size."""
-    if first.shape != second.shape:
-        return 0.0
-    error = np.mean((first.astype(np.float64) - second) ** 2)
-    return 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The float16 arrays of a safetensors file."""
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    header.pop("__metadata__", None)
-    return {
-        name: np.frombuffer(data[start:][slice(*each["data_offsets"])], np.float16).reshape(each["shape"])
-        for name, each in header.items()
-    }
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """The inverse of `read_tensors`."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, each in tensors.items():
-        header[name] = {"dtype": "F16", "shape": each.shape, "data_offsets": [end, end := end + each.nbytes]}
-    head = json.dumps(header).encode()
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(each.tobytes() for each in tensors.values()))
-
-
 def write_lora(model: Path, path: Path) -> None:
     """Random changes to the queries and values of a model's UNet, as diffusers names them."""
     generator = np.random.default_rng(0)
     lora = {}
-    for name, weight in read_tensors(next((model / "unet").glob("*.safetensors"))).items():
+    for name, weight in load_file(next((model / "unet").glob("*.safetensors"))).items():
         if name.endswith(("to_q.weight", "to_v.weight")):
             layer = f"unet.{name.removesuffix('.weight')}"
             for side, shape in (("A", (RANK, weight.shape[1])), ("B", (weight.shape[0], RANK))):
                 random = generator.standard_normal(shape) * (float(weight.std()) / RANK) ** 0.5
                 lora[f"{layer}.lora_{side}.weight"] = random.astype(np.float16)
-    write_tensors(path, lora)
+    save_file(lora, path, {"format": "pt"})
 
 
 def write_refiner(model: Path, folder: Path) -> None:
@@ -238,17 +204,13 @@ def write_refiner(model: Path, folder: Path) -> None:
     one, inputs = (unet_config[name] for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"))
     edit_json(unet, cross_attention_dim=width, projection_class_embeddings_input_dim=inputs - one)
     weights = next((folder / "unet").glob("*.safetensors"))
-    tensors = read_tensors(weights)
+    tensors = load_file(weights)
     for name, weight in tensors.items():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            tensors[name] = weight[:, -width:]
+            tensors[name] = np.ascontiguousarray(weight[:, -width:])
         elif name == "add_embedding.linear_1.weight":
-            tensors[name] = weight[:, :-one]
-    write_tensors(weights, tensors)
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=1))
+            tensors[name] = np.ascontiguousarray(weight[:, :-one])
+    save_file(tensors, weights, {"format": "pt"})
 
 
 if __name__ == "__main__":
