@@ -1,7 +1,9 @@
 """Fixtures: a tiny model, diffusers over it, and folders that tests share or have to themselves."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 
 import pytest
 
-from tests.support import Diffusers, Studio, write_tiny_model, write_tiny_xl_model
+from tests.support import Diffusers, Studio, on_shelf, write_tiny_model, write_tiny_xl_model
 
 # What a shell starts in the background ignores Ctrl-C, and so do its children; tests interrupt theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,6 +26,23 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests stay on the CPU, where their references are computed, unless those that take a GPU are asked for."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is exported and built in the processes of the tests is, once for all of them: see `children_inline`."""
+    own = tmp_path_factory.getbasetemp()
+    shelf = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shelf"
+    shelf.mkdir(exist_ok=True)
+    with on_shelf(shelf):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def made_anew(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test may have changed the making of is made by itself."""
+    with on_shelf(None) if "monkeypatch" in request.fixturenames else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

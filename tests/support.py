@@ -9,9 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 from darkroom.schedule import schedulers_for
+from darkroom.store.fingerprints import hash_file, hash_json
+from darkroom.values import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "demo" / "demo_txt2img.py"
@@ -29,6 +34,9 @@ SIZE = 64
 
 SOON = 600
 """Seconds for what ought to happen at once: a machine that is busy with something else may take minutes to."""
+
+FACTS = "facts.json"
+"""What the maker of artefacts returned, beside them."""
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
@@ -108,19 +116,68 @@ def flags(**values: Any) -> list[str]:
     return [name if value is True else f"{name}={value}" for name, value in named.items()]
 
 
+SHELF: ContextVar[Path | None] = ContextVar("SHELF", default=None)
+"""A folder with what was exported and built, for whichever test wants the same; None where each has to do it."""
+
+
+@contextlib.contextmanager
+def on_shelf(folder: Path | None) -> Iterator[None]:
+    token = SHELF.set(folder)
+    try:
+        yield
+    finally:
+        SHELF.reset(token)
+
+
 @contextlib.contextmanager
 def children_inline() -> Iterator[list[str]]:
-    """Heavy work runs in this process, where torch is loaded already; yields the names of what was called."""
+    """Heavy work runs in this process, where torch is loaded already, and once for all that ask for the same; yields
+    the names of what was called."""
     called: list[str] = []
 
     def call(
         function: Callable[..., Any], *arguments: Any, verbose: bool = False, progress: Callable[..., Any] | None = None
     ) -> Any:
         called.append(function.__name__)
-        return function(*arguments, **({"progress": lambda *_: True} if progress else {}))
+        work = partial(function, *arguments, **({"progress": lambda *_: True} if progress else {}))
+        shelf = SHELF.get()
+        if shelf is None or called[-1] not in ("export_stage", "build_engine"):
+            return work()
+        *given, folder = arguments
+        return _made_once(shelf / hash_json([called[-1], *map(_content, given)]), folder, work)
 
     with mock.patch("darkroom.prepare.run_in_child", call), mock.patch("darkroom.cli.maintenance.run_in_child", call):
         yield called
+
+
+def _made_once(kept: Path, folder: Path, work: Callable[[], Any]) -> Any:
+    """What `work` returns, which fills `folder`: both from `kept`, if they are there, and else into it."""
+    facts = kept / FACTS
+    if not facts.exists():
+        made = work()
+        temporary = Path(shutil.copytree(folder, tempfile.mkdtemp(dir=kept.parent), dirs_exist_ok=True))
+        (temporary / FACTS).write_text(json.dumps(made))
+        with contextlib.suppress(OSError):  # another process was faster
+            temporary.rename(kept)
+        return made
+    shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FACTS))
+    return json.loads(facts.read_text())
+
+
+def _content(given: Any) -> Any:
+    """An argument as JSON; in the place of a path the hash of what it leads to, and of what lies beside a file."""
+    if not isinstance(given, Path):
+        return to_json(given)
+    root = given if given.is_dir() else given.parent
+    files = sorted(Path(within) / name for within, _, names in os.walk(root, followlinks=True) for name in names)
+    return [
+        [str(file.relative_to(root)), _digest(file, file.stat().st_mtime_ns)] for file in files if file.name[0] != "."
+    ]
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    return hash_file(file)
 
 
 @dataclass(frozen=True)
