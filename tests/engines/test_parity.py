@@ -15,7 +15,9 @@ PROMPT = "a red apple"
 def test_what_was_found_stands_in_the_manifest(studio: Studio) -> None:
     for engine in ("openvino", "onnxruntime"):
         studio.draw(PROMPT, engine=engine)
-    folders = [path for engine in ("openvino", "onnxruntime") for path in studio.engines.glob(f"[!.]*-b1-*{engine}-*")]
+    folders = [
+        path for engine in ("openvino", "onnxruntime") for path in studio.engines.glob(f"[!.]*-b1-*{engine}-fp32-*")
+    ]
     assert len(folders) >= 6
     for folder in folders:
         made = json.loads((folder / MANIFEST).read_text())["made"]
