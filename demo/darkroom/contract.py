@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"
+"""In the place of a precision: what is measured to be the fastest of those that agree with float32."""
+
 
 PLACES = ("provider", "device")
 """The options that say where a runtime runs networks; recipes and manifests hold them."""
@@ -66,7 +69,8 @@ class Stage:
     `module` names what makes the torch module of the stage and its networks, as "package.module:factory"; `role` is one
     of TEXT, DENOISER, DECODER and ENCODER. `options` are choices that change its graph; `steady` names the inputs that
     stay the same for all steps of a picture, which a runtime may use. `loras` are fused into the networks' weights, and
-    `half_weights` tells whether those are kept in float16, at float32 precision too.
+    `half_weights` tells whether those are kept in float16, at float32 precision too; `large`, whether a copy of them is
+    worth avoiding.
 
     A denoiser takes latents (B, C, h, w) and timestep (B,) first, and gives output (B, C, h, w).
     """
@@ -81,6 +85,7 @@ class Stage:
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     half_weights: bool = False
+    large: bool = False
 
     @property
     def denoises(self) -> bool:
@@ -139,6 +144,24 @@ class Profile:
         """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`."""
         batch, height, width = ("any" if size is None else str(size) for size in (self.batch, self.height, self.width))
         return f"b{batch}-{height}x{width}" if spatial else f"b{batch}"
+
+
+def precision_of(asked: str, stage: str) -> str:
+    """A stage's precision, where `asked` is one for all, or as "unet=bf16,clip=fp32" those of some: others have
+    float32."""
+    return asked if "=" not in asked else precisions_by_stage(asked).get(stage, PRECISIONS[0])
+
+
+def precisions_by_stage(asked: str) -> dict[str, str]:
+    """Those that name a stage: empty for one precision for all."""
+    return {stage: own for stage, equals, own in (each.partition("=") for each in asked.split(",")) if equals}
+
+
+def spelled(precisions: dict[str, str]) -> str:
+    """The inverse: the precisions of stages by their names, as one word where they are the same."""
+    if len(set(precisions.values())) == 1:
+        return next(iter(precisions.values()))
+    return ",".join(f"{stage}={own}" for stage, own in sorted(precisions.items()))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.contract import PRECISIONS
+from darkroom.contract import AUTO, PRECISIONS, precisions_by_stage
 from darkroom.errors import unknown
 from darkroom.noise import SEED_LIMIT
 from darkroom.schedule import SCHEDULERS, SIGMAS
@@ -87,8 +87,9 @@ class Flag:
 
     `scripts` and `also` have it, and so have `lists`, where it takes several values that are tried one by one.
     `together` it takes several everywhere. `switches` are the help of each of its `choices`, which are then flags of
-    their own. `exclusive` flags of a group exclude each other. `needs` is the flag without which it has no effect;
-    `beside_prompts` is why it is refused beside --prompts.
+    their own; `by_stage` are those that networks may have for themselves, as "unet=bf16,clip=fp32". `exclusive` flags
+    of a group exclude each other. `needs` is the flag without which it has no effect; `beside_prompts` is why it is
+    refused beside --prompts.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Flag:
     multiple: int = 1
     choices: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
+    by_stage: tuple[str, ...] = ()
     together: bool = False
     exclusive: bool = False
     scripts: tuple[str, ...] = (DEMO,)
@@ -124,7 +126,12 @@ class Flag:
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"must be {KINDS[self.kind]}, not {value!r}."
         if self.kind is str:
-            return wrong_text(value, self.choices)
+            if not (self.by_stage and "=" in value):
+                return wrong_text(value, self.choices)
+            own = precisions_by_stage(value)
+            if len(own) != len(value.split(",")):
+                return f"is {value!r}: write NETWORK=PRECISION once for each, with commas between."
+            return next(filter(None, (wrong_text(each, self.by_stage) for each in own.values())), None)
         if self.multiple > 1 and (value < self.multiple or value % self.multiple):
             near = max(self.multiple, (value + self.multiple // 2) // self.multiple * self.multiple)
             return f"must be a multiple of {self.multiple}, not {value}: {near} is near."
@@ -221,8 +228,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "compute the UNet's transformer blocks in int8 or fp8, on torch engines, and report what that costs",
             use=RECIPE, also=BENCHMARKS,
             beside_prompts="what it costs in quality is reported of the pictures of one run"),
-        Flag("precision", "NAME", f"{', '.join(PRECISIONS)}; default: {PRECISIONS[0]}", use=REQUEST | RECIPE,
-            default=PRECISIONS[0], choices=PRECISIONS, also=(TRITON, WEB), lists=TRYING),
+        Flag("precision", "NAME",
+            f"{', '.join(PRECISIONS)}; or some networks' own, as unet=bf16,clip=fp32; default {AUTO}: for each network "
+            "the fastest that is measured to agree with fp32", use=REQUEST | RECIPE, default=AUTO,
+            choices=(AUTO, *PRECISIONS), by_stage=PRECISIONS, also=(TRITON, WEB), lists=TRYING),
         Flag("size", "HxW", "heights and widths in pixels, as 512 or 512x768", pixel_size, scripts=(), lists=TOOLS),
         Flag("build", "", "", use=REQUEST | RECIPE, default=BUILDS[0], choices=BUILDS,
             switches=("engines for this batch and size alone (default)", "engines for any batch at this size",

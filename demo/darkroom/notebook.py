@@ -17,6 +17,7 @@ from darkroom.cli.from_flags import unnamed
 from darkroom.cli.opening import Models
 from darkroom.cli.served import Wanted, service_of
 from darkroom.cli.settings import Folders, home
+from darkroom.contract import AUTO
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import Options
 from darkroom.flags import SLOTS
@@ -40,7 +41,7 @@ class Darkroom:
         model: str = "emoji",
         *,
         engine: str = "auto",
-        precision: str = "fp32",
+        precision: str = AUTO,
         size: tuple[int, int] | None = None,
         schedulers: tuple[str, ...] = (),
         slots: int = SLOTS,

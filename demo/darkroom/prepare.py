@@ -19,9 +19,24 @@ import numpy as np
 
 from darkroom.checkpoint.folder import Checkpoint
 from darkroom.checkpoint.lora import REVISION as LORA_REVISION
-from darkroom.contract import DECODER, DENOISER, ENCODER, FREE, Job, Lora, Profile, Stage, Tensor
+from darkroom.contract import (
+    AUTO,
+    DECODER,
+    DENOISER,
+    ENCODER,
+    FREE,
+    PRECISIONS,
+    Job,
+    Lora,
+    Profile,
+    Stage,
+    Tensor,
+    precision_of,
+    precisions_by_stage,
+    spelled,
+)
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
-from darkroom.errors import Failed, InvalidRequest
+from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.flags import option
 from darkroom.forecast import Planned, disk_of, memory_of, refuse_what_cannot_fit
 from darkroom.pipeline.assembly import assemble, text_encoders
@@ -29,9 +44,10 @@ from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
 from darkroom.processes.child import run_in_child
 from darkroom.processes.memory import machine_memory, peak_memory
 from darkroom.processes.progress import Line
-from darkroom.request import Request, check_steps_left
+from darkroom.request import OF_REFINER, Request, check_steps_left
 from darkroom.schedule import SPREADABLE, Chosen
 from darkroom.schedule.table import Table
+from darkroom.store.manifest import read_manifest
 from darkroom.store.producers import made_with
 from darkroom.store.store import Key, Store
 from darkroom.text.compile import compile_tokenizer
@@ -41,12 +57,22 @@ from darkroom.values import to_json
 GRAPH_REVISION = 3
 TABLE_REVISION = 2
 TOKENIZER_REVISION = 1
+CHOICE_REVISION = 1
 """Raised when a change to what makes them makes other artefacts from the same facts."""
 
 TABLE_FILE = "table.npz"
 
 BYTES_OF_A_PIXEL = 12
 """Of a decoded picture: three numbers in float32."""
+
+SMALL = 2**21
+"""Weights below which `auto` leaves a network in float32: it takes a few milliseconds, once a picture."""
+
+LARGE = 2**26
+"""Weights from which a network is large, to runtimes to which that makes a difference."""
+
+ANY = "any"
+"""In the place of a precision, in the key of an engine that can be loaded in each."""
 
 BATCHES = (1, 1, 8)
 """Images that an engine with a free batch takes: least, best, most."""
@@ -56,8 +82,10 @@ ShowJob = Callable[[str], AbstractContextManager[Line]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a request needs, found or built in the stores; `artefacts` are its keys, which a recipe records."""
+    """What a request needs, found or built in the stores; `artefacts` are its keys, which a recipe records. The
+    `request` is the one that was compiled, with the precisions that were chosen for it."""
 
+    request: Request
     jobs: dict[str, Job]
     sources: dict[str, Path]
     table_folder: Path
@@ -68,8 +96,10 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A pipeline that is ready to run, and what a recipe records of it: the keys of its artefacts."""
+    """A pipeline that is ready to run, and what a recipe records of it: the keys of its artefacts. The `request` is as
+    in `Compiled`."""
 
+    request: Request
     pipeline: Pipeline
     scheduler: str
     artefacts: dict[str, str]
@@ -128,6 +158,7 @@ class Preparer:
         Raises `InvalidRequest` before any engine is built when model, runtime and request do not fit.
         """
         scheduler, table_key, table_folder, tokenizers = self.check(request, stages)
+        request = self.settled(request, stages)
         jobs = self._jobs(request, stages)
         keys = {name: self._engine_key(job, request) for name, job in jobs.items()}
         # What LoRAs change goes first: one that does not fit is refused before anything else is built.
@@ -142,7 +173,18 @@ class Preparer:
             self.detail(f"{part}: {source}")
         artefacts = {"schedule": self.engines.digest_of(table_key, table_folder)}
         artefacts |= {name: self.engines.digest_of(key, sources[name]) for name, key in keys.items()}
-        return Compiled(jobs, sources, table_folder, tokenizers, scheduler, artefacts)
+        return Compiled(request, jobs, sources, table_folder, tokenizers, scheduler, artefacts)
+
+    def settled(self, request: Request, stages: Collection[str] | None = None) -> Request:
+        """The request, with the precision of each of the `stages` where it left them open. What measures them builds
+        engines, and keeps the better ones. Raises as `compile` does."""
+        if request.precision != AUTO:
+            return request
+        return replace(request, precision=spelled(self.chosen(request, stages)))
+
+    def chosen(self, request: Request, stages: Collection[str] | None = None) -> dict[str, str]:
+        """The precisions of stages by their names, for a request that leaves them open."""
+        return {name: self._chosen(job, request) for name, job in self._jobs(request, stages).items()}
 
     def export(self, request: Request, stages: Collection[str] | None = None) -> list[Path]:
         """The folders of the ONNX graphs alone, exported where they are not there. Raises as `compile` does."""
@@ -187,32 +229,101 @@ class Preparer:
     def _jobs(self, request: Request, stages: Collection[str] | None) -> dict[str, Job]:
         wanted = self.stages_for(request, from_image=False) if stages is None else stages
         profile = self._profile(request)
-        jobs = {
-            name: Job(stage, profile, self.family.precision(self.checkpoint, stage, request.precision))
-            for name, stage in self._contracts(request).items()
-            if name in wanted
-        }
         # One picture to start from for the whole batch, encoded alone as diffusers encodes it.
         alone = replace(profile, batch=1)
-        return {name: replace(job, profile=alone) if job.stage.role == ENCODER else job for name, job in jobs.items()}
+        jobs = {}
+        for name, stage in self._contracts(request).items():
+            if name in wanted:
+                job = Job(stage, alone if stage.role == ENCODER else profile, self._plain)
+                if request.precision == AUTO:
+                    asked = self._known_choice(job, request) or self._plain
+                else:
+                    asked = precision_of(request.precision, name)
+                jobs[name] = replace(job, precision=self.family.precision(self.checkpoint, stage, asked))
+        return jobs
+
+    @property
+    def _plain(self) -> str:
+        """Float32, where the runtime has it."""
+        offered = self.runtime.precisions()
+        return PRECISIONS[0] if PRECISIONS[0] in offered else offered[0]
+
+    def _tried(self, job: Job) -> list[str]:
+        """The precisions that may be better than the plain one for a stage."""
+        if self.runtime.unusable() is not None or self._weights_of(job.stage) < SMALL:
+            return []
+        native = [precision for precision in self.runtime.native() if precision != self._plain]
+        return [each for each in native if self.family.precision(self.checkpoint, job.stage, each) == each]
+
+    def _weights_of(self, stage: Stage) -> int:
+        return sum(self.checkpoint.weights(network.part) for network in stage.networks)
+
+    def _known_choice(self, job: Job, request: Request) -> str | None:
+        """The precision of a stage that was measured before, or is that of an engine from elsewhere; None where it has
+        to be measured."""
+        if not (tried := self._tried(job)):
+            return self._plain
+        if folder := self.engines.find(self._choice_key(job, tried, request)):
+            return str(read_manifest(folder)["made"]["chosen"])
+        if self.runtime.compiles:
+            for precision in (self._plain, *tried):
+                key = self._engine_key(replace(job, precision=precision), request)
+                if not self.engines.find(key) and self.engines.find_for(key, self.runtime.runs):
+                    return precision
+        return None
+
+    def _chosen(self, job: Job, request: Request) -> str:
+        """The precision of a stage, measured where that is not known: see `darkroom.engines.choice`."""
+        if known := self._known_choice(job, request):
+            self.detail(f"{job.stage.name}: {known}")
+            return known
+        from darkroom.engines.choice import choose
+
+        key = self._choice_key(job, self._tried(job), request)
+        sources: dict[str, Path] = {}
+        refused: dict[str, str] = {}
+
+        def build(folder: Path) -> dict[str, Any]:
+            for precision in (self._plain, *self._tried(job)):
+                each = replace(job, precision=precision)
+                try:
+                    sources[precision] = self._source(each, self._engine_key(each, request), request)
+                except (DarkroomError, RuntimeError) as error:
+                    if precision == self._plain:
+                        raise
+                    refused[precision] = str(error)
+            with self.job(f"choosing the precision of the {job.stage.name}"):
+                arguments = (self.runtime.name, self.runtime.options, job, sources)
+                return run_in_child(choose, *arguments, verbose=self.verbose) | {"refused": refused}
+
+        folder = self.engines.make(key, build)
+        made = read_manifest(folder)["made"]
+        chosen = str(made["chosen"])
+        self.made.append(folder)
+        for source in sources.values():
+            if source != sources[chosen] and source in self.made:
+                self.engines.remove(source)
+                self.made.remove(source)
+        self.detail(f"{job.stage.name}: {chosen}, {made['why']}")
+        return chosen
 
     def prepare(self, request: Request, image: np.ndarray | None = None) -> Prepared:
         """Compiles and loads: see `compile` and `load`."""
-        return self.load(self.compile(request, self.stages_for(request, image is not None)), request, image)
+        return self.load(self.compile(request, self.stages_for(request, image is not None)), image)
 
     def stages_for(self, request: Request, from_image: bool, decodes: bool = True) -> set[str]:
         """The stages that make pictures: `decodes` is false for a model whose latents a refiner takes."""
         left_out = {ENCODER: not from_image, DECODER: not decodes}
         return {name for name, stage in self._contracts(request).items() if not left_out.get(stage.role)}
 
-    def load(self, compiled: Compiled, request: Request, image: np.ndarray | None = None) -> Prepared:
+    def load(self, compiled: Compiled, image: np.ndarray | None = None) -> Prepared:
         """The pipeline of what was compiled. `image`: the pixels (H, W, 3) uint8 to start from, if the request has one.
 
         Raises `Failed` where the engines are for another machine.
         """
         if reason := self.runtime.unusable():
             raise Failed(f"the engines are built and kept in {self.engines.root}: {reason}.")
-        jobs, sources = compiled.jobs, compiled.sources
+        request, jobs, sources = compiled.request, compiled.jobs, compiled.sources
         self.runtime.keep_in(self.engines)
         # Engines load side by side, one on each core, and the UNet's, which takes longest, first. torch's networks do
         # not: the libraries patch torch while they load one.
@@ -241,12 +352,12 @@ class Preparer:
             request,
             start=None if image is None else _start(image, of[ENCODER]),
         )
-        return Prepared(pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
+        return Prepared(request, pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
-    def deferred(self, compiled: Compiled, request: Request) -> DeferredRefiner:
+    def deferred(self, compiled: Compiled) -> DeferredRefiner:
         """What loads the pipeline when its turn comes, as `load` does."""
         calls = len(Table.load(compiled.table_folder / TABLE_FILE))
-        return DeferredRefiner(calls, lambda: self.load(compiled, request).pipeline)
+        return DeferredRefiner(calls, lambda: self.load(compiled).pipeline)
 
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
@@ -254,8 +365,9 @@ class Preparer:
         for name, stage in contracts.items():
             parts = [network.part for network in stage.networks]
             half = any(map(self.checkpoint.is_large, parts))
+            large = half or self._weights_of(stage) >= LARGE
             loras = tuple(lora for lora in self.loras if not lora.networks.isdisjoint(parts))
-            contracts[name] = replace(stage, loras=loras, half_weights=half)
+            contracts[name] = replace(stage, loras=loras, half_weights=half, large=large)
         return contracts
 
     def check(self, request: Request, stages: Collection[str] | None = None) -> tuple[str, Key, Path, list[Path]]:
@@ -307,6 +419,11 @@ class Preparer:
     def _check_fit(self, request: Request) -> None:
         """Raises `InvalidRequest` when model, runtime and request do not fit."""
         check_precision(self.runtime, request.precision)
+        names = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
+        for name in precisions_by_stage(request.precision):
+            if name not in names and not name.startswith(OF_REFINER):
+                known = ", ".join(names)
+                raise InvalidRequest(f"--precision {request.precision}: this model has no {name}, but {known}.")
         if request.negative_prompt and self.traits.embeds_guidance:
             raise InvalidRequest(
                 "--negative-prompt has no effect: this UNet is called once, with the guidance scale as an input."
@@ -415,12 +532,20 @@ class Preparer:
     def _graph_precision(self, job: Job) -> str:
         return job.precision if self.runtime.typed else "fp32"
 
+    def _choice_key(self, job: Job, tried: Collection[str], request: Request) -> Key:
+        """What the choice of a precision depends on: all that the engine does."""
+        engine = self._engine_key(job, request)
+        facts = engine.facts | {"kind": "choice", "precision": AUTO, "tried": list(tried)}
+        facts |= {"choice_revision": CHOICE_REVISION}
+        return Key(f"precision-{engine.label.removesuffix(f'-{job.precision}')}", facts)
+
     def _engine_key(self, job: Job, request: Request) -> Key:
+        precision = ANY if self.runtime.serves_any_precision(job.stage) else job.precision
         facts: dict[str, Any] = {
             "kind": "engine",
             "stage": job.stage.name,
             "options": job.stage.options,
-            "precision": job.precision,
+            "precision": precision,
             "modules": GRAPH_REVISION,
             "weights": self._weights(job.stage),
             "shapes": {tensor.name: self._shape(job.profile, tensor) for tensor in job.stage.inputs},
@@ -436,7 +561,7 @@ class Preparer:
             facts |= made_with(*_makers(job.stage))
         sizes = job.profile.label(job.stage.spatial)
         by = "-".join([self.runtime.name, *self.runtime.options.place().values()])
-        return Key(f"{job.stage.name}-{self.name}-{sizes}-{by}-{job.precision}", facts)
+        return Key(f"{job.stage.name}-{self.name}-{sizes}-{by}-{precision}", facts)
 
     def _shape(self, profile: Profile, tensor: Tensor) -> list[Any]:
         """A shape as a key has it: with its bounds where it has any."""
@@ -453,7 +578,7 @@ class Preparer:
             return folder
         source = self._graph(job, request) if self.runtime.from_graph else self.checkpoint.folder
         sizes = job.profile.label(job.stage.spatial)
-        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes})") as line:
+        with self.job(f"building the {job.stage.name} engine ({self.runtime.name}, {sizes}, {job.precision})") as line:
 
             def build(folder: Path) -> dict[str, Any]:
                 arguments = (self.runtime.name, self.runtime.options, job, source, folder)
@@ -495,12 +620,16 @@ def _start(image: np.ndarray, encoder: Engine) -> InitialImage:
 
 def check_precision(runtime: Runtime, precision: str) -> None:
     """Raises `InvalidRequest` for one that the runtime does not compute in on this machine."""
-    offered = runtime.precisions()
-    if precision not in offered:
+    if not offers(runtime, precision):
         raise InvalidRequest(
             f"--precision {precision} cannot be computed by {asked_as(runtime)} on this machine; "
-            f"it offers {' and '.join(offered)}."
+            f"it offers {' and '.join(runtime.precisions())}."
         )
+
+
+def offers(runtime: Runtime, precision: str) -> bool:
+    """Whether a runtime computes in a precision, or in all that it names for networks, on this machine."""
+    return {*(precisions_by_stage(precision).values() or [precision])} <= {AUTO, *runtime.precisions()}
 
 
 def _facts_of_weights(stage: Stage) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from darkroom.contract import precisions_by_stage, spelled
 from darkroom.errors import InvalidRequest
 from darkroom.flags import FLOAT32_MOST, OF_REQUEST, option, wrong_text
 from darkroom.noise import SEED_LIMIT
@@ -14,6 +15,9 @@ from darkroom.values import from_json, to_json
 TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
 
+
+OF_REFINER = "refiner."
+"""What begins the names of a refiner's stages, where they have precisions of their own."""
 
 DENOISED_BY = "denoised_by"
 """Where a recipe names the engines that made the steps of a picture that shared its batch with others'. The next time,
@@ -108,7 +112,16 @@ class Request:
             refiner=None,
             refiner_strength=None,
             loras=(),
+            precision=self._refiners_precision(),
         )
+
+    def _refiners_precision(self) -> str:
+        own = {
+            stage.removeprefix(OF_REFINER): precision
+            for stage, precision in precisions_by_stage(self.precision).items()
+            if stage.startswith(OF_REFINER)
+        }
+        return spelled(own) if own else self.precision
 
     @property
     def image_count(self) -> int:

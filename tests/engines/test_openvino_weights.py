@@ -5,7 +5,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from darkroom.engines.openvino.weights import DECOMPRESSION, is_large, widen_late
+from darkroom.engines.openvino.weights import DECOMPRESSION, widen_late
 from tests.engines.graphs import drawn, outputs
 from tests.support import Diffusers, Studio, psnr
 
@@ -32,16 +32,10 @@ def test_conversions_of_float16_weights_alone_are_decompressions() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_what_is_large_is_told_by_the_bytes_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    for least, large in ((48, True), (49, False)):
-        monkeypatch.setattr("darkroom.engines.openvino.weights.LARGE", least)
-        assert is_large(network()) is large
-
-
 def test_what_is_kept_as_a_model_makes_the_picture_of_diffusers(
     empty_studio: Studio, diffusers_tiny: Diffusers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.engines.openvino.weights.LARGE", 10_000)
+    monkeypatch.setattr("darkroom.prepare.LARGE", 10_000)
     made = empty_studio.draw(PROMPT)
     assert psnr(made.pictures[0], diffusers_tiny.draw(PROMPT)[0]) >= 45
     (unet,) = empty_studio.engines.glob("unet-*")

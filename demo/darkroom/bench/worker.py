@@ -51,7 +51,7 @@ def load(cell: Cell) -> Make:
     """Pipelines, one for each stream. Those of runtimes that build nothing take other batch sizes and steps, too."""
     preparer = preparer_of(cell)
     compiled = preparer.compile(cell.request())
-    loaded = [preparer.load(compiled, cell.request()).pipeline for _ in range(cell.streams)]
+    loaded = [preparer.load(compiled).pipeline for _ in range(cell.streams)]
     pipelines = {cell: loaded}
 
     def pipelines_for(asked: Cell) -> list[Pipeline]:

@@ -25,9 +25,9 @@ WIDE, WIDE_ENOUGH = 200, 150
 NARROW = ("what", "size", "made in", "age", "here")
 """What is left of it where there is less room; `--json` has all."""
 
-KINDS = ("engine", "compiled", "graph", "schedule", "tokenizer", "model", "damaged")
+KINDS = ("engine", "choice", "compiled", "graph", "schedule", "tokenizer", "model", "damaged")
 
-OF_A_RUNTIME = ("engine", "compiled")
+OF_A_RUNTIME = ("engine", "choice", "compiled")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from darkroom.cli.settings import home
 from darkroom.engines import NVIDIA_DEVICES, RUNTIMES, automatic, find_runtime
 from darkroom.engines.runtime import Place
 from darkroom.errors import DarkroomError
+from darkroom.store.store import Store
 
 BUILD_ELSEWHERE = "python demo/build_engines.py build --engine {name} builds here for a machine that has one"
 
@@ -32,6 +33,8 @@ class Finding:
     command: str | None
     chosen: bool
     places: tuple[Place, ...] = ()
+    tried: tuple[str, ...] = ()
+    """The precisions that --precision auto holds against float32."""
 
 
 def add_doctor_command(commands: Any) -> argparse.ArgumentParser:
@@ -52,7 +55,7 @@ def _finding(name: str, chosen: bool) -> Finding:
     try:
         runtime = find_runtime(name)
         version, device, precisions = runtime.version(), runtime.device(), runtime.precisions()
-        places = tuple(runtime.places())
+        places, tried = tuple(runtime.places()), runtime.native()
     except DarkroomError as error:
         return Finding(name, False, None, None, (), str(error).rstrip("."), listed.remedy(str(error)), False)
     except Exception as error:  # an install that is broken in whatever way is a finding, not the end of the list
@@ -61,7 +64,15 @@ def _finding(name: str, chosen: bool) -> Finding:
     if reason := runtime.unusable():
         command = "; ".join(filter(None, [listed.tool(reason), BUILD_ELSEWHERE.format(name=name)]))
         return Finding(name, False, version, device, precisions, reason.split("; ")[-1], command, False)
-    return Finding(name, True, version, device, precisions, None, None, chosen, places)
+    return Finding(name, True, version, device, precisions, None, None, chosen, places, tried)
+
+
+def _taken(found: Finding) -> str:
+    """What auto makes of a runtime's precisions."""
+    if not found.usable or not found.precisions:
+        return ""
+    plain = [each for each in found.precisions if each not in found.tried] or [found.precisions[0]]
+    return f"{plain[0]}, or {' or '.join(found.tried)} where measured to be faster" if found.tried else plain[0]
 
 
 def _doctor(flags: argparse.Namespace) -> None:
@@ -83,8 +94,13 @@ def _doctor(flags: argparse.Namespace) -> None:
         "here": ["yes, and what auto takes" if each.chosen else "yes" if each.usable else "no" for each in found],
         "version": [each.version or "" for each in found],
         "precisions": [" ".join(each.precisions) for each in found],
+        "--precision auto": [_taken(each) for each in found],
     }
-    table(columns, ("--engine", "here", "precisions"))
+    table(columns, ("--engine", "here", "precisions", "--precision auto"))
+    for _, manifest in Store(home() / "engines").manifests():
+        if manifest["key"].get("kind") == "choice":
+            made = manifest["made"]
+            console.say(f"\n{manifest['label']}: {made['chosen']}\n    {made['why']}")
     for each in found:
         if not each.usable:
             console.say(f"\n{each.engine}: {each.why_not}.\n    {each.command}")

@@ -33,12 +33,13 @@ from darkroom.cli.loras import check_lora_flags, loras_of
 from darkroom.cli.opening import models_of, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.cli.start import EXIT
+from darkroom.contract import AUTO, spelled
 from darkroom.engines import find_runtime
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
-from darkroom.request import DENOISED_BY, Batch, Request, check_published_steps, check_steps_left
+from darkroom.request import DENOISED_BY, OF_REFINER, Batch, Request, check_published_steps, check_steps_left
 from darkroom.text.tokenizer import told_of_cut
 
 LEAST_ADDRESSES = 10**9
@@ -108,7 +109,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     EXIT.keep(pipeline, runtime)
     if recipe is None:
         say_what_ships(version, flags, script, console)
-    facts = {"darkroom": __version__, "script": script.program, "request": request.as_json(), **made_with}
+    facts = {"darkroom": __version__, "script": script.program, **made_with}
     _warn_of_cuts(pipeline, request, console)
     if recipe is not None:
         recorded, present = recipe.get("artefacts"), facts["artefacts"]
@@ -185,8 +186,15 @@ def _prepare(
     refining_compiled = refiner.compile(request.refining()) if refiner is not None else None
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=_import_pictures).start()
-    prepared = base.load(compiled, request, image)
+    prepared = base.load(compiled, image)
+    if refining_compiled is not None and request.precision == AUTO:
+        chosen = {name: job.precision for name, job in compiled.jobs.items()}
+        chosen |= {OF_REFINER + name: job.precision for name, job in refining_compiled.jobs.items()}
+        request = replace(request, precision=spelled(chosen))
+    else:
+        request = compiled.request
     facts = {
+        "request": request.as_json(),
         "revision": base.checkpoint.revision,
         "scheduler": prepared.scheduler,
         "artefacts": prepared.artefacts,
@@ -195,7 +203,7 @@ def _prepare(
     if quantization := base.runtime.options.quantization:
         facts["quantization"] = quantization
     if refiner is not None and refining_compiled is not None:
-        later = refiner.deferred(refining_compiled, request.refining())
+        later = refiner.deferred(refining_compiled)
         prepared.pipeline.refiner = later if once else later.load()
         facts |= {"refiner_revision": refiner.checkpoint.revision, "refiner_artefacts": refining_compiled.artefacts}
     return prepared.pipeline, facts

@@ -111,7 +111,7 @@ def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
         return Verdict(
             row.name, row.folder, True, f"it runs; nothing to compare with: {made['model_folder']} has other weights"
         )
-    allowed = TOLERANCES[row.precision or "fp32"]
+    allowed = TOLERANCES[made["job"]["precision"]]
     verdict = "it agrees with torch" if error <= allowed else f"it differs from torch (allowed: {allowed:.0e})"
     return Verdict(row.name, row.folder, error <= allowed, f"{verdict}: {error:.1e}", error)
 

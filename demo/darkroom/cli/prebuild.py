@@ -18,7 +18,7 @@ from darkroom.cli.opening import Models, refuse_bounds
 from darkroom.cli.parser import Parser
 from darkroom.cli.settings import artefact_folders, bounds_of, options_of, stores_of
 from darkroom.cli.transfer import add_transfer_commands
-from darkroom.contract import PRECISIONS
+from darkroom.contract import AUTO
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import Options, Runtime
 from darkroom.errors import InvalidRequest
@@ -67,7 +67,7 @@ def _add_build_flags(build: argparse.ArgumentParser) -> None:
     embedded = " ".join(name for name, version in known.items() if version.embedded)
     add_flags(build, BUILD, versions=", ".join(known), version=embedded)
     build.add_argument("--onnx-export-only", action="store_true", help="export the graphs and stop there")
-    build.set_defaults(engine=["auto"], precision=[PRECISIONS[0]])
+    build.set_defaults(engine=["auto"], precision=[AUTO])
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ from darkroom.prompts.journal import ROWS, Past
 from darkroom.prompts.rows import Asked, Prompts
 from darkroom.request import LoraChoice, Request, draw_seed
 from darkroom.schedule.bundle import Bundle, Schedule
-from darkroom.serving.planning import batches_for, compiled_schedules, planned, schedule_of
+from darkroom.serving.planning import batches_for, compiled_schedules, planned, schedule_of, settled
 from darkroom.serving.service import Limits, Plan, in_fields
 from darkroom.serving.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
 
@@ -72,7 +72,8 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
             seed = draw_seed() if past.seed is None else past.seed
             console.say(f"seed: {seed}")
         orders = Orders(plan, slots, folder, script.pipeline, settings.threads, device=plan.options.device)
-        with contextlib.closing(Run(prompts, replace(default, seed=seed), orders, past, console)) as run:
+        default = replace(default, seed=seed, precision=plan.request.precision)
+        with contextlib.closing(Run(prompts, default, orders, past, console)) as run:
             if run.missing:
                 with _cluster(flags):
                     run.make(_starts(flags, runtime, orders))
@@ -181,6 +182,7 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
     batches = [None] if default.build != "static-batch" else batches_for(preparer, slots)
     if None in batches:
         preparer.check(replace(default, batch_size=slots, build="dynamic-batch"))
+    default = settled(preparer, default, list(next(iter(sizes.values()))), batches, list(sizes))
     limits = Limits(pixels=max(side for of_guidance in sizes.values() for size in of_guidance for side in size))
     plans = [
         planned(preparer, default, script.program, list(sizes[guided]), batches, (guided,), wanted, limits)

@@ -27,12 +27,12 @@ from darkroom.cli.opening import open_model, refuse_bounds
 from darkroom.cli.parser import named
 from darkroom.cli.prebuild import versions, versions_of
 from darkroom.cli.settings import PACKAGE, artefact_folders, bounds_of, home, options_of, stores_of
-from darkroom.contract import PRECISIONS
+from darkroom.contract import AUTO
 from darkroom.engines import automatic, find_runtime, options_for
 from darkroom.engines.runtime import Options, Runtime, asked_as
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.flags import BUILDS, option
-from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision
+from darkroom.prepare import BATCHES, Compiled, Preparer, check_precision, offers
 from darkroom.request import DEFAULTS
 from darkroom.store.manifest import read_manifest
 
@@ -55,7 +55,7 @@ def add_work_flags(command: argparse.ArgumentParser, name: str, file: str) -> ar
     own.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine, for images per unit of money")
     kept = f"results, a line a cell, to which a second run adds what is missing; default: output/{file}"
     own.add_argument("--output", type=named, default=home() / "output" / file, metavar="FILE", help=kept)
-    command.set_defaults(engine=["auto"], precision=[PRECISIONS[0]], batch_size=[1], seed=0, num_warmup_runs=1)
+    command.set_defaults(engine=["auto"], precision=[AUTO], batch_size=[1], seed=0, num_warmup_runs=1)
     command.set_defaults(scheduler=None, streams=[1], asynchronous=False, build=None, keep_loaded=False)
     return own
 
@@ -255,7 +255,7 @@ def _runtime(name: str, options: Options, builds: list[str], flags: argparse.Nam
 def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> Iterator[tuple[Runtime, str]]:
     """Runtimes with the precisions that they have. Raises `InvalidRequest` for a precision that none of them has."""
     for precision in precisions:
-        able = [runtime for runtime in runtimes if precision in runtime.precisions()]
+        able = [runtime for runtime in runtimes if offers(runtime, precision)]
         if not able:
             check_precision(runtimes[0], precision)
         for runtime in runtimes:

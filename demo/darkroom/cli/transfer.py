@@ -14,7 +14,7 @@ from darkroom.store.archive import pack, unpack
 ENGINES, GRAPHS = "engines", "onnx"
 """What the stores are called in an archive."""
 
-PLACES = {"graph": GRAPHS} | dict.fromkeys(("engine", "compiled", "schedule", "tokenizer"), ENGINES)
+PLACES = {"graph": GRAPHS} | dict.fromkeys(("engine", "choice", "compiled", "schedule", "tokenizer"), ENGINES)
 """Where what is carried belongs. A model's folder is not: links into this machine, or what the other one has."""
 
 

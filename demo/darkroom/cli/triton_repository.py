@@ -13,7 +13,7 @@ from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
 from darkroom.cli.opening import Models
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of
-from darkroom.contract import PRECISIONS
+from darkroom.contract import AUTO
 from darkroom.engines import automatic, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, asked_as
 from darkroom.errors import InvalidRequest, check_known, near_matches
@@ -82,7 +82,7 @@ def parser() -> Parser:
     )
     served_with.add_argument("--schedulers", nargs="+", metavar="NAME", help="default: all, " + ", ".join(SCHEDULERS))
     add_flags(flags, TRITON, engines=", ".join(RUNTIME_PACKAGES))
-    flags.set_defaults(engine="auto", precision=PRECISIONS[0])
+    flags.set_defaults(engine="auto", precision=AUTO)
     config = flags.add_argument_group(f"what {CONFIG} says")
     config.add_argument("--instances", type=int, metavar="N", help="copies that run, on each GPU if there are any")
     config.add_argument("--gpus", nargs="+", type=int, metavar="I", help="the GPUs that it runs on; default: the CPU")

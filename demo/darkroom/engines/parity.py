@@ -25,7 +25,7 @@ def held_against_graph(runtime: Runtime, job: Job, graph: Path, engine: Path) ->
     that the comparison took. Raises `Failed` for more than the engine's precision allows.
     """
     began = time.perf_counter()
-    stage, inputs = job.stage, example_arrays(job.stage, _sizes(job), seed=3)
+    stage, inputs = job.stage, example_arrays(job.stage, sizes_of(job), seed=3)
     # ONNX Runtime computes no bfloat16 graphs.
     own = runtime.name == "onnxruntime" or (runtime.typed and job.precision == "bf16")
     run = by_openvino if own or not find_spec("onnxruntime") else by_onnxruntime
@@ -54,7 +54,7 @@ def run_once(
     from darkroom.networks.load import example_inputs, load_module, outputs_of
 
     its = from_json(Job, job)
-    inputs = example_inputs(its.stage, _sizes(its), seed=2)
+    inputs = example_inputs(its.stage, sizes_of(its), seed=2)
     loaded = find_runtime(runtime, Options(**options)).load(its, engine, None)
     outputs = loaded({name: value.numpy() for name, value in inputs.items()})
     if not all(np.isfinite(output).all() for output in outputs.values()):
@@ -65,7 +65,7 @@ def run_once(
     return relative_error((value, outputs[name]) for name, value in expected.items())
 
 
-def _sizes(job: Job) -> dict[str, int]:
+def sizes_of(job: Job) -> dict[str, int]:
     """The sizes that an engine is for; what it leaves free is what it is best at."""
     profile = job.profile
     best = {"B": profile.batches[1], "H": profile.pixels[1], "W": profile.pixels[1]}

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from darkroom.contract import FREE, PLACES, Job, Profile
+from darkroom.contract import FREE, PLACES, Job, Profile, Stage
 from darkroom.errors import InvalidRequest
 from darkroom.schedule.table import Table
 from darkroom.store.store import Store
@@ -142,6 +142,14 @@ class Runtime(Protocol):
     def precisions(self) -> tuple[str, ...]:
         """The precisions that this runtime computes in on this machine."""
         ...
+
+    def native(self) -> tuple[str, ...]:
+        """Those that its device computes by itself and may be faster in than in float32: what `auto` tries."""
+        return tuple(precision for precision in self.precisions() if precision != "fp32")
+
+    def serves_any_precision(self, stage: Stage) -> bool:
+        """Whether what is built for a stage can be loaded in any precision."""
+        return False
 
     def check(self, profile: Profile) -> None:
         """Raises `InvalidRequest` for sizes that do not go with the options."""

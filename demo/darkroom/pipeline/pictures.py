@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from darkroom.contract import precisions_by_stage
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.files import written
 from darkroom.flags import PIXEL_MULTIPLE
@@ -92,12 +93,15 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def file_name(pipeline: str, recipe: dict[str, Any], digits: int = HASH_DIGITS) -> str:
-    """`txt2img-fp32-a_red_appl-1-03fe.png`: what anyone types, made safe for every file system."""
+    """`txt2img-fp32-a_red_appl-1-03fe.png`, or with bf16+fp32 where networks differ: what anyone types, made safe for
+    every file system."""
     prompt = recipe["prompt"][:NAME_CHARACTERS].replace(" ", "_")
     safe = "".join(c if c.isalnum() or c in "-_.,+!'()" else "_" for c in prompt)
     same_for_the_run = {key: value for key, value in recipe.items() if key not in (*PER_IMAGE, "prompt")}
     hashed = hash_json(same_for_the_run)[:digits]
-    return f"{pipeline}-{recipe['request']['precision']}-{safe}-{recipe['image']}-{hashed}.png"
+    asked = recipe["request"]["precision"]
+    precisions = "+".join(sorted({*precisions_by_stage(asked).values()} or {asked}))
+    return f"{pipeline}-{precisions}-{safe}-{recipe['image']}-{hashed}.png"
 
 
 def names(folder: Path, pipeline: str, recipe: dict[str, Any]) -> Iterator[Path]:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from darkroom.contract import AUTO, spelled
 from darkroom.errors import InvalidRequest
+from darkroom.flags import BUILDS
 from darkroom.prepare import TABLE_REVISION, Compiled, Preparer
 from darkroom.processes.child import run_in_child
 from darkroom.request import Request
@@ -17,8 +19,6 @@ from darkroom.store.store import Key
 
 LARGE_TO_SERVE = 2 * 10**8
 """Weights from which on a UNet is loaded once, for any batch, and not once for each."""
-
-ONE_IMAGE = {"batch_size": 1, "batch_count": 1, "build": "static-batch"}
 
 
 def planned(
@@ -42,18 +42,14 @@ def planned(
     for height, width in sizes:
         preparer.check(replace(request, height=height, width=width, batch_size=most))
     free = request.build == "dynamic-shape"
+    request = settled(preparer, request, sizes, batches, guided)
     denoiser, lanes = preparer.checkpoint.family.denoiser, []
     for height, width in sizes[:1] if free else sizes:
         for with_guidance in guided:
-            scale = max(request.guidance_scale, 2.0) if with_guidance else 1.0
-            one = replace(request, height=height, width=width, guidance_scale=scale, **ONE_IMAGE)
-            if free:
-                one = replace(one, build=request.build)
+            one = _one_image(request, (height, width), with_guidance)
             denoisers = {}
             for batch in [None] if free else batches:
-                more = {"build": "dynamic-batch"} if batch is None else {"batch_size": batch}
-                asked = one if free else replace(one, **more)
-                denoisers[batch] = _part(preparer.compile(asked, {denoiser}), denoiser)
+                denoisers[batch] = _part(preparer.compile(_of_batch(one, batch), {denoiser}), denoiser)
             compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {denoiser})
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, denoisers))
@@ -74,6 +70,39 @@ def planned(
         lanes=tuple(lanes),
         limits=replace(limits, multiple=preparer.checkpoint.free_multiple),
     )
+
+
+def settled(
+    preparer: Preparer,
+    request: Request,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int | None],
+    guided: Sequence[bool],
+) -> Request:
+    """The request with its precisions, measured where it leaves them open: with the first of the sizes and the most
+    images. Whatever shares a batch is computed in the same."""
+    if request.precision != AUTO:
+        return request
+    one = _one_image(request, sizes[0], guided[0])
+    denoiser = preparer.checkpoint.family.denoiser
+    others = preparer.stages_for(one, from_image=False) - {denoiser}
+    chosen = preparer.chosen(_of_batch(one, batches[-1]), {denoiser}) | preparer.chosen(one, others)
+    return replace(request, precision=spelled(chosen))
+
+
+def _one_image(request: Request, size: tuple[int, int], guided: bool) -> Request:
+    scale = max(request.guidance_scale, 2.0) if guided else 1.0
+    build = request.build if request.build == "dynamic-shape" else BUILDS[0]
+    return replace(
+        request, height=size[0], width=size[1], guidance_scale=scale, batch_size=1, batch_count=1, build=build
+    )
+
+
+def _of_batch(request: Request, batch: int | None) -> Request:
+    """The request of one image, for so many at a time, or any number."""
+    if request.build == "dynamic-shape":
+        return request
+    return replace(request, build="dynamic-batch") if batch is None else replace(request, batch_size=batch)
 
 
 def _part(compiled: Compiled, stage: str) -> Part:

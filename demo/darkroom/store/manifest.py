@@ -12,7 +12,8 @@ USED = ".used"
 """A file beside it whose time says when the artefact was last used, to the hour."""
 
 PARTS = {"label": str, "key": dict, "files": dict, "made": dict}
-NAMED = {"engine": ("runtime", "version", "device", "precision"), "compiled": ("runtime", "version", "device")}
+OF_A_RUNTIME = ("runtime", "version", "device")
+NAMED = {"engine": (*OF_A_RUNTIME, "precision"), "choice": OF_A_RUNTIME, "compiled": OF_A_RUNTIME}
 """What the key of a kind says in words."""
 
 

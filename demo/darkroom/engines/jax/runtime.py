@@ -63,6 +63,10 @@ class Jax(Runtime):
     def precisions(self) -> tuple[str, ...]:
         return ("fp32", "bf16", "fp16")
 
+    def native(self) -> tuple[str, ...]:
+        """None are tried: what would measure them is a process of its own, out of reach of this one's device."""
+        return ()
+
     def check(self, profile: Profile) -> None:
         if None in (profile.batch, profile.height, profile.width):
             raise InvalidRequest(

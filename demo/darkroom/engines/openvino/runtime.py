@@ -23,7 +23,7 @@ import openvino  # noqa: E402
 from openvino import properties  # noqa: E402
 from openvino.properties import hint  # noqa: E402
 
-from darkroom.engines.openvino.weights import is_large, widen_late  # noqa: E402
+from darkroom.engines.openvino.weights import widen_late  # noqa: E402
 
 if sys.modules[CONVERTER] is None:
     del sys.modules[CONVERTER]
@@ -41,7 +41,7 @@ HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "fp16": openvino
 class OpenVino(Runtime):
     name = "openvino"
     compiles = True
-    revision = 5
+    revision = 6
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -63,6 +63,14 @@ class OpenVino(Runtime):
 
     def places(self) -> list[Place]:
         return places(self._core)
+
+    def serves_any_precision(self, stage: Stage) -> bool:
+        """What is kept as a model is compiled when it is loaded."""
+        return self._keeps_model(stage)
+
+    def _keeps_model(self, stage: Stage) -> bool:
+        large = stage.half_weights or (stage.large and self._device == CPU)
+        return large or not keeps_blobs(self._core, self._device)
 
     def check(self, profile: Profile) -> None:
         if NPU in self._members:
@@ -98,8 +106,7 @@ class OpenVino(Runtime):
 
     def _keep(self, model: openvino.Model, job: Job, path: Path) -> None:
         """Writes what `_load` reads: a blob, or a model in its place."""
-        large = job.stage.half_weights or (self._device == CPU and is_large(model))
-        if large or not keeps_blobs(self._core, self._device):
+        if self._keeps_model(job.stage):
             openvino.save_model(model, path.with_suffix(UNCOMPILED), compress_to_fp16=False)
             return
         compiled = self._core.compile_model(model, self._device, self._settings(job, None))

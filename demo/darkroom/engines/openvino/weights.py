@@ -10,16 +10,8 @@ kernels then, a twentieth slower; so it is for weights that are in float16 for w
 
 import openvino
 
-LARGE = 2**28
-"""Bytes of weights from which a network is kept as a model."""
-
 DECOMPRESSION = "decompression_0"
 """OpenVINO's name for what it knows of a conversion. It looks only whether it is there."""
-
-
-def is_large(model: openvino.Model) -> bool:
-    """Whether a model is better kept than a blob."""
-    return sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant") >= LARGE
 
 
 def widen_late(model: openvino.Model) -> None:

@@ -76,6 +76,10 @@ class Torch(Runtime):
         """fp8 products with a scale for each row come out in bfloat16 alone."""
         return ("bf16",) if self.options.quantization == "fp8" else tuple(DTYPES)
 
+    def native(self) -> tuple[str, ...]:
+        """On the CPU torch is what others are held against, and builds nothing that could be measured once for all."""
+        return super().native() if self._on_gpu and not self._compiled else ()
+
     def keep_in(self, store: Store) -> None:
         if self._compiled:
             facts = {"runtime": self.name, "version": self.version(), "revision": self.revision}
