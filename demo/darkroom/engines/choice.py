@@ -55,7 +55,7 @@ def choose(runtime: str, options: Options, job: Job, sources: dict[str, Path]) -
                 began = time.perf_counter()
                 engine(inputs)
                 times[precision].append(time.perf_counter() - began)
-        del loaded
+        del loaded, engine
     took = {precision: median(each) for precision, each in times.items()}
     agreeing = [each for each in others if differences[each] <= BOUNDS[each] and took[plain] >= GAIN * took[each]]
     chosen = min(agreeing, key=took.__getitem__, default=plain)
