@@ -37,7 +37,7 @@ def test_the_same_work_makes_the_same_pictures(starts: int, studio: Studio) -> N
     ended = compare(studio, *asked)
     assert ended.code == 0, ended.err
     theirs, ours = lines_of(studio)
-    assert (ours["contender"], theirs["contender"]) == ("Darkroom (openvino fp32)", REFERENCE)
+    assert (ours["contender"], theirs["contender"]) == ("Darkroom (openvino auto)", REFERENCE)
     assert ours["psnr"] > 45 and theirs.get("psnr") is None
     for line in (ours, theirs):
         assert line["stages"].keys() == {"CLIP", "UNet", "VAE-Dec", "Pipeline"} and line["unet_calls"] == 4  # PNDM
@@ -74,7 +74,7 @@ def test_a_peer_that_cannot_be_there_is_named_and_the_rest_measured(
     assert ended.code == 1 and PEERS["openvino-genai"].name in ended.err.splitlines()[-1]
     assert "no pictures are checked" in ended.err
     assert {line["contender"]: line["error"] and line["error"][-10:] for line in lines_of(studio)} == {
-        "Darkroom (openvino fp32)": None,
+        "Darkroom (openvino auto)": None,
         PEERS["openvino-genai"].name: "no network",
     }
 

@@ -199,7 +199,7 @@ class TestRun:
         assert first.code == 0, first.err
         rows = lines(studio)
         cells = [(row["settings"]["batch_size"], row["contender"]) for row in rows]
-        assert cells == [(size, engine) for size in (1, 2) for engine in ("openvino fp32", "torch fp32")]
+        assert cells == [(size, engine) for size in (1, 2) for engine in ("openvino auto", "torch auto")]
         for row in rows:
             stages = row["stages"]
             assert {"CLIP", "UNet", "VAE-Dec", "Pipeline"} == stages.keys() and stages["UNet"]["count"] == 5
@@ -209,11 +209,11 @@ class TestRun:
             assert row["images_per_second"] == pytest.approx(rate, rel=0.01)
             assert row["images_per_unit"] == pytest.approx(row["images_per_second"] * 1800, rel=1e-3)
             assert row["peak_host_bytes"] > 2**26 and row["load_seconds"] > 0
-            assert (row["build_seconds"] is None) == (row["contender"] == "torch fp32") == (row["engine_bytes"] is None)
+            assert (row["build_seconds"] is None) == (row["contender"] == "torch auto") == (row["engine_bytes"] is None)
         assert "2 of 3" not in first.out
-        again = bench(studio, *lists, "--precision", "fp32", **asked)
+        again = bench(studio, *lists, "--precision", "auto", **asked)
         assert again.code == 0 and "4 of 4 cells are in" in again.out and len(lines(studio)) == 4
-        assert again.out.count("openvino fp32") == first.out.count("openvino fp32") - 2, "the results are shown again"
+        assert again.out.count("openvino auto") == first.out.count("openvino auto") - 2, "the results are shown again"
         dearer = bench(studio, *lists, **asked | {"price_per_hour": 4})
         assert dearer.code == 0 and [row["price_per_hour"] for row in lines(studio)] == [2] * 4 + [4] * 4
         for before, after in zip(lines(studio)[:4], lines(studio)[4:], strict=True):
@@ -238,7 +238,7 @@ class TestRun:
         ended = bench(studio, "--engine", "openvino", "onnxruntime", **asked)
         assert ended.code == 0, ended.err
         openvino, onnxruntime = lines(studio)
-        assert (openvino["contender"], onnxruntime["contender"]) == ("openvino fp32", "onnxruntime (cpu) fp32")
+        assert (openvino["contender"], onnxruntime["contender"]) == ("openvino auto", "onnxruntime (cpu) auto")
         assert openvino["settings"]["options"] is None
         assert json.loads(onnxruntime["settings"]["options"]) == {"provider": "cpu"}
 
@@ -277,7 +277,7 @@ class TestRun:
             (["--prompt", ""], "prompt"),
             (["--baselin", "x"], "'--baseline'"),
             (["--baseline", "tensorflow"], "'tensorflow'"),
-            (["--engine", "torch", "torch-compile", "--baseline", "torch"], "'torch fp32' or 'torch-compile fp32'"),
+            (["--engine", "torch", "torch-compile", "--baseline", "torch"], "'torch auto' or 'torch-compile auto'"),
             (["--engine", "jax", "--threads", "1"], "--threads"),
             (["--async", "--streams", "2"], "--async"),
             (["--output", "/proc/no/such/file"], "--output"),

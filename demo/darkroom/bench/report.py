@@ -11,6 +11,7 @@ from typing import Any
 
 from darkroom.bench.results import Row, read
 from darkroom.bench.sections import Entry, Section, less, number, sections, size, times
+from darkroom.contract import AUTO
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.files import write_whole
 
@@ -98,6 +99,7 @@ def columns_of(part: Section) -> Columns:
     return {
         "contender": lambda entry: entry.name,
         "group": lambda entry: entry.group.label,
+        "computed in": lambda entry: _maybe(entry.row["computed"] if entry.row["precision"] == AUTO else None, str),
         "images/s (speed-up)": lambda entry: (
             number(entry.row["images_per_second"]) + _maybe(entry.speedup, lambda ratio: f" ({times(ratio)})")
         ),

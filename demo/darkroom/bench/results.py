@@ -36,11 +36,11 @@ class Damaged(Exception):
 class Row:
     """One cell, as its line has it: a contender, the settings it ran with, and what was measured, or its `error`.
 
-    Of its members, which are None where they are not there, `stages` are in milliseconds a batch; `cold_start`, from
-    the start of a process to its first PNG, `build_seconds`, of which `compile_seconds` are the compiler's, and
-    `load_seconds` are in seconds; `psnr` is in dB against the reference's pictures; `images_per_unit` is for each unit
-    of the money that `price_per_hour` is in; `beside` is what another contender did in the same turns, where memory had
-    no room for all at a time.
+    Of its members, which are None where they are not there, `stages` are in milliseconds a batch; `cold_start`,
+    from the start of a process to its first PNG, `build_seconds`, of which `compile_seconds` are the compiler's,
+    and `load_seconds` are in seconds; `psnr` is in dB against the reference's pictures; `images_per_unit` is for
+    each unit of the money that `price_per_hour` is in; `computed` is what became of the precision `auto`; `beside`
+    is what another contender did in the same turns, where memory had no room for all at a time.
     """
 
     line: dict[str, Any]

@@ -266,15 +266,16 @@ def _pairs(runtimes: list[Runtime], precisions: list[str], console: Console) -> 
 
 
 def built_facts(preparer: Preparer, compiled: Compiled) -> dict[str, Any]:
-    """Seconds that the engines of a run took to build, with their graphs, those of the compiler where it reports them,
-    and their bytes; None where none are built."""
+    """The precisions that were computed; seconds that the engines of a run took to build, with their graphs, those of
+    the compiler where it reports them, and their bytes; None where none are built."""
+    facts: dict[str, Any] = {"computed": compiled.request.precision}
     if not preparer.runtime.compiles:
-        return {"build_seconds": None, "engine_bytes": None}
+        return facts | {"build_seconds": None, "engine_bytes": None}
     manifests = [read_manifest(folder) for folder in compiled.sources.values()]
     graphs = [manifest["key"].get("graph") for manifest in manifests]
     exported = [manifest["made"]["seconds"] for _, manifest in preparer.graphs.manifests() if manifest["key"] in graphs]
     compiling = [made for manifest in manifests if (made := manifest["made"].get("compile_seconds")) is not None]
-    return {
+    return facts | {
         "compile_seconds": round(sum(compiling), 3) if compiling else None,
         "build_seconds": round(sum(exported) + sum(manifest["made"]["seconds"] for manifest in manifests), 3),
         "engine_bytes": sum(file["size"] for manifest in manifests for file in manifest["files"].values()),
