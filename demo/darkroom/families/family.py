@@ -9,12 +9,15 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from darkroom.contract import GUIDANCE_SCALE, NEGATIVE, Network, Stage, Tensor
+from darkroom.contract import DECODER, ENCODER, GUIDANCE_SCALE, NEGATIVE, Network, Stage, Tensor
 from darkroom.request import Request
 from darkroom.schedule import Chosen
 
 LEAST_CONTEXT = 3
 """Tokens of a prompt's beginning, of one word, and of its end."""
+
+TINY_VAE = "AutoencoderTiny"
+"""TAESD's kind (https://github.com/madebyollin/taesd): it encodes to latents, not to a distribution of them."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,19 @@ class Family:
         if traits.embeds_guidance:
             return {GUIDANCE_SCALE.name: np.array(request.guidance_scale, np.float32)}
         return {}
+
+    def vae_stages(self, model: Model) -> dict[str, Stage]:
+        """The contracts of the autoencoder's two halves: latents (B, C, h, w), as the denoiser has them -> images
+        (B, 3, H, W) in [-1, 1], and back to mean and deviation (B, C, h, w), or to a mean alone."""
+        latents = Tensor("latents", ("B", model.config(self.vae)["latent_channels"], "h", "w"))
+        images = Tensor("images", ("B", 3, "H", "W"))
+        kind = model.config(self.vae).get("_class_name") or "AutoencoderKL"
+        moments = ("mean",) if kind == TINY_VAE else ("mean", "deviation")
+        moments = tuple(Tensor(name, latents.shape) for name in moments)
+        networks, module = (Network(self.vae, f"diffusers:{kind}"),), "darkroom.networks.vae:{}"
+        decoder = Stage(self.vae, (latents,), (images,), networks, module.format("decoder"), DECODER)
+        encoder = Stage(f"{self.vae}_encoder", (images,), moments, networks, module.format("encoder"), ENCODER)
+        return {stage.name: stage for stage in (decoder, encoder)}
 
     def network(self, part: str) -> Network:
         """A part as a stage names it."""

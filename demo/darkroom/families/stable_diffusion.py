@@ -7,8 +7,8 @@ guidance scale for each image, so the doubled batch is the graph's alone.
 import re
 from typing import Any, ClassVar
 
-from darkroom.contract import DECODER, DENOISER, ENCODER, TEXT, Network, Stage, Tensor
-from darkroom.families.family import Family, Model, Part, Traits, denoiser_inputs
+from darkroom.contract import DENOISER, TEXT, Stage, Tensor
+from darkroom.families.family import TINY_VAE, Family, Model, Part, Traits, denoiser_inputs
 
 CLIP_DEFAULTS = {
     "max_position_embeddings": 77,
@@ -29,9 +29,6 @@ VAE = Part(
     {"block_out_channels": [64], "latent_channels": 4, "scaling_factor": 0.18215},
     original=(("first_stage_model.", "vae"),),
 )
-
-TINY_VAE = "AutoencoderTiny"
-"""TAESD's kind (https://github.com/madebyollin/taesd): it encodes to latents, not to a distribution of them."""
 
 UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
 """Settings of other families' networks: without them pictures would come out wrong, without a word."""
@@ -111,19 +108,6 @@ class UnetFamily(Family):
         output, options = Tensor("output", latents.shape), {"guided": guided}
         networks, module = (self.network("unet"),), "darkroom.networks.unet:denoiser"
         return {"unet": Stage("unet", inputs, (output,), networks, module, DENOISER, options, steady)}
-
-    def vae_stages(self, model: Model) -> dict[str, Stage]:
-        """The contracts of the autoencoder's two halves."""
-        latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
-        images = Tensor("images", ("B", 3, "H", "W"))
-        kind = model.config("vae").get("_class_name") or "AutoencoderKL"
-        moments = ("mean",) if kind == TINY_VAE else ("mean", "deviation")
-        moments = tuple(Tensor(name, latents.shape) for name in moments)
-        networks, module = (Network("vae", f"diffusers:{kind}"),), "darkroom.networks.vae:{}"
-        return {
-            "vae": Stage("vae", (latents,), (images,), networks, module.format("decoder"), DECODER),
-            "vae_encoder": Stage("vae_encoder", (images,), moments, networks, module.format("encoder"), ENCODER),
-        }
 
 
 class StableDiffusion(UnetFamily):
