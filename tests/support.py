@@ -355,6 +355,7 @@ def write_tiny_model(folder: Path) -> Path:
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
     }
     _finish(folder, "StableDiffusionPipeline", SCHEDULER_CONFIG, parts)
     return folder
@@ -406,11 +407,80 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
         "force_zeros_for_empty_prompt": not refiner,
         "requires_aesthetics_score": refiner,
+        "unet": ["diffusers", "UNet2DConditionModel"],
     }
     config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
     kind = "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline"
     _finish(folder, kind, config, parts, scaling_factor=0.13025)
     return folder
+
+
+FLOW_SCHEDULER_CONFIG = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 4,
+    "max_image_seq_len": 64,
+}
+"""As published with FLUX.1-dev, but for pictures of a few tokens, whose steps would hardly differ otherwise."""
+
+SENTENCE = 16
+"""Tokens that the tiny models' T5 reads."""
+
+
+def write_tiny_flux_model(folder: Path, schnell: bool = False) -> Path:
+    """A Flux.1-dev of random weights, or a `schnell`, whose guidance is not embedded; for pictures of 64x64 pixels."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    silence_libraries()
+    vocabulary = write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(2468 + schnell)
+    clip = CLIPTextModel(tiny_text(vocabulary, 24, 2))
+    t5 = tiny_t5(folder / "tokenizer_2", 40)
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=40,
+        pooled_projection_dim=24,
+        guidance_embeds=not schnell,
+        axes_dims_rope=(4, 6, 6),
+    )
+    louder(clip, 40, "embedding")
+    louder(t5, 20, "shared")
+    louder(transformer, 3, "context_embedder", "time_text_embed", "attn.to_", "attn.add_", "proj_out.weight")
+    parts = {"text_encoder": clip, "text_encoder_2": t5, "transformer": transformer}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    index = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+    }
+    config = FLOW_SCHEDULER_CONFIG | ({"use_dynamic_shifting": False, "shift": 1.0} if schnell else {})
+    vae = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    _finish(folder, "FluxPipeline", config, index, **vae, use_quant_conv=False, use_post_quant_conv=False)
+    return folder
+
+
+def tiny_t5(tokenizer: Path, width: int) -> Any:
+    """A T5 encoder of random weights; writes its tokenizer of WORDS and letters into the folder."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS), "▁", *"abcdefghijklmnopqrstuvwxyz,"]
+    vocabulary = [(piece, -float(index)) for index, piece in enumerate(pieces)]
+    T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=SENTENCE).save_pretrained(tokenizer)
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=len(pieces), feed_forward_proj="gated-gelu", **sizes))
 
 
 def tiny_text(vocabulary: dict[str, int], width: int, layers: int, **more: Any) -> Any:
@@ -446,13 +516,12 @@ def _finish(folder: Path, pipeline: str, scheduler: dict[str, Any], parts: dict[
 
     AutoencoderKL(
         sample_size=SIZE,
-        latent_channels=4,
         block_out_channels=(8, 8, 16, 16),
         layers_per_block=1,
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        **vae,
+        **{"latent_channels": 4} | vae,
     ).save_pretrained(folder / "vae")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1))
@@ -462,7 +531,6 @@ def _finish(folder: Path, pipeline: str, scheduler: dict[str, Any], parts: dict[
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "scheduler": ["diffusers", scheduler["_class_name"]],
-        "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index | parts, indent=1))

@@ -7,41 +7,33 @@ from typing import Any
 import numpy as np
 
 from tests.families.networks import StrangerTransformer, joined
-from tests.support import WORDS, louder, silence_libraries, tiny_text, write_tokenizer
+from tests.support import (
+    FLOW_SCHEDULER_CONFIG,
+    SENTENCE,
+    louder,
+    silence_libraries,
+    tiny_t5,
+    tiny_text,
+    write_tokenizer,
+)
 
-CHANNELS, SENTENCE = 16, 16
+CHANNELS = 16
 SCALE, SHIFT = 1.3, 0.12
 
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 4,
-    "max_image_seq_len": 64,
-}
-"""Steps that lie far apart for pictures of a few tokens already."""
+SCHEDULER = FLOW_SCHEDULER_CONFIG | {"shift": 1.0}
 
 
 def write_stranger(folder: Path) -> Path:
     """Writes the model, whose pictures are 64x64 pixels."""
     import torch
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+    from transformers import CLIPTextModel
 
     silence_libraries()
     vocabulary = write_tokenizer(folder / "words_tokenizer")
-    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS), "▁", *"abcdefghijklmnopqrstuvwxyz,"]
-    tokenizer = T5Tokenizer(
-        vocab=[(piece, -float(index)) for index, piece in enumerate(pieces)], extra_ids=0, model_max_length=SENTENCE
-    )
-    tokenizer.save_pretrained(folder / "sentences_tokenizer")
     torch.manual_seed(99)
     words = CLIPTextModel(tiny_text(vocabulary, 24, 2, projection_dim=24))
-    t5 = {"d_model": 40, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
-    sentences = T5EncoderModel(T5Config(vocab_size=len(pieces), **t5))
+    sentences = tiny_t5(folder / "sentences_tokenizer", 40)
     flow = StrangerTransformer(CHANNELS)
     vae = AutoencoderKL(
         sample_size=64,

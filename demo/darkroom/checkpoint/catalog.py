@@ -1,12 +1,12 @@
 """Which models exist, where they live, and their default settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darkroom.errors import check_known
 from darkroom.flags import DEMO, FEW_STEPS, FROM_IMAGE, FROM_TEXT, REFINING
 
-SD, SDXL = "sd", "sdxl"
+SD, SDXL, FLUX = "sd", "sdxl", "flux"
 """The names of the families that the scripts run."""
 
 LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
@@ -143,7 +143,25 @@ TURBO = Script(
     few_steps=True,
 )
 
-SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TURBO, IMG2IMG)}
+TXT2IMG_FLUX = Script(
+    "demo_txt2img_flux.py",
+    "txt2img_flux",
+    (FLUX,),
+    _named(
+        Version("flux.1-dev", "black-forest-labs/FLUX.1-dev", 1024, steps=28, guidance_scale=3.5),
+        Version(
+            "flux.1-schnell", "black-forest-labs/FLUX.1-schnell", 1024, steps=4, guidance_scale=0.0, few_steps=True
+        ),
+    ),
+    real="flux.1-dev",
+    unnamed=Version("", "", 0, steps=28, guidance_scale=3.5),
+)
+
+IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)
+
+SCRIPTS = {
+    script.program: script for script in (TXT2IMG, TXT2IMG_XL, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)
+}
 
 
 def served() -> dict[str, tuple[Script, Version]]:

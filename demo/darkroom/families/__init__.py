@@ -3,6 +3,7 @@
 from typing import Any
 
 from darkroom.families.family import Family
+from darkroom.families.flux import Flux
 from darkroom.families.stable_diffusion import StableDiffusion
 from darkroom.families.stable_diffusion_xl import StableDiffusionXl
 
@@ -34,5 +35,5 @@ def family_of(index: dict[str, Any]) -> Family | None:
     return next((family for family in _FAMILIES.values() if kind in family.pipelines), None)
 
 
-for each in (StableDiffusion(), StableDiffusionXl()):
+for each in (StableDiffusion(), StableDiffusionXl(), Flux()):
     register(each)

@@ -1,4 +1,4 @@
-"""CLIP's text encoders (Radford et al. 2021), as Stable Diffusion and SDXL read them."""
+"""CLIP's text encoders (Radford et al. 2021), as Stable Diffusion, SDXL and Flux read them."""
 
 from torch import Tensor, nn
 
@@ -9,6 +9,11 @@ def encoder(stage: Stage, network: nn.Module) -> nn.Module:
     """The module of a text stage."""
     wrapper = PenultimateClip if stage.options.get("penultimate") else Clip
     return wrapper(network, int(stage.options["clip_skip"]))
+
+
+def pooled(stage: Stage, network: nn.Module) -> nn.Module:
+    """The module of a text stage that gives the prompt's gist alone."""
+    return PooledClip(network)
 
 
 class Clip(nn.Module):
@@ -37,3 +42,14 @@ class PenultimateClip(Clip):
         output = self.encoder(input_ids=input_ids.long(), output_hidden_states=True)
         hidden = output.hidden_states[-(self.clip_skip + 2)].float()
         return (hidden, output.text_embeds.float()) if hasattr(output, "text_embeds") else hidden
+
+
+class PooledClip(nn.Module):
+    """(B, 77) token ids -> (B, P), the normalised hidden state of the token that ends the prompt."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.encoder(input_ids=input_ids.long()).pooler_output.float()

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def export_stage(
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     module = load_module(stage, model_folder, DTYPES[precision])
+    _write_out_rms_norms(module)
     height, width = fixed or (TRACED_LATENTS, TRACED_LATENTS)
     # An example batch of 1 would be traced as a constant; 2 stays free.
     inputs = example_inputs(stage, _sizes(2, height, width, vae_factor))
@@ -105,6 +107,21 @@ def export_stage(
         "onnx": onnx.__version__,
         "peak_bytes": peak_memory(),
     }
+
+
+def _write_out_rms_norms(module: Any) -> None:
+    """Lets torch's own RMSNorm (Zhang and Sennrich 2019) compute by its formula, in float32 as the fused one does: the
+    exporter knows no other way to write it."""
+    import torch
+
+    def forward(norm: Any, value: Any) -> Any:
+        wide = value.float()
+        normal = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.eps)
+        return normal.to(value.dtype) * norm.weight
+
+    for each in module.modules():
+        if isinstance(each, torch.nn.RMSNorm):
+            each.forward = partial(forward, each)
 
 
 def _refusal(module: Any, inputs: dict[str, Any], network: str, pixels: str) -> InvalidRequest | None:

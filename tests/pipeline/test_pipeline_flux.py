@@ -1,0 +1,107 @@
+"""Pictures of Flux against diffusers' own pipelines: the kind with embedded guidance, and the one without."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.pipeline.test_image_to_image import photograph
+from tests.support import SENTENCE, Diffusers, Studio, assert_refused, psnr, write_tiny_flux_model
+
+PROMPT = "a red apple on the house"
+RUNTIMES = ("openvino", "onnxruntime", "torch", "jax")
+SAME_AS_DIFFUSERS, SAME_IN_A_BATCH = 45, 50
+"""dB."""
+VISIBLE = 40
+"""Pictures further apart than this are different pictures."""
+SIZE = {"height": 64, "width": 64}
+KINDS = ("dev", "schnell")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: write_tiny_flux_model(root / kind, schnell=kind == "schnell") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def references(models: dict[str, Path]) -> dict[str, Diffusers]:
+    return {kind: Diffusers(model) for kind, model in models.items()}
+
+
+@pytest.fixture(params=KINDS)
+def flux(
+    request: pytest.FixtureRequest, studio: Studio, models: dict[str, Path], references: dict[str, Diffusers]
+) -> tuple[Studio, Diffusers]:
+    """The script on a tiny model of each kind, and diffusers on the same."""
+    return replace(studio, model=models[request.param], script="demo_txt2img_flux.py"), references[request.param]
+
+
+def of_diffusers(diffusers: Diffusers, *prompts: str, **more: Any) -> list:
+    """At the guidance and the size that are usual here."""
+    return diffusers.draw(*prompts, **{"guidance_scale": 3.5, "max_sequence_length": SENTENCE, **SIZE} | more)
+
+
+@pytest.mark.parametrize("engine", RUNTIMES)
+def test_picture_is_that_of_diffusers(engine: str, flux: tuple[Studio, Diffusers]) -> None:
+    studio, diffusers = flux
+    scale = 3.5 if diffusers.pipeline.transformer.config.guidance_embeds else 0
+    drawn = studio.draw(PROMPT, engine=engine, guidance_scale=scale, **SIZE)
+    (expected,) = of_diffusers(diffusers, PROMPT)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert set(drawn.result["milliseconds"]) == {"Text", "Transformer", "VAE-Dec", "Pipeline"}
+
+
+ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a batch": ({"batch_size": 3}, {}),
+    "not square": ({"height": 96, "width": 32}, {"height": 96, "width": 32}),
+    "large, any size": ({"height": 128, "width": 96, "build_dynamic_shape": True}, {"height": 128, "width": 96}),
+    "more steps": ({"denoising_steps": 8}, {"denoising_steps": 8}),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_asked_means_what_it_means_in_diffusers(asked: str, flux: tuple[Studio, Diffusers]) -> None:
+    studio, diffusers = flux
+    ours, theirs = ASKED[asked]
+    scale = 3.5 if diffusers.pipeline.transformer.config.guidance_embeds else 0
+    drawn = studio.draw(PROMPT, **{"guidance_scale": scale, **SIZE} | ours)
+    expected = of_diffusers(diffusers, *[PROMPT] * len(drawn.pictures), **theirs)
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+    if "height" not in theirs and theirs:
+        assert psnr(drawn.pictures[0], of_diffusers(diffusers, PROMPT)[0]) < VISIBLE
+
+
+@pytest.mark.parametrize("scale", [0, 1, 7])
+def test_the_dev_kind_is_given_its_scale(scale: float, studio: Studio, models: Any, references: Any) -> None:
+    studio = replace(studio, model=models["dev"], script="demo_txt2img_flux.py")
+    drawn = studio.draw(PROMPT, guidance_scale=scale, **SIZE)
+    (expected,) = of_diffusers(references["dev"], PROMPT, guidance_scale=float(scale))
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert psnr(of_diffusers(references["dev"], PROMPT)[0], expected) < VISIBLE
+
+
+@pytest.mark.parametrize("negative", [None, "green dog"])
+def test_the_schnell_kind_is_guided_by_a_negative_prompt(
+    negative: str | None, studio: Studio, models: Any, references: Any
+) -> None:
+    """What diffusers calls true guidance."""
+    studio = replace(studio, model=models["schnell"], script="demo_txt2img_flux.py")
+    drawn = studio.draw(PROMPT, guidance_scale=3, negative_prompt=negative, **SIZE)
+    (expected,) = of_diffusers(references["schnell"], PROMPT, true_cfg_scale=3.0, negative_prompt=negative or "")
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert psnr(of_diffusers(references["schnell"], PROMPT)[0], expected) < VISIBLE
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.62, 1.0])
+def test_from_a_picture_too(strength: float, flux: tuple[Studio, Diffusers], tmp_path: Path) -> None:
+    studio, diffusers = flux
+    photograph().save(tmp_path / "photograph.png")
+    scale = 3.5 if diffusers.pipeline.transformer.config.guidance_embeds else 0
+    asked = {"guidance_scale": scale, "denoising_steps": 8, "input_image": tmp_path / "photograph.png"}
+    drawn = replace(studio, script="demo_img2img_flux.py").draw(PROMPT, image_strength=strength, batch_size=2, **asked)
+    image = Image.open(tmp_path / "photograph.png")
+    expected = of_diffusers(diffusers, PROMPT, PROMPT, image=image, strength=strength, denoising_steps=8)
+    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
