@@ -426,14 +426,14 @@ class Preparer:
                 raise InvalidRequest(f"--precision {request.precision}: this model has no {name}, but {known}.")
         if request.negative_prompt and self.traits.embeds_guidance:
             raise InvalidRequest(
-                "--negative-prompt has no effect: this UNet is called once, with the guidance scale as an input."
+                "--negative-prompt has no effect: this model is called once, with the guidance scale as an input."
             )
         layers = self.family.layers_to_skip(self.checkpoint)
         if request.clip_skip > layers:
             raise InvalidRequest(
                 f"--clip-skip {request.clip_skip} is more than the {layers} layers that this model can leave out."
             )
-        factor, multiple = self.checkpoint.vae_factor, self.checkpoint.free_multiple
+        factor, multiple = max(self.checkpoint.vae_factor, self.family.multiple), self.checkpoint.free_multiple
         for name in ("height", "width"):
             pixels = getattr(request, name)
             if pixels % factor:
@@ -480,14 +480,16 @@ class Preparer:
             "kind": "schedule",
             "scheduler": choice.as_json(),
             "steps": request.denoising_steps,
-            "skipped": request.skipped_steps,
+            "skipped": None,
             "revision": TABLE_REVISION,
         } | made_with("diffusers")
         if request.image_strength is not None:
             if self.family.spreads_steps(self.checkpoint) and class_name == SPREADABLE:
                 facts |= {"skipped": 0, "share": request.image_strength}
             else:
-                check_steps_left(request.denoising_steps, request.image_strength)
+                left = self.family.steps_left(request.denoising_steps, request.image_strength)
+                check_steps_left(request.denoising_steps, request.image_strength, left)
+                facts["skipped"] = request.denoising_steps - left
         return class_name, Key(f"schedule-{class_name}-{request.denoising_steps}", facts)
 
     def _profile(self, request: Request) -> Profile:

@@ -81,7 +81,8 @@ class Request:
             if (start is None) != (strength is None):
                 raise InvalidRequest("--image-strength says how far to leave a picture: there is none to start from.")
         if self.refiner_strength is not None:
-            check_steps_left(self.denoising_steps, self.refiner_strength)
+            left = int(self.denoising_steps * self.refiner_strength)
+            check_steps_left(self.denoising_steps, self.refiner_strength, left)
         if self.seed + self.image_count > SEED_LIMIT:
             raise InvalidRequest(
                 f"--seed must leave every image a seed from 0 to {SEED_LIMIT - 1}; {self.seed} does not. "
@@ -92,14 +93,6 @@ class Request:
     def guided(self) -> bool:
         """Whether classifier-free guidance is on: above a scale of 1, as in diffusers."""
         return self.guidance_scale > 1
-
-    @property
-    def skipped_steps(self) -> int | None:
-        """Steps that a picture to start from makes unnecessary, as diffusers counts them where not all are made; None
-        without one."""
-        if self.image_strength is None:
-            return None
-        return self.denoising_steps - int(self.denoising_steps * self.image_strength)
 
     def refining(self) -> "Request":
         """The request to the refiner: the same prompts, from the first model's latents."""
@@ -162,9 +155,9 @@ class Request:
             raise InvalidRequest(f"the recipe does not hold a whole request ({error}).") from None
 
 
-def check_steps_left(steps: int, strength: float) -> None:
+def check_steps_left(steps: int, strength: float, left: int) -> None:
     """Raises `InvalidRequest` where a picture to start from leaves none of so many steps."""
-    if not int(steps * strength):
+    if not left:
         raise InvalidRequest(f"--image-strength {strength} of {steps} denoising steps leaves no step.")
 
 

@@ -23,6 +23,10 @@ TO_THE_HUB = [
     "--width 512 --height 512",
     'demo_txt2img_xl.py "art deco, realistic" --hf-token=hf_x --version xl-1.0 --batch-size 1 --build-static-batch '
     "--num-warmup-runs 5 --seed 3 --verbose --use-cuda-graph",
+    'demo_txt2img_flux.py "a mountain in spring" --hf-token=hf_x',
+    'demo_txt2img_flux.py "a latte" --hf-token=hf_x --lora-path "SebastianBodza/flux_lora_aquarel_watercolor" '
+    "--lora-weight 1.0",
+    'demo_img2img_flux.py "a house with two floors" --hf-token=hf_x --input-image INPUT --image-strength 0.95',
 ]
 
 REFUSED = [

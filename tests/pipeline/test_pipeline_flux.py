@@ -1,5 +1,6 @@
 """Pictures of Flux against diffusers' own pipelines: the kind with embedded guidance, and the one without."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,17 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.test_image_to_image import photograph
-from tests.support import SENTENCE, Diffusers, Studio, assert_refused, psnr, write_tiny_flux_model
+from tests.support import (
+    SENTENCE,
+    Diffusers,
+    Studio,
+    assert_refused,
+    changed_copy,
+    edit_json,
+    flags,
+    psnr,
+    write_tiny_flux_model,
+)
 
 PROMPT = "a red apple on the house"
 RUNTIMES = ("openvino", "onnxruntime", "torch", "jax")
@@ -95,13 +106,46 @@ def test_the_schnell_kind_is_guided_by_a_negative_prompt(
     assert psnr(of_diffusers(references["schnell"], PROMPT)[0], expected) < VISIBLE
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.62, 1.0])
+@pytest.mark.parametrize("strength", [0.1, 0.62, 1.0])
 def test_from_a_picture_too(strength: float, flux: tuple[Studio, Diffusers], tmp_path: Path) -> None:
+    """Each image of a batch is the one that diffusers makes of its seed alone: in a batch, it draws the picture to
+    start from once."""
     studio, diffusers = flux
     photograph().save(tmp_path / "photograph.png")
     scale = 3.5 if diffusers.pipeline.transformer.config.guidance_embeds else 0
     asked = {"guidance_scale": scale, "denoising_steps": 8, "input_image": tmp_path / "photograph.png"}
     drawn = replace(studio, script="demo_img2img_flux.py").draw(PROMPT, image_strength=strength, batch_size=2, **asked)
-    image = Image.open(tmp_path / "photograph.png")
-    expected = of_diffusers(diffusers, PROMPT, PROMPT, image=image, strength=strength, denoising_steps=8)
-    assert min(map(psnr, drawn.pictures, expected)) >= SAME_AS_DIFFUSERS
+    start = {"image": Image.open(tmp_path / "photograph.png"), "strength": strength, "denoising_steps": 8}
+    for index, picture in enumerate(drawn.pictures):
+        (expected,) = of_diffusers(diffusers, PROMPT, seed=5 + index, **start)
+        assert psnr(picture, expected) >= SAME_AS_DIFFUSERS
+
+
+def test_a_picture_to_start_from_is_brought_to_whole_patches(studio: Studio, models: Any, tmp_path: Path) -> None:
+    photograph(77, 45).save(tmp_path / "odd.png")
+    studio = replace(studio, model=models["schnell"], script="demo_img2img_flux.py")
+    drawn = studio.draw(PROMPT, guidance_scale=0, input_image=tmp_path / "odd.png")
+    assert drawn.pictures[0].shape == (32, 64, 3)
+
+
+def edited(part: str, **values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / part, **values)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], dict[str, Any], tuple[str, ...]]] = {
+    "half a patch": (lambda folder: None, {"height": 72}, ("--height", "multiple of 16", "72")),
+    "a negative prompt": (lambda folder: None, {"negative_prompt": "dog"}, ("--negative-prompt", "has no effect")),
+    "layers left out": (lambda folder: None, {"clip_skip": 1}, ("--clip-skip 1", "0 layers")),
+    "another scheduler": (lambda folder: None, {"scheduler": "DDIM"}, ("--scheduler DDIM", "FlowMatchEuler")),
+    "Kontext": (edited("model_index.json", _class_name="FluxKontextPipeline"), {}, ("FluxKontextPipeline",)),
+    "a control kind": (edited("model_index.json", _class_name="FluxControlPipeline"), {}, ("FluxControlPipeline",)),
+    "Fill": (edited("transformer/config.json", in_channels=384), {}, ("384 channels", "Flux Fill")),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_it_cannot_do_is_refused_by_name(why: str, studio: Studio, models: Any, tmp_path: Path) -> None:
+    change, asked, words = REFUSED[why]
+    model = changed_copy(models["dev"], tmp_path / "changed", change)
+    studio = replace(studio, script="demo_txt2img_flux.py")
+    assert_refused(studio.here(PROMPT, *flags(model=model, **SIZE | asked), *studio.folders()), *words)

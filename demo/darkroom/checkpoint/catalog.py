@@ -159,9 +159,7 @@ TXT2IMG_FLUX = Script(
 
 IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)
 
-SCRIPTS = {
-    script.program: script for script in (TXT2IMG, TXT2IMG_XL, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)
-}
+SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)}
 
 
 def served() -> dict[str, tuple[Script, Version]]:

@@ -18,6 +18,7 @@ from darkroom.cli.flags import given, refuse_without
 from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import Runtime
 from darkroom.errors import InvalidRequest
+from darkroom.families import find_family
 from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, option
 from darkroom.request import DEFAULTS, LoraChoice, Request, draw_seed
 
@@ -145,8 +146,8 @@ def unnamed(source: str, defaults: Version) -> Version:
     return replace(defaults, name=repository or "", source=source, size=0, embedded=repository is None)
 
 
-def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.ndarray:
-    """The pixels to start from: (H, W, 3) uint8, of the requested size or else the file's own, cropped to fit.
+def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> np.ndarray:
+    """The pixels to start from: (H, W, 3) uint8, of the requested size or else the file's own, resized to fit.
 
     Beside a recipe, they must be the ones that it was made from.
     """
@@ -155,7 +156,8 @@ def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None) -> np.nda
     if flags.input_image is None:
         raise InvalidRequest("--input-image is needed: the picture to start from.")
     wanted = recipe["request"] if recipe else vars(flags)
-    pixels = read_pixels(Path(flags.input_image), wanted["height"], wanted["width"])
+    multiple = find_family(script.families[0]).multiple
+    pixels = read_pixels(Path(flags.input_image), wanted["height"], wanted["width"], multiple)
     if recipe and recipe["request"].get("input_image") != pixels_digest(pixels):
         raise InvalidRequest(f"--input-image {flags.input_image} is not the picture that {flags.recipe} was made from.")
     return pixels

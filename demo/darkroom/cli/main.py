@@ -36,6 +36,7 @@ from darkroom.cli.start import EXIT
 from darkroom.contract import AUTO, spelled
 from darkroom.engines import find_runtime
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
+from darkroom.families import find_family
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
@@ -65,13 +66,14 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
     vae = vae_of(flags, recipe)
     check_lora_flags(flags)
-    image = image_of(flags, recipe) if script.from_image else None
+    image = image_of(flags, recipe, script) if script.from_image else None
     engine = engine_of(flags)
     if recipe is None:
         # What is wrong with the request is refused before a model is fetched for it.
         asked = request_of(flags, version, image, second, None, engine)
         if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
-            check_steps_left(asked.denoising_steps, asked.image_strength)
+            left = find_family(script.families[0]).steps_left(asked.denoising_steps, asked.image_strength)
+            check_steps_left(asked.denoising_steps, asked.image_strength, left)
     runtime = runtime_of(flags, recipe, engine, settings, console)
     if recipe is None:
         check_precision(runtime, asked.precision)

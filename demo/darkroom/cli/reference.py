@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from darkroom.checkpoint.catalog import IMG2IMG, TURBO, TXT2IMG, TXT2IMG_XL, Script
+from darkroom.checkpoint.catalog import SCRIPTS, TXT2IMG, Script
 from darkroom.cli.flags import parser_of
 
 BEGIN = "<!-- flags: written by darkroom.cli.reference -->"
@@ -11,13 +11,16 @@ END = "<!-- end of flags -->"
 
 
 def flags_table() -> str:
-    """One row a flag, in the parser's order; then what only one of the other scripts has."""
+    """One row a flag, in the parser's order; then what only some of the other scripts have."""
     lines = ["| flag | what it does |", "| --- | --- |"]
     common = {_name(action): action.help for action in _actions(TXT2IMG)}
     lines += [f"| {name} | {text} |" for name, text in common.items()]
-    for script in (TXT2IMG_XL, TURBO, IMG2IMG):
-        own = (action for action in _actions(script) if _name(action) not in common)
-        lines += [f"| {_name(action)} | `{script.program}` alone: {action.help} |" for action in own]
+    own: dict[tuple[str, str], list[str]] = {}
+    for script in SCRIPTS.values():
+        for action in _actions(script):
+            if _name(action) not in common:
+                own.setdefault((_name(action), str(action.help)), []).append(f"`{script.program}`")
+    lines += [f"| {name} | {' and '.join(having)} alone: {text} |" for (name, text), having in own.items()]
     return "\n".join(lines)
 
 

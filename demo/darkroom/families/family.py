@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from darkroom.contract import DECODER, ENCODER, GUIDANCE_SCALE, NEGATIVE, Network, Stage, Tensor
+from darkroom.flags import PIXEL_MULTIPLE
 from darkroom.request import Request
 from darkroom.schedule import Chosen
 
@@ -82,7 +83,8 @@ class Family:
 
     `name` stands in scripts, plans and recipes; `title` is what people call it. `parts` are its networks, in the order
     of their digests; `switches` are the entries of a model index that change pictures. `denoiser` and `vae` are those
-    of its parts that make steps and pictures; the denoiser's stage has that name too.
+    of its parts that make steps and pictures; the denoiser's stage has that name too. Heights and widths are multiples
+    of `multiple` pixels.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Family:
     switches: tuple[str, ...] = ()
     denoiser: str
     vae: str = "vae"
+    multiple: int = PIXEL_MULTIPLE
 
     def parts_of(self, index: dict[str, Any]) -> dict[str, Part]:
         """The networks of the model that an index describes."""
@@ -116,6 +119,10 @@ class Family:
         """Whether all steps are made from a picture too, over the timesteps that its strength leaves. The others leave
         steps out."""
         return False
+
+    def steps_left(self, steps: int, strength: float) -> int:
+        """How many steps are made from a picture, where not all are: pipelines round a part of a step down, or up."""
+        return int(steps * strength)
 
     def vae_factor(self, model: Model) -> int:
         """Pixels per latent, along each side."""

@@ -1,7 +1,7 @@
 """Flux.1 (Black Forest Labs, 2024): a transformer that predicts velocities on patches of 16-channel latents.
 
-CLIP gives the prompt's gist, T5 its words. The dev kind is given a guidance scale; the schnell kind makes a picture in a
-few steps without any.
+CLIP gives the prompt's gist, T5 its words. The dev kind is given a guidance scale; the schnell kind makes a picture in
+a few steps without any.
 """
 
 from dataclasses import replace
@@ -35,6 +35,7 @@ class Flux(Family):
         "vae": replace(VAE, original=()),
     }
     denoiser = "transformer"
+    multiple = 16
 
     def check(self, model: Model) -> None:
         transformer, latents = model.config("transformer"), model.config("vae")["latent_channels"]
@@ -62,6 +63,9 @@ class Flux(Family):
         side = self.free_multiple(model)
         tokens = (height // side) * (width // side)
         return replace(choice, mu=shift_mu(choice.config, tokens), sigmas=LINEAR_SIGMAS)
+
+    def steps_left(self, steps: int, strength: float) -> int:
+        return steps - int(steps - min(steps * strength, steps))
 
     def embeds_guidance(self, model: Model) -> bool:
         return bool(model.config("transformer").get("guidance_embeds"))

@@ -55,8 +55,8 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray:
-    """A picture as (H, W, 3) uint8, resized as diffusers does; without a size its own, down to multiples of 8.
+def read_pixels(path: Path, height: int | None, width: int | None, multiple: int = PIXEL_MULTIPLE) -> np.ndarray:
+    """A picture as (H, W, 3) uint8, resized as diffusers does; without a size its own, down to multiples of `multiple`.
 
     As diffusers does, it is turned as its EXIF says, and loses its transparency: what shows is the colour beneath.
     """
@@ -68,9 +68,9 @@ def read_pixels(path: Path, height: int | None, width: int | None) -> np.ndarray
     except UNREADABLE as error:
         raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
     for name, asked in (("height", height), ("width", width)):
-        if asked is not None and (asked < PIXEL_MULTIPLE or asked % PIXEL_MULTIPLE):
-            raise InvalidRequest(f"--{name} must be a multiple of {PIXEL_MULTIPLE}, not {asked}.")
-    fitting = (own // PIXEL_MULTIPLE * PIXEL_MULTIPLE for own in image.size)
+        if asked is not None and (asked < multiple or asked % multiple):
+            raise InvalidRequest(f"--{name} must be a multiple of {multiple}, not {asked}.")
+    fitting = (own // multiple * multiple for own in image.size)
     size = tuple(asked or own for asked, own in zip((width, height), fitting, strict=True))
     if not all(size):
         raise InvalidRequest(f"{path} at {size[0]}x{size[1]} pixels is too small to start from.")
