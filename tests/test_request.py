@@ -10,7 +10,7 @@ import pytest
 
 from darkroom.errors import InvalidRequest
 from darkroom.families.stable_diffusion import StableDiffusion
-from darkroom.request import LoraChoice, Request, draw_seed
+from darkroom.request import NEWER, LoraChoice, Request, draw_seed
 from darkroom.store.fingerprints import hash_json
 
 
@@ -119,11 +119,7 @@ def test_request_comes_back_from_json_as_it_was() -> None:
     assert Request.from_json(json.loads(json.dumps(asked.as_json()))) == asked
 
 
-NEWER = {"loras", "sigmas", "vae"}
-"""What recipes had not from the beginning."""
-
-
-@pytest.mark.parametrize("missing", sorted({field.name for field in dataclasses.fields(Request)} - NEWER))
+@pytest.mark.parametrize("missing", sorted({field.name for field in dataclasses.fields(Request)} - {*NEWER}))
 def test_recipe_that_holds_half_a_request_is_refused(missing: str) -> None:
     fields = {name: value for name, value in request().as_json().items() if name != missing}
     with pytest.raises(InvalidRequest, match="recipe"):
@@ -161,6 +157,9 @@ def test_digest_knows_every_field() -> None:
         "refiner_strength": 0.6,
         "loras": (LoraChoice(None, "00", 1.0, 1.0),),
         "vae": "other",
+        "prompt_2": "c",
+        "negative_prompt_2": "d",
+        "prompt_syntax": "a1111",
     }
     full = request(input_image="pixels", image_strength=0.5, refiner="one", refiner_strength=0.5)
     assert set(others) == {field.name for field in dataclasses.fields(Request)}

@@ -21,8 +21,9 @@ DRAWS_BOUNDS = (1, 20, 1000)
 
 @dataclass(frozen=True)
 class Tensor:
-    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W". `count` is
-    how many values an integer tensor takes, from 0 up; None where that is not known."""
+    """`shape` mixes numbers and the symbols of `Profile.sizes`: "B", latent "h" and "w", pixel "H" and "W", and "T" for
+    the tokens of a prompt that may take several chunks. `count` is how many values an integer tensor takes, from 0 up;
+    None where that is not known."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -98,6 +99,11 @@ class Stage:
         return next(tensor for tensor in self.inputs if tensor.name == "latents")
 
     @property
+    def takes_chunks(self) -> bool:
+        """Whether a prompt may have several chunks."""
+        return any("T" in tensor.shape for tensor in self.inputs)
+
+    @property
     def spatial(self) -> bool:
         """Whether any shape depends on the picture's size."""
         return any(size in ("h", "w", "H", "W") for tensor in self.inputs for size in tensor.shape)
@@ -105,7 +111,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free.
+    """The sizes an engine is built for: images a batch, height and width in pixels; None leaves one free. The denoiser
+    takes so many `chunks` of a prompt, each of as many tokens as text encoders read at a time: `context`.
 
     `batches` and `pixels` bound what is free, where a runtime needs bounds: the least, the one to be best at, the most.
     """
@@ -116,10 +123,12 @@ class Profile:
     vae_factor: int = 8
     batches: tuple[int, int, int] = (1, 1, 8)
     pixels: tuple[int, int, int] = (512, 512, 768)
+    context: int = 77
+    chunks: int = 1
 
     def sizes(self) -> dict[str, int]:
         """A number for every symbol of a shape; `FREE` where the profile leaves it open."""
-        sizes = {"B": self.batch, "H": self.height, "W": self.width}
+        sizes = {"B": self.batch, "H": self.height, "W": self.width, "T": self.chunks * self.context}
         for latent, pixel in (("h", self.height), ("w", self.width)):
             sizes[latent] = None if pixel is None else pixel // self.vae_factor
         return {symbol: FREE if size is None else size for symbol, size in sizes.items()}
@@ -133,7 +142,7 @@ class Profile:
         """The tensor's least, best and largest shape under this profile."""
         height, width = (3 * (size,) if size else self.pixels for size in (self.height, self.width))
         sizes = {"B": 3 * (self.batch,) if self.batch else self.batches, "H": height, "W": width}
-        sizes[DRAWS] = DRAWS_BOUNDS
+        sizes |= {DRAWS: DRAWS_BOUNDS, "T": 3 * (self.chunks * self.context,)}
         sizes |= {latent: tuple(size // self.vae_factor for size in sizes[latent.upper()]) for latent in "hw"}
         least, best, most = (
             tuple(sizes[size][which] if isinstance(size, str) else size for size in tensor.shape) for which in range(3)
@@ -141,9 +150,11 @@ class Profile:
         return least, best, most
 
     def label(self, spatial: bool = True) -> str:
-        """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`."""
+        """`b1-128x128`, or `b1` for a stage that knows no height and width; a free size is written `any`. Tokens
+        stand behind them where there are several chunks of a prompt."""
         batch, height, width = ("any" if size is None else str(size) for size in (self.batch, self.height, self.width))
-        return f"b{batch}-{height}x{width}" if spatial else f"b{batch}"
+        sizes = f"b{batch}-{height}x{width}" if spatial else f"b{batch}"
+        return sizes if self.chunks == 1 else f"{sizes}-{self.chunks * self.context}"
 
 
 def precision_of(asked: str, stage: str) -> str:

@@ -31,6 +31,9 @@ BUILDS = ("static-batch", "dynamic-batch", "dynamic-shape")
 NUM_IMAGES = "num_images"
 """The field of rows, and of requests to a server, for the number of images of a prompt. No `Request` holds it."""
 
+SYNTAXES = ("plain", "a1111")
+"""How prompts are read: as texts, or with weights, chunks and escapes as AUTOMATIC1111's web interface reads them."""
+
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
@@ -158,6 +161,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "the picture": (
         Flag("prompt", "PROMPT", "what the pictures should show; several make several", use=ROW),
         Flag("negative_prompt", "TEXT", "what they should not show", use=REQUEST | ROW | RECIPE, also=(CLIENT,)),
+        Flag("prompt_2", "TEXT", "what the second text encoder reads, in the place of the prompt",
+            use=REQUEST | ROW | RECIPE, also=(CLIENT,)),
+        Flag("negative_prompt_2", "TEXT", "what it reads in the place of the negative prompt",
+            use=REQUEST | ROW | RECIPE, also=(CLIENT,)),
+        Flag("prompt_syntax", "NAME",
+            "plain (default): as diffusers reads prompts, cut off where the text encoder ends; a1111: of any length, "
+            "with (words), (words:1.3), [words], BREAK and \\( for a bracket", use=REQUEST | RECIPE,
+            default=SYNTAXES[0], choices=SYNTAXES),
         Flag("height", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
             multiple=PIXEL_MULTIPLE, also=(BUILD, CLIENT)),
         Flag("width", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,

@@ -37,7 +37,7 @@ from darkroom.contract import (
 )
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
-from darkroom.flags import option
+from darkroom.flags import SYNTAXES, option
 from darkroom.forecast import Planned, disk_of, memory_of, refuse_what_cannot_fit
 from darkroom.pipeline.assembly import assemble, text_encoders
 from darkroom.pipeline.pipeline import DeferredRefiner, InitialImage, Pipeline
@@ -51,6 +51,7 @@ from darkroom.store.manifest import read_manifest
 from darkroom.store.producers import made_with
 from darkroom.store.store import Key, Store
 from darkroom.text.compile import compile_tokenizer
+from darkroom.text.reading import chunks
 from darkroom.text.tokenizer import Tokenizer
 from darkroom.values import to_json
 
@@ -235,6 +236,8 @@ class Preparer:
         for name, stage in self._contracts(request).items():
             if name in wanted:
                 job = Job(stage, alone if stage.role == ENCODER else profile, self._plain)
+                if not stage.takes_chunks:
+                    job = replace(job, profile=replace(job.profile, chunks=1))
                 if request.precision == AUTO:
                     asked = self._known_choice(job, request) or self._plain
                 else:
@@ -351,6 +354,7 @@ class Preparer:
             schedule,
             request,
             start=None if image is None else _start(image, of[ENCODER]),
+            chunks=next(job.profile.chunks for job in jobs.values() if job.stage.denoises),
         )
         return Prepared(request, pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
 
@@ -419,14 +423,15 @@ class Preparer:
     def _check_fit(self, request: Request) -> None:
         """Raises `InvalidRequest` when model, runtime and request do not fit."""
         check_precision(self.runtime, request.precision)
-        names = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
+        stages = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
         for name in precisions_by_stage(request.precision):
-            if name not in names and not name.startswith(OF_REFINER):
-                known = ", ".join(names)
+            if name not in stages and not name.startswith(OF_REFINER):
+                known = ", ".join(stages)
                 raise InvalidRequest(f"--precision {request.precision}: this model has no {name}, but {known}.")
-        if request.negative_prompt and self.traits.embeds_guidance:
+        self.traits.check(request)
+        if request.prompt_syntax != SYNTAXES[0] and not any(stage.takes_chunks for stage in stages.values()):
             raise InvalidRequest(
-                "--negative-prompt has no effect: this model is called once, with the guidance scale as an input."
+                f"--prompt-syntax {request.prompt_syntax} is for models that read prompts with CLIP alone."
             )
         layers = self.family.layers_to_skip(self.checkpoint)
         if request.clip_skip > layers:
@@ -501,7 +506,17 @@ class Preparer:
         for size in pixels if free_size else ():
             if size % multiple:
                 raise InvalidRequest(f"--dynamic-sizes are multiples of {multiple} for this model, not {size}.")
-        return Profile(batch, height, width, self.checkpoint.vae_factor, self.batches, pixels)
+        context = self.checkpoint.context(next(iter(self.checkpoint.texts)))
+        of = self.checkpoint.vae_factor, self.batches, pixels, context, self.chunks(request)
+        return Profile(batch, height, width, *of)
+
+    def chunks(self, request: Request) -> int:
+        """How many chunks of the request's prompts the denoiser takes. Before the tokenizers are compiled, as if one
+        were enough for each."""
+        if request.prompt_syntax == SYNTAXES[0]:
+            return 1
+        folders = [self.engines.find(self._tokenizer(part).key) for part in self.checkpoint.texts]
+        return 1 if None in folders else chunks(folders, request, self.traits.guided(request))
 
     def _fixed_latents(self, job: Job) -> tuple[int, int] | None:
         """The latent size a graph must be traced at, or None when one traced with free sizes will do."""

@@ -32,11 +32,12 @@ class Request:
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
     `width` are in pixels, `scheduler` is a key of SCHEDULERS and `sigmas` one of SIGMAS, None for the model's own,
-    `clip_skip` counts text encoder layers left out. Without a `negative_prompt` guidance leads away from what the
-    model was trained on for none. `input_image` is a hash of the pixels to start from, if any; `image_strength`, from
-    0 to 1, the share of the steps that are made then. `refiner` is a second model that goes on from the latents, named
-    as `model` is with "" for a folder, and `refiner_strength` the share of the steps that it makes once more. `loras`
-    are fused into the model. `vae` is another VAE than the model's own, named as `refiner` is.
+    `clip_skip` counts text encoder layers left out. Without a `negative_prompt` guidance leads away from what the model
+    was trained on for none; the second text encoder, where a model has one, reads `prompt_2` and `negative_prompt_2` in
+    their place. `prompt_syntax` is one of SYNTAXES. `input_image` is a hash of the pixels to start from, if any;
+    `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second model that goes on
+    from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of the steps that it
+    makes once more. `loras` are fused into the model. `vae` is another VAE than the model's own, named as `refiner` is.
     """
 
     model: str | None
@@ -62,6 +63,9 @@ class Request:
     refiner_strength: float | None = None
     loras: tuple["LoraChoice", ...] = ()
     vae: str | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    prompt_syntax: str = DEFAULTS["prompt_syntax"]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -72,6 +76,8 @@ class Request:
                 raise InvalidRequest(f"{option(flag.name)} {wrong}")
         if not self.prompts:
             raise InvalidRequest("no prompt was given: say what the picture should show, in quotes.")
+        if self.prompt_2 is not None and not self.prompt_2.strip():
+            raise InvalidRequest("--prompt-2 is empty: leave it out where both text encoders read the same.")
         for prompt in self.prompts:
             if not prompt.strip():
                 raise InvalidRequest("a prompt is empty: say what the picture should show.")
@@ -94,12 +100,19 @@ class Request:
         """Whether classifier-free guidance is on: above a scale of 1, as in diffusers."""
         return self.guidance_scale > 1
 
+    @property
+    def negative_prompts(self) -> dict[str, str]:
+        """What guidance is to lead away from, by the names of fields, where it is more than an empty text."""
+        return {name: text for name in ("negative_prompt", "negative_prompt_2") if (text := getattr(self, name))}
+
     def refining(self) -> "Request":
-        """The request to the refiner: the same prompts, from the first model's latents."""
+        """The request to the refiner: the prompts of the first text encoder, from the first model's latents."""
         return dataclasses.replace(
             self,
             model=self.refiner,
             clip_skip=0,
+            prompt_2=None,
+            negative_prompt_2=None,
             input_image="latents",
             image_strength=self.refiner_strength,
             refiner=None,
@@ -145,7 +158,7 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `InvalidRequest` for anything else."""
         try:
-            fields = {"loras": [], "vae": None, "sigmas": None} | fields  # what older recipes have not
+            fields = {name: DEFAULTS.get(name, []) for name in NEWER} | fields
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
             if not all(isinstance(prompt, str) for prompt in fields["prompts"]):
@@ -167,6 +180,9 @@ def check_published_steps(request: "Request") -> None:
     if request.denoising_steps > limit:
         raise InvalidRequest(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
 
+
+NEWER = ("loras", "vae", "sigmas", "prompt_2", "negative_prompt_2", "prompt_syntax")
+"""The fields that older recipes lack."""
 
 LEFT_OUT = {each.name for each in dataclasses.fields(Request) if type(None) in get_args(each.type)}
 """The fields that may be None."""

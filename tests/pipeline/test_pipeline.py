@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from darkroom.pipeline.pipeline import TextEncoder
+from darkroom.text.reading import Chunk
 from tests.support import NOISE_SCHEDULERS, Diffusers, Studio, changed_copy, edit_json, psnr
 
 RUNTIMES = ["openvino", "onnxruntime", "torch"]
@@ -262,20 +262,23 @@ def test_a_prompt_that_is_the_negative_one_too_equals_diffusers(
     assert psnr(drawn.pictures[0], drawn.pictures[2]) < VISIBLE
 
 
-class Reader:
-    """Stands for a text encoder's engine and for its tokenizer: a text's embedding is its number among `TEXTS`."""
+TEXTS = ("", "apple", "cat", "dog", "tree")
 
-    TEXTS = ("", "apple", "cat", "dog", "tree")
+
+def chunks_of(text: str) -> tuple[Chunk, ...]:
+    """A text's only token is its number among TEXTS."""
+    return (Chunk((TEXTS.index(text),)),)
+
+
+class Reader:
+    """Stands for a text encoder's engine: a token's embedding is the token."""
 
     def __init__(self) -> None:
         self.read: list[list[int]] = []
 
-    def encode(self, prompts: list[str]) -> Any:
-        return SimpleNamespace(ids=np.array([self.TEXTS.index(prompt) for prompt in prompts]))
-
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.read.append(inputs["input_ids"].tolist())
-        return {"text_embeddings": inputs["input_ids"]}
+        self.read.append(inputs["input_ids"][:, 0].tolist())
+        return {"text_embeddings": inputs["input_ids"][..., None]}
 
 
 @pytest.mark.parametrize(
@@ -291,23 +294,22 @@ class Reader:
 )
 def test_no_text_is_read_twice_for_a_batch(prompts: str, negative: str | None, read: list[list[int]]) -> None:
     reader = Reader()
-    encoder = TextEncoder(reader, reader, reader)  # type: ignore[arg-type]
+    encoder = TextEncoder(None, reader, reader)  # type: ignore[arg-type]
+    texts = [*prompts.split(), *([] if negative is None else [negative])]
+    own = [chunks_of(text) for text in prompts.split()]
     for _ in range(2):  # and none at all for the same batch again
-        text, *away = encoder(tuple(prompts.split()), negative)
-        assert text["text_embeddings"].tolist() == reader.encode(prompts.split()).ids.tolist()
-        assert [each["text_embeddings"].tolist() for each in away] == (
-            [] if negative is None else [[Reader.TEXTS.index(negative)] * len(prompts.split())]
-        )
+        made = encoder(own, None if negative is None else chunks_of(negative))
+        assert [each["text_embeddings"].item() for each in made] == [TEXTS.index(text) for text in texts]
         assert reader.read == read
     encoder.forget()
-    encoder(tuple(prompts.split()), negative)
+    encoder(own, None if negative is None else chunks_of(negative))
     assert reader.read == 2 * read
 
 
 def test_negative_prompts_have_an_engine_of_their_own_with_clip_skip() -> None:
     reader, other = Reader(), Reader()
-    encoder = TextEncoder(reader, reader, other)  # type: ignore[arg-type]
-    encoder(("cat", "cat"), "dog")
+    encoder = TextEncoder(None, reader, other)  # type: ignore[arg-type]
+    encoder([chunks_of("cat")] * 2, chunks_of("dog"))
     assert (reader.read, other.read) == ([[2, 2]], [[3, 3]])
 
 

@@ -183,11 +183,12 @@ def request_of(
     fetched.
     """
     guidance_scale = _or(flags.guidance_scale, version.guidance_scale)
-    if flags.negative_prompt and guidance_scale <= 1:
-        raise InvalidRequest(
-            f"--negative-prompt acts through guidance, which --guidance-scale {guidance_scale} turns off: "
-            f"use one above 1, or leave the negative prompt out."
-        )
+    for name in ("negative_prompt", "negative_prompt_2"):
+        if getattr(flags, name) and guidance_scale <= 1:
+            raise InvalidRequest(
+                f"{option(name)} acts through guidance, which --guidance-scale {guidance_scale} turns off: "
+                f"use one above 1, or leave the negative prompt out."
+            )
     if image is not None:
         height, width = image.shape[:2]
     elif version.size or checkpoint is None:

@@ -41,7 +41,7 @@ from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
 from darkroom.prepare import Preparer, check_precision
 from darkroom.request import DENOISED_BY, OF_REFINER, Batch, Request, check_published_steps, check_steps_left
-from darkroom.text.tokenizer import told_of_cut
+from darkroom.text.reading import cuts
 
 LEAST_ADDRESSES = 10**9
 """Bytes of address space below which no engine can be loaded: some libraries end the process there and then."""
@@ -284,13 +284,8 @@ def _keep(
 
 
 def _warn_of_cuts(pipeline: Pipeline, request: Request, console: Console) -> None:
-    tokenizer = pipeline.encoders[0].tokenizer
-    texts = list(dict.fromkeys(request.prompts))
-    if request.guided and request.negative_prompt:
-        texts.append(request.negative_prompt)
-    for cut in tokenizer.encode(texts).cut:
-        if cut:
-            console.warn(told_of_cut(cut, tokenizer.context))
+    for cut in cuts([encoder.tokenizer for encoder in pipeline.encoders], request):
+        console.warn(cut)
 
 
 def _check_limit() -> None:

@@ -155,20 +155,18 @@ def _check_number(number: str, device: str, runtime: Runtime) -> None:
 def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, script: Script) -> Plan:
     """Engines and schedules for what the rows request, and no more. What cannot be made is refused with its line."""
     preparer.check(replace(default, batch_size=slots))
-    sizes: dict[bool, dict[tuple[int, int], Asked]] = {}
+    sizes: dict[tuple[bool, int], dict[tuple[int, int], Asked]] = {}
     schedules: dict[Schedule, Asked] = {}
     for asked in prompts.rows(default):
         request = asked.request
         size = (request.height, request.width)
-        sizes.setdefault(preparer.traits.guided(request), {}).setdefault(size, asked)
+        with _at(prompts.place(asked.line)):
+            preparer.traits.check(request)
+            kind = (preparer.traits.guided(request), preparer.chunks(request))
+        sizes.setdefault(kind, {}).setdefault(size, asked)
         schedules.setdefault(Schedule(request.scheduler, request.denoising_steps, size), asked)
-        if request.negative_prompt and preparer.traits.embeds_guidance:
-            raise InvalidRequest(
-                f"{prompts.place(asked.line)}: negative_prompt has no effect: this model takes the guidance "
-                f"scale instead."
-            )
-    for of_guidance in sizes.values():
-        for (height, width), asked in of_guidance.items():
+    for of_kind in sizes.values():
+        for (height, width), asked in of_kind.items():
             with _at(prompts.place(asked.line)):
                 preparer.check(replace(default, height=height, width=width, batch_size=slots))
     wanted = {}
@@ -182,13 +180,28 @@ def _plan(prompts: Prompts, default: Request, slots: int, preparer: Preparer, sc
     batches = [None] if default.build != "static-batch" else batches_for(preparer, slots)
     if None in batches:
         preparer.check(replace(default, batch_size=slots, build="dynamic-batch"))
-    default = settled(preparer, default, list(next(iter(sizes.values()))), batches, list(sizes))
-    limits = Limits(pixels=max(side for of_guidance in sizes.values() for size in of_guidance for side in size))
+    default = settled(preparer, default, list(next(iter(sizes.values()))), batches, [guided for guided, _ in sizes])
+    limits = Limits(pixels=max(side for of_kind in sizes.values() for size in of_kind for side in size))
     plans = [
-        planned(preparer, default, script.program, list(sizes[guided]), batches, (guided,), wanted, limits)
-        for guided in sizes
+        planned(
+            preparer,
+            _like(next(iter(of_kind.values())), default),
+            script.program,
+            list(of_kind),
+            batches,
+            kind[:1],
+            wanted,
+            limits,
+        )
+        for kind, of_kind in sizes.items()
     ]
-    return replace(plans[0], lanes=tuple(lane for plan in plans for lane in plan.lanes))
+    return replace(plans[0], request=default, lanes=tuple(lane for plan in plans for lane in plan.lanes))
+
+
+def _like(asked: Asked, default: Request) -> Request:
+    """What rows leave out, with texts that are as long as those of one of them."""
+    names = ("prompts", "negative_prompt", "prompt_2", "negative_prompt_2")
+    return replace(default, **{name: getattr(asked.request, name) for name in names})
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from darkroom.request import Request
 from darkroom.serving.service import Plan
 from darkroom.serving.workers import Crew, Kept, NotMade, Orders, Task, Tell, Worker
 from darkroom.store.fingerprints import hash_json
-from darkroom.text.tokenizer import Tokenizer, told_of_cut
+from darkroom.text.reading import cuts
+from darkroom.text.tokenizer import Tokenizer
 
 LOCK = ".lock"
 CLOCKS_KEPT = 10_000
@@ -75,7 +76,7 @@ class Run:
         self._workers: dict[str, int] = {}
         self._problem: DarkroomError | None = None
         plan = orders.plan
-        self._tokenizer = Tokenizer.load(plan.tokenizers[0])
+        self._tokenizers = [Tokenizer.load(folder) for folder in plan.tokenizers]
         head = {
             "darkroom": __version__,
             "script": plan.script,
@@ -181,8 +182,8 @@ class Run:
         """What is missing, one kind after the other: only images of a kind share a UNet call."""
         orders, plan = self._orders, self._orders.plan
 
-        def kind(request: Request) -> tuple[bool, int, int]:
-            return plan.traits.guided(request), request.height, request.width
+        def kind(request: Request) -> tuple[bool, int, int, int]:
+            return plan.traits.guided(request), plan.chunks(request), request.height, request.width
 
         for wanted in dict.fromkeys(kind(asked.request) for asked in self._prompts.rows(self._default)):
             for asked in self._prompts.asked(self._default):
@@ -216,13 +217,10 @@ class Run:
         return Record(image=asked.number, line=asked.line, file=file, milliseconds=milliseconds, **row)
 
     def _warn_of_cuts(self, asked: Asked) -> None:
-        tokenizer = self._tokenizer
-        for cut in tokenizer.encode([asked.request.prompts[0], asked.request.negative_prompt or ""]).cut:
-            if cut:
-                self._cuts += 1
-                if self._cuts <= SHOWN:
-                    place = self._prompts.place(asked.line)
-                    self._console.warn(f"{place}: {told_of_cut(cut, tokenizer.context)}")
+        for cut in cuts(self._tokenizers, asked.request):
+            self._cuts += 1
+            if self._cuts <= SHOWN:
+                self._console.warn(f"{self._prompts.place(asked.line)}: {cut}")
 
     def _table(self) -> str:
         """What was made: how many, how fast, how full the batch was, and medians of what an image took."""

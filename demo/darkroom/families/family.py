@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from darkroom.contract import DECODER, ENCODER, GUIDANCE_SCALE, NEGATIVE, Network, Stage, Tensor
-from darkroom.flags import PIXEL_MULTIPLE
+from darkroom.errors import InvalidRequest
+from darkroom.flags import PIXEL_MULTIPLE, option
 from darkroom.request import Request
 from darkroom.schedule import Chosen
 
@@ -72,6 +73,16 @@ class Traits:
     zeros_for_empty_prompt: bool = False
     rows: tuple[str, str] = ("CLIP", "UNet")
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, request: Request) -> None:
+        """Raises `InvalidRequest` for texts that this model has no use for."""
+        for name in request.negative_prompts if self.embeds_guidance else ():
+            raise InvalidRequest(
+                f"{option(name)} has no effect: this model is called once, with the guidance scale as an input."
+            )
+        for name in ("prompt_2", "negative_prompt_2") if len(self.texts) < 2 else ():
+            if getattr(request, name) is not None:
+                raise InvalidRequest(f"{option(name)} has no effect: this model has one text encoder.")
 
     def guided(self, request: Request) -> bool:
         """Whether the request takes a denoiser with classifier-free guidance in its graph."""

@@ -102,7 +102,12 @@ class UnetFamily(Family):
         return made
 
     def unet_stage(self, model: Model, guided: bool, conditions: tuple[Tensor, ...]) -> dict[str, Stage]:
-        """The UNet's contract, with what the text encoders and the family condition it on."""
+        """The UNet's contract, with what the text encoders and the family condition it on. Embeddings of tokens may be
+        those of several chunks."""
+        conditions = tuple(
+            Tensor(each.name, (each.shape[0], "T", each.shape[2])) if len(each.shape) == 3 else each
+            for each in conditions
+        )
         latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
         inputs, steady = denoiser_inputs(latents, conditions, guided, self.traits(model).embeds_guidance)
         output, options = Tensor("output", latents.shape), {"guided": guided}
@@ -149,8 +154,8 @@ class StableDiffusion(UnetFamily):
     def stages(self, model: Model, guided: bool, clip_skip: int) -> dict[str, Stage]:
         """
         clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
-        unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, 77, D) -> output (B, 4, h, w);
-                      guided, also negative_text_embeddings (B, 77, D) and guidance_scale (B,);
+        unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, T, D) -> output (B, 4, h, w);
+                      guided, also negative_text_embeddings (B, T, D) and guidance_scale (B,);
                       where guidance is embedded, guidance_scale (B,) alone
         vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
         vae_encoder:  images (B, 3, H, W) in [-1, 1] -> mean, deviation (B, 4, h, w), scaled as the UNet has them

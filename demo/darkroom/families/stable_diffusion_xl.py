@@ -80,7 +80,7 @@ class StableDiffusionXl(UnetFamily):
         """
         clip:    input_ids (B, 77) int32 -> text_embeddings (B, 77, D1), of the layer before the last
         clip_2:  input_ids (B, 77) int32 -> text_embeddings_2 (B, 77, D2), pooled_embeddings (B, P)
-        unet:    as for Stable Diffusion, on text_embeddings (B, 77, D1), text_embeddings_2 (B, 77, D2),
+        unet:    as for Stable Diffusion, on text_embeddings (B, T, D1), text_embeddings_2 (B, T, D2),
                  pooled_embeddings (B, P) and time_ids (B, 6), or (B, 5) for the refiner; guided, also on all of them
                  with the prefix negative_
         """

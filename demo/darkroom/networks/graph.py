@@ -19,7 +19,7 @@ GRAPH_DATA = "model.onnx.data"
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """Largest difference from torch in float32 that a graph may show, relative to the largest value."""
 
-TRACED_LATENTS = 8
+TRACED_LATENTS, TRACED_TOKENS = 8, 8
 WORTH_A_FILE = 256 * 2**20
 """Bytes of a graph from which on its weights stand in a file of their own."""
 
@@ -48,7 +48,7 @@ def export_stage(
     width are free too, in steps that survive every halving in the UNet, unless `fixed` gives them in latents.
     Raises `InvalidRequest` for a network that does not take the size, `Failed` when it cannot be exported or the
     graph disagrees with torch. Returns facts for the manifest: the error that was measured, the exporter's
-    versions, and the most memory that it took.
+    versions, and the most memory that it took. Tokens of a prompt that may have several chunks are free.
     """
     import onnx
     import torch
@@ -62,8 +62,8 @@ def export_stage(
     _write_out_rms_norms(module)
     height, width = fixed or (TRACED_LATENTS, TRACED_LATENTS)
     # An example batch of 1 would be traced as a constant; 2 stays free.
-    inputs = example_inputs(stage, _sizes(2, height, width, vae_factor))
-    free = {"B"} if fixed else {"B", "h", "w", "H", "W"}
+    inputs = example_inputs(stage, _sizes(2, height, width, vae_factor, TRACED_TOKENS))
+    free = {"B", "T"} if fixed else {"B", "T", "h", "w", "H", "W"}
     axes = {
         tensor.name: {axis: size for axis, size in enumerate(tensor.shape) if size in free}
         for tensor in (*stage.inputs, *stage.outputs)
@@ -95,7 +95,7 @@ def export_stage(
         del module  # before the next is loaded: of the largest networks there is no room for two
         module = load_module(stage, model_folder)
     run = {"fp32": by_onnxruntime, "fp16": _halved, "bf16": by_openvino}[precision]
-    error = _error_against_torch(path, stage, module, run, _sizes(1, height, width, vae_factor))
+    error = _error_against_torch(path, stage, module, run, _sizes(1, height, width, vae_factor, 2 * TRACED_TOKENS))
     if not error <= TOLERANCES[precision]:
         raise Failed(
             f"the exported {stage.name} graph differs from torch by {error:.1e} (allowed: {TOLERANCES[precision]:.0e})"
@@ -139,8 +139,8 @@ def _refusal(module: Any, inputs: dict[str, Any], network: str, pixels: str) -> 
     return None
 
 
-def _sizes(batch: int, height: int, width: int, factor: int) -> dict[str, int]:
-    return {"B": batch, "h": height, "w": width, "H": height * factor, "W": width * factor}
+def _sizes(batch: int, height: int, width: int, factor: int, tokens: int) -> dict[str, int]:
+    return {"B": batch, "h": height, "w": width, "H": height * factor, "W": width * factor, "T": tokens}
 
 
 def _gather_external_data(path: Path) -> None:

@@ -37,7 +37,7 @@ class Unet(nn.Module):
     """One network call: the output for each image at its own timestep.
 
     `conditions` names what it takes beside latents and timestep: the embeddings of one text encoder or two, which stand
-    side by side, (B, 77, D) each; for SDXL pooled_embeddings (B, P) and time_ids (B, 6 or 5); and guidance_scale (B,)
+    side by side, (B, T, D) each; for SDXL pooled_embeddings (B, P) and time_ids (B, 6 or 5); and guidance_scale (B,)
     where the UNet was distilled to follow a scale that it is given (Meng et al. 2022).
     """
 

@@ -9,6 +9,7 @@ from darkroom.families.family import Traits
 from darkroom.pipeline.pipeline import InitialImage, Pipeline, TextEncoder
 from darkroom.request import Request
 from darkroom.schedule.table import Table
+from darkroom.text.reading import Reading
 from darkroom.text.tokenizer import Tokenizer
 
 
@@ -21,9 +22,11 @@ def assemble(
     request: Request,
     start: InitialImage | None = None,
     guided: bool | None = None,
+    chunks: int = 1,
 ) -> Pipeline:
-    """The pipeline that a request is run through. A `guided` denoiser takes requests without guidance too: at a
-    scale of 1 the picture without it comes out. By default the denoiser is the one that the request takes."""
+    """The pipeline that a request is run through. `chunks` are what the denoiser's engine takes of a prompt. A `guided`
+    denoiser takes requests without guidance too: at a scale of 1 the picture without it comes out. By default the
+    denoiser is the one that the request takes."""
     guided = traits.guided(request) if guided is None else guided
     family = find_family(traits.family)
     return Pipeline(
@@ -37,8 +40,10 @@ def assemble(
             request.width // traits.vae_factor,
         ),
         guidance_scale=(request.guidance_scale if request.guided else 1.0) if guided else None,
-        negative_prompt=request.negative_prompt or "",
-        zero_negative=request.negative_prompt is None and traits.zeros_for_empty_prompt,
+        reading=Reading.of(request),
+        chunks=chunks,
+        zero_negative=(request.negative_prompt, request.negative_prompt_2) == (None, None)
+        and traits.zeros_for_empty_prompt,
         added=family.conditions(traits, request),
         added_negative=family.conditions(traits, request, negative=True),
         start=start,

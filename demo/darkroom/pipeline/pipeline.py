@@ -16,9 +16,10 @@ from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pipeline.timing import StageClock
 from darkroom.request import Batch
 from darkroom.schedule.table import Table, Trajectory
+from darkroom.text.reading import Chunk, Ids, Reading
 from darkroom.text.tokenizer import Tokenizer
 
-KEPT_PROMPTS = 8
+KEPT_READINGS = 8
 
 
 @dataclass
@@ -28,42 +29,55 @@ class TextEncoder:
     tokenizer: Tokenizer
     engine: Engine
     negative: Engine
-    _kept: dict[tuple[int, tuple[str, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
+    _kept: dict[tuple[int, tuple[Ids, ...]], dict[str, np.ndarray]] = field(default_factory=dict)
 
-    def __call__(self, prompts: tuple[str, ...], negative: str | None = None) -> tuple[dict[str, np.ndarray], ...]:
-        """Prompts, one an image -> their embeddings, by the contract's names; and those of the negative prompt, for
-        each image, where there is one.
+    def __call__(
+        self, prompts: Sequence[tuple[Chunk, ...]], negative: tuple[Chunk, ...] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """The chunks of prompts, one prompt an image -> the embeddings of each, by the contract's names; and those of
+        the negative prompt behind them, if there is one. (T, D) of tokens are all chunks' in a row, others (P,) the
+        first one's.
 
-        A prompt of several images is read once, and the negative one beside it if there is room. Which texts stand
-        together depends on this batch alone, so that it is made again with the same bits.
+        What several images have in common is read once, and the negative prompt beside it if there is room. Which
+        chunks stand together depends on this batch alone, so that it is made again with the same bits.
         """
-        texts = list(dict.fromkeys(prompts))
-        beside = negative is not None and self.negative is self.engine and len(texts) < len(prompts)
-        if beside and negative not in texts:
-            texts.append(negative)
-        rows = [texts.index(prompt) for prompt in prompts]
-        read = self._read(self.engine, (*texts, *[texts[-1]] * (len(prompts) - len(texts))))
-        made = {name: value[rows] for name, value in read.items()}
-        if negative is None:
-            return (made,)
-        if not beside:
-            return made, self._read(self.negative, (negative,) * len(prompts))
-        rows = [texts.index(negative)] * len(prompts)
-        return made, {name: value[rows] for name, value in read.items()}
+        texts = [*prompts, *([] if negative is None else [negative])]
+        own = self.negative is self.engine or negative is None
+        made = self._read(self.engine, texts if own else texts[:-1], len(prompts))
+        if own:
+            return made
+        return made + self._read(self.negative, texts[-1:], len(prompts))
 
-    def _read(self, engine: Engine, texts: tuple[str, ...]) -> dict[str, np.ndarray]:
-        found = self._kept.pop((id(engine), texts), None)
+    def _read(self, engine: Engine, texts: list[tuple[Chunk, ...]], batch: int) -> list[dict[str, np.ndarray]]:
+        ids = list(dict.fromkeys(chunk.ids for text in texts for chunk in text))
+        found: dict[Ids, dict[str, np.ndarray]] = {}
+        for first in range(0, len(ids), batch):
+            group = ids[first : first + batch]
+            made = self._made(engine, (*group, *[group[-1]] * (batch - len(group))))
+            found |= {each: {name: value[row] for name, value in made.items()} for row, each in enumerate(group)}
+        return [_joined([(chunk, found[chunk.ids]) for chunk in text]) for text in texts]
+
+    def _made(self, engine: Engine, ids: tuple[Ids, ...]) -> dict[str, np.ndarray]:
+        found = self._kept.pop((id(engine), ids), None)
         if found is None:
-            found = engine({"input_ids": self.tokenizer.encode(list(texts)).ids})
+            found = engine({"input_ids": np.array(ids, np.int32)})
         # Kept for the next batches, but not without bound: those used last are the ones that come again.
-        self._kept[id(engine), texts] = found
-        while len(self._kept) > KEPT_PROMPTS:
+        self._kept[id(engine), ids] = found
+        while len(self._kept) > KEPT_READINGS:
             self._kept.pop(next(iter(self._kept)))
         return found
 
     def forget(self) -> None:
         """Drops what was encoded so far."""
         self._kept.clear()
+
+
+def _joined(chunks: list[tuple[Chunk, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    first = chunks[0][1]
+    return {
+        name: np.concatenate([chunk.weigh(made[name]) for chunk, made in chunks]) if value.ndim == 2 else value
+        for name, value in first.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,9 @@ class DeferredRefiner:
 class Pipeline:
     """Loaded engines and a compiled schedule for batches of one size.
 
-    `latent_shape` is (C, h, w), of one image. `guidance_scale` is None where the denoiser's engine has no guidance;
-    `zero_negative` makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
+    `latent_shape` is (C, h, w), of one image. `guidance_scale` is None where the denoiser's engine has no guidance.
+    `reading` is how prompts are read, and `chunks` how many of a prompt the denoiser's engine takes; `zero_negative`
+    makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
     each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
     picture to start from, if any. `rows` name text encoders and denoiser in the timing table. `vae` is None where a
     `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner` takes this model's place: a
@@ -112,7 +127,8 @@ class Pipeline:
     table: Table
     latent_shape: tuple[int, int, int]
     guidance_scale: float | None
-    negative_prompt: str = ""
+    reading: Reading = field(default_factory=Reading)
+    chunks: int = 1
     zero_negative: bool = False
     added: dict[str, np.ndarray] = field(default_factory=dict)
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
@@ -238,22 +254,34 @@ class Pipeline:
         """Prompts, one an image -> all that the denoiser is given beside latents and timestep, by its names."""
         images = len(prompts)
         guided = self.guidance_scale is not None
-        text, *negative = self.encode(prompts, self.negative_prompt if guided and not self.zero_negative else None)
+        *texts, away = self._encoded(prompts, guided and not self.zero_negative)
+        text = {name: np.stack([each[name] for each in texts]) for name in texts[0]}
         conditions = text | _for_each(images, self.added)
         if not guided:
             return conditions
-        away = negative[0] if negative else {name: np.zeros_like(value) for name, value in text.items()}
-        away = away | _for_each(images, self.added | self.added_negative)
+        away = _for_each(images, away | self.added | self.added_negative)
         return (
             conditions
             | {NEGATIVE + name: value for name, value in away.items()}
             | {GUIDANCE_SCALE.name: np.full(images, self.guidance_scale, np.float32)}
         )
 
-    def encode(self, prompts: tuple[str, ...], negative: str | None = None) -> list[dict[str, np.ndarray]]:
-        """Prompts, one an image -> all that the text encoders make of them; and of the negative prompt."""
-        made = zip(*(encoder(prompts, negative) for encoder in self.encoders), strict=True)
-        return [{name: value for one in each for name, value in one.items()} for each in made]
+    def _encoded(self, prompts: tuple[str, ...], away: bool) -> list[dict[str, np.ndarray]]:
+        """Prompts, one an image -> all that the text encoders make of each, as long as the denoiser takes it; and, if
+        it is wanted, of what guidance leads `away` from: else zeros."""
+        tokenizers = [encoder.tokenizer for encoder in self.encoders]
+        read = {prompt: self.reading.prompt(tokenizers, prompt) for prompt in dict.fromkeys(prompts)}
+        texts = [read[prompt] for prompt in prompts] + ([self.reading.away(tokenizers)] if away else [])
+        made: list[dict[str, np.ndarray]] = [{} for _ in texts]
+        for place, encoder in enumerate(self.encoders):
+            own = [text[place] for text in texts]
+            ends = len(prompts)
+            for each, text, embedded in zip(made, own, encoder(own[:ends], *own[ends:]), strict=True):
+                times = self.chunks // len(text)
+                each |= {
+                    name: np.tile(value, (times, 1)) if value.ndim == 2 else value for name, value in embedded.items()
+                }
+        return made if away else [*made, {name: np.zeros_like(value) for name, value in made[0].items()}]
 
     def denoise(
         self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None

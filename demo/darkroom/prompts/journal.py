@@ -33,6 +33,8 @@ class Record:
     height: int
     width: int
     milliseconds: dict[str, float] | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
 
     @property
     def own_milliseconds(self) -> float | None:

@@ -54,7 +54,8 @@ class Unwanted(Failed):
 class Lane:
     """Engines for images that may share a UNet call: those of one size, all with guidance or all without.
 
-    `denoisers` by the batch that each is for; None for one that takes any. The other engines take one image. `costs`
+    `denoisers` by the batch that each is for; None for one that takes any; they take so many `chunks` of a prompt. The
+    other engines take one image. `costs`
     are the least milliseconds that a call of each batch has taken, where that is measured.
     """
 
@@ -64,6 +65,7 @@ class Lane:
     denoisers: dict[int | None, Engine]
     vae: Engine
     costs: dict[int, float] = field(default_factory=dict)
+    chunks: int = 1
 
     def parts(self, images: int) -> list[int]:
         """The batches whose calls advance so many images for the least: [4, 1] for five, where eight cost more.
@@ -326,7 +328,14 @@ class StepBatcher:
             with image.clock.time(lane.traits.rows[0], *(engine.engine for engine in lane.encoders)):
                 engine = next(iter(lane.denoisers.values()))
                 image.pipeline = assemble(
-                    lane.traits, lane.encoders, engine, lane.vae, image.table, request, guided=lane.guided
+                    lane.traits,
+                    lane.encoders,
+                    engine,
+                    lane.vae,
+                    image.table,
+                    request,
+                    guided=lane.guided,
+                    chunks=lane.chunks,
                 )
                 image.conditions = image.pipeline.condition(request.prompts)
             image.streams = [NoiseStream(request.seed)]

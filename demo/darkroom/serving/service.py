@@ -30,6 +30,7 @@ from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.schedule.table import Table
 from darkroom.serving.batching import Counts, Lane, Made, StepBatcher
 from darkroom.store.store import Store
+from darkroom.text.reading import chunks
 from darkroom.text.tokenizer import Tokenizer
 from darkroom.values import from_json, to_json
 
@@ -63,6 +64,11 @@ class LanePlan:
     size: tuple[int, int] | None
     parts: dict[str, Part]
     denoisers: dict[int | None, Part]
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks of a prompt they take."""
+        return next(iter(self.denoisers.values())).job.profile.chunks
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,12 @@ class Plan:
 
     def lane_for(self, request: Request) -> LanePlan:
         """The engines for a request: of its size, and with guidance if it has any. Raises `InvalidRequest` for none."""
-        sized = [lane for lane in self.lanes if lane.size in (None, (request.height, request.width))]
+        count = self.chunks(request)
+        long = [lane for lane in self.lanes if lane.chunks == count]
+        if not long:
+            known = " or ".join(map(str, dict.fromkeys(lane.chunks for lane in self.lanes)))
+            raise InvalidRequest(f"prompt takes engines for {count} chunks of tokens, and these are for {known}.")
+        sized = [lane for lane in long if lane.size in (None, (request.height, request.width))]
         if not sized:
             sizes = ", ".join(dict.fromkeys(f"{lane.size[0]}x{lane.size[1]}" for lane in self.lanes))
             raise InvalidRequest(f"height and width {request.height}x{request.width} are not made here, but {sizes}.")
@@ -124,6 +135,10 @@ class Plan:
         raise InvalidRequest(
             f"guidance_scale {request.guidance_scale:g}: this model is served without guidance, which is 1 or less."
         )
+
+    def chunks(self, request: Request) -> int:
+        """How many chunks of the request's prompts a denoiser takes."""
+        return chunks(self.tokenizers, request, self.traits.guided(request))
 
     def recipe(self, request: Request, made: Made | None = None) -> dict[str, Any]:
         """What a picture records of itself: the same as if it had been made alone, by the script, but for the denoisers
@@ -227,7 +242,7 @@ class Service:
         plan, limits = self.plan, self.plan.limits
         fields = {name: value for name, value in fields.items() if value is not None}
         check_fields(fields)
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"):
             size = len((fields.get(name) or "").encode("utf-8", "surrogatepass"))
             if size > limits.prompt_bytes:
                 raise InvalidRequest(f"{name} has {size} bytes; {limits.prompt_bytes} is the most here.")
@@ -237,8 +252,7 @@ class Service:
         if not 1 <= images <= limits.images:
             raise InvalidRequest(f"num_images must be from 1 to {limits.images}, not {images}.")
         first = asked_for({"seed": draw_seed()} | fields, plan.request)
-        if first.negative_prompt and plan.traits.embeds_guidance:
-            raise InvalidRequest("negative_prompt has no effect: this model takes the guidance scale as an input.")
+        plan.traits.check(first)
         made = [first, *(replace(first, seed=first.seed + image) for image in range(1, images))]
         self.lane_of(first)
         self.table_of(first)
@@ -264,7 +278,7 @@ class Service:
             {batch: (denoisers[batch], part.job) for batch, part in lane.denoisers.items() if batch}
         )
         decoder = next(name for name, part in lane.parts.items() if part.job.stage.role == DECODER)
-        return Lane(self.plan.traits, lane.guided, encoders, denoisers, parts[decoder], costs)
+        return Lane(self.plan.traits, lane.guided, encoders, denoisers, parts[decoder], costs, lane.chunks)
 
     def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
         """The same objects for lanes with the same engines, which then know what the others have encoded."""
@@ -298,11 +312,14 @@ def asked_by_flags(fields: Mapping[str, Any], default: Request) -> Request:
     if "guidance_scale" in values:
         values["guidance_scale"] = float(values["guidance_scale"])
     asked = replace(default, prompts=(fields.get("prompt", ""),), batch_size=1, batch_count=1, **values)
-    if not asked.guided and fields.get("negative_prompt"):
-        raise InvalidRequest(
-            f"--negative-prompt acts through guidance, which --guidance-scale {asked.guidance_scale} turns off."
-        )
-    return asked if asked.guided else replace(asked, negative_prompt=None)
+    if asked.guided:
+        return asked
+    for name in asked.negative_prompts:
+        if name in fields:
+            raise InvalidRequest(
+                f"{option(name)} acts through guidance, which --guidance-scale {asked.guidance_scale} turns off."
+            )
+    return replace(asked, negative_prompt=None, negative_prompt_2=None)
 
 
 def check_whole(plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """Prompts -> token ids, by a `tokenizer.json` that transformers wrote and the `tokenizers` library alone."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class Tokenizer:
     """What a compiled `tokenizer.json` says, with all that `compile_tokenizer` set in it. `context`: ids a prompt."""
 
     def __init__(self, content: bytes) -> None:
+        self._content = content
         self._encoder = tokenizers.Tokenizer.from_buffer(content)
         self.context: int = self._encoder.padding["length"]
         added = {token.content for token in self._encoder.get_added_tokens_decoder().values()}
@@ -57,6 +59,36 @@ class Tokenizer:
             cut.append(text[min(begin for begin, end in rest if end) :].strip() if rest else "")
         shape = (len(prompts), self.context)
         return Encoded(np.array(ids, np.int32).reshape(shape), np.array(masks, np.int32).reshape(shape), tuple(cut))
+
+    def words(self, text: str) -> list[tuple[int, ...]]:
+        """The ids of a text, however many, without those that begin and end a prompt: one by one, but for a textual
+        inversion of many vectors."""
+        encoding = self._endless.encode(self._of_many_vectors(text), add_special_tokens=False)
+        ids, tokens, words, place = encoding.ids, encoding.tokens, [], 0
+        while place < len(ids):
+            end = place + len(self._vectors.get(tokens[place], [""]))
+            words.append(tuple(ids[place:end]))
+            place = end
+        return words
+
+    @cached_property
+    def comma(self) -> tuple[int, ...]:
+        """The word that a comma is."""
+        return self.words(",")[0]
+
+    @cached_property
+    def frame(self) -> tuple[int, int, int]:
+        """The ids that begin a prompt, end it, and fill up what is left."""
+        begin, end, padding = self._encoder.encode("").ids[:3]
+        return begin, end, padding
+
+    @cached_property
+    def _endless(self) -> tokenizers.Tokenizer:
+        """The same without cutting and padding."""
+        encoder = tokenizers.Tokenizer.from_buffer(self._content)
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
 
     def _of_many_vectors(self, prompt: str) -> str:
         """The prompt with `<cat>`, where `<cat>_1` and so on were added too, as `<cat> <cat>_1 ...`: diffusers'
