@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.pipeline.test_image_to_image import photograph
 from tests.support import (
@@ -149,3 +152,62 @@ def test_what_it_cannot_do_is_refused_by_name(why: str, studio: Studio, models: 
     model = changed_copy(models["dev"], tmp_path / "changed", change)
     studio = replace(studio, script="demo_txt2img_flux.py")
     assert_refused(studio.here(PROMPT, *flags(model=model, **SIZE | asked), *studio.folders()), *words)
+
+
+LAYERS: dict[str, tuple[int, dict[str, int]]] = {
+    "double_blocks.0.img_attn.qkv": (48, {f"transformer_blocks.0.attn.to_{each}": 48 for each in "qkv"}),
+    "double_blocks.1.txt_attn.qkv": (48, {f"transformer_blocks.1.attn.add_{each}_proj": 48 for each in "qkv"}),
+    "double_blocks.0.txt_attn.proj": (48, {"transformer_blocks.0.attn.to_add_out": 48}),
+    "double_blocks.1.img_mlp.0": (48, {"transformer_blocks.1.ff.net.0.proj": 192}),
+    "double_blocks.0.txt_mod.lin": (48, {"transformer_blocks.0.norm1_context.linear": 288}),
+    "single_blocks.0.linear1": (
+        48,
+        {f"single_transformer_blocks.0.attn.to_{each}": 48 for each in "qkv"}
+        | {"single_transformer_blocks.0.proj_mlp": 192},
+    ),
+    "single_blocks.1.linear2": (240, {"single_transformer_blocks.1.proj_out": 48}),
+}
+"""Layers of the tiny model by their names in https://github.com/black-forest-labs/flux, with the width of what goes in,
+and what they are in diffusers, with how many rows each."""
+NAMINGS = {
+    "kohya": lambda layer: (f"lora_unet_{layer.replace('.', '_')}", "lora_down", "lora_up"),
+    "BFL": lambda layer: (layer, "lora_A", "lora_B"),
+    "ComfyUI": lambda layer: (f"diffusion_model.{layer}", "lora_A", "lora_B"),
+    "diffusers": lambda layer: (f"transformer.{layer}", "lora_A", "lora_B"),
+}
+
+
+def lora_of(naming: str, folder: Path) -> Path:
+    """The same random changes, by the names of a tool."""
+    chance, tensors = torch.Generator().manual_seed(0), {}
+    for fused, (into, layers) in LAYERS.items():
+        down = torch.randn(4, into, generator=chance) / into**0.5
+        up = torch.randn(sum(layers.values()), 4, generator=chance) / 2
+        whole = {fused: up}
+        if naming == "diffusers":
+            whole = dict(zip(layers, up.split(list(layers.values())), strict=True))
+        for layer, rows in whole.items():
+            name, below, above = NAMINGS[naming](layer)
+            tensors |= {f"{name}.{below}.weight": down.clone(), f"{name}.{above}.weight": rows.contiguous()}
+            if naming == "kohya":
+                tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, folder / f"{naming}.safetensors")
+    return folder / f"{naming}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def with_lora(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The picture of diffusers with it."""
+    diffusers = Diffusers(models["dev"])
+    diffusers.pipeline.load_lora_weights(str(lora_of("diffusers", tmp_path_factory.mktemp("loras"))))
+    return of_diffusers(diffusers, PROMPT)[0]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_lora_makes_the_picture_of_diffusers(
+    naming: str, studio: Studio, models: Any, references: Any, with_lora: np.ndarray, tmp_path: Path
+) -> None:
+    studio = replace(studio, model=models["dev"], script="demo_txt2img_flux.py")
+    drawn = studio.draw(PROMPT, guidance_scale=3.5, lora_path=lora_of(naming, tmp_path), engine="torch", **SIZE)
+    assert psnr(drawn.pictures[0], with_lora) >= SAME_AS_DIFFUSERS
+    assert psnr(of_diffusers(references["dev"], PROMPT)[0], with_lora) < VISIBLE

@@ -167,7 +167,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
                 f"the quantised one was made of."
             )
         _check_config(config, {key: described.get(key, usual) for key, usual in part.defaults.items()})
-        if "num_attention_heads" in part.defaults:
+        if {"hidden_size", "num_attention_heads"} <= part.defaults.keys():
             _check_heads(config, part.defaults | described)
         contents = [json.dumps(described, sort_keys=True)]
         for weights in weight_files(folder / name, part.stem):

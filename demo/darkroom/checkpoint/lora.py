@@ -6,14 +6,16 @@ network is loaded, and does not depend on which other layers are in it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from darkroom.checkpoint.folder import SAFETENSORS, Checkpoint, read_header, read_metadata
-from darkroom.checkpoint.original import LAYOUTS, some
+from darkroom.checkpoint.original import LAYOUTS, some, whole
 from darkroom.contract import Lora
 from darkroom.errors import InvalidRequest
 from darkroom.families import every_family
@@ -50,12 +52,14 @@ class Change:
     """What a file holds for one layer.
 
     `layer` is its name in the network; `tensors` are the file's names by kind. `scaling` is what PEFT's configuration
-    says that the change is multiplied by, None without one.
+    says that the change is multiplied by, None without one. `rows` takes the layer's own of the file's rows, where one
+    layer there is several here.
     """
 
     layer: str
     tensors: dict[str, str]
     scaling: float | None
+    rows: Callable[[Any], Any] = whole
 
 
 def open_lora(path: Path, weight: float, scale: float, fingerprints: Fingerprints) -> Lora:
@@ -102,16 +106,18 @@ def left_out(lora: Lora, checkpoint: Checkpoint) -> list[str]:
     Raises `InvalidRequest` where the LoRA was made for another model.
     """
     parts, unused = _read(read_header(lora.path))
-    if not parts.keys() & checkpoint.digests.keys():
+    own = parts.keys() & checkpoint.digests.keys()
+    if not own:
         raise InvalidRequest(f"the LoRA {lora.path} changes nothing that this model has.")
     made, strangers = 0, []
+    used = {min(tensors.values()) for part in own for tensors in parts[part].values()}
     for part, layers in parts.items():
         if part in checkpoint.digests:
             found, missing = changes(lora.path, part, checkpoint.sizes(part), checkpoint.config(part))
             made += len(found)
             strangers += missing
         else:
-            unused += [min(tensors.values()) for tensors in layers.values()]
+            unused += {min(tensors.values()) for tensors in layers.values()} - used
     if made < max(len(strangers), 1):
         there = f"of the {made + len(strangers)} layers that it changes, the model lacks {some(strangers)}"
         raise InvalidRequest(MISFIT.format(lora.path, "", there))
@@ -127,11 +133,12 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) 
     header, known = read_header(path), _layers(part, sizes, config)
     made, strangers, read, metadata = [], [], _read(header)[0].get(part, {}), read_metadata(path)
     for name, tensors in read.items():
-        if (layer := known.get(_flat(name))) is None:
+        layers = known.get(_flat(name), {})
+        if not layers:
             strangers.append(min(tensors.values()))
-            continue
         try:
-            _check({kind: header[tensor]["shape"] for kind, tensor in tensors.items()}, layer, sizes)
+            for layer, rows in layers.items():
+                _check({kind: header[tensor]["shape"] for kind, tensor in tensors.items()}, layer, sizes, rows)
         except KeyError as error:
             raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} lacks {error.args[0]}")) from None
         except IndexError:
@@ -139,7 +146,8 @@ def changes(path: Path, part: str, sizes: Mapping[str, list[int]], config: Any) 
         except ValueError as error:
             raise InvalidRequest(MISFIT.format(path, f"'s {part}", f"{name} {error}")) from None
         rank = header[tensors["down"]]["shape"][0] if "down" in tensors else 1
-        made.append(Change(layer, tensors, _scaling(metadata, part, name, rank)))
+        scaling = _scaling(metadata, part, name, rank)
+        made += [Change(layer, tensors, scaling, rows) for layer, rows in layers.items()]
     return made, strangers
 
 
@@ -159,35 +167,37 @@ def _read(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, dict[str, str]
         if kind in (None, "down_bias", "mid_bias"):
             unknown.append(name)
             continue
-        part, layer = _part(layer)
-        if parts.setdefault(part, {}).setdefault(layer, {}).setdefault(kind, name) != name:
+        layer, of = _parts(layer)
+        if any(parts.setdefault(part, {}).setdefault(layer, {}).setdefault(kind, name) != name for part in of):
             unknown.append(name)  # of a second adapter in the file
     # An alpha alone changes nothing: tools leave it behind where they drop a layer.
     parts = {part: {k: v for k, v in layers.items() if v.keys() != {"alpha"}} for part, layers in parts.items()}
     return {part: layers for part, layers in parts.items() if layers}, unknown
 
 
-def _part(name: str) -> tuple[str, str]:
-    """The part that a layer belongs to, and its name there. The oldest files are of the denoiser alone, and say no
-    part."""
-    prefixes = {prefix: part for family in every_family() for part, of in family.parts.items() for prefix in of.lora}
-    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-    part = prefixes[prefix] if prefix else next(iter(every_family())).denoiser
+def _parts(name: str) -> tuple[str, set[str]]:
+    """A layer's name in its part, and that part's name in each family that it may be of. Some files are of the denoiser
+    alone, and say no part."""
+    every = [(prefix, part) for family in every_family() for part, of in family.parts.items() for prefix in of.lora]
+    prefix = next((prefix for prefix, _ in every if name.startswith(prefix)), "")
+    parts = {part for each, part in every if each == prefix} or {family.denoiser for family in every_family()}
     name = name.removeprefix(prefix).replace(".processor.", ".").removesuffix("_lora")
     # What diffusers' attention processors called their layers.
     name = re.sub(r"self_attn\.to_(q|k|v|out)$", r"self_attn.\1_proj", name)
-    return part, re.sub(r"\.to_out$", ".to_out.0", name)
+    return re.sub(r"\.to_out$", ".to_out.0", name), parts
 
 
-def _layers(part: str, sizes: Mapping[str, Any], config: Any) -> dict[str, str]:
-    """The layers of a part, by all the names that files have for them, flat."""
+def _layers(part: str, sizes: Mapping[str, Any], config: Any) -> dict[str, dict[str, Callable[[Any], Any]]]:
+    """The layers of a part by all the names that files have for them, flat; and of each the rows that are its own."""
     layouts = {layout for family in every_family() if part in family.parts for _, layout in family.parts[part].original}
-    known = {}
+    known: dict[str, dict[str, Callable[[Any], Any]]] = {}
     for name in sizes:
         stem, _, what = name.rpartition(".")
-        sources = [source.name for layout in layouts for source in LAYOUTS[layout](name, config)]
-        known |= {_flat(each.removesuffix(f".{what}")): stem for each in sources if each.endswith(f".{what}")}
-        known[_flat(stem)] = stem
+        for layout in layouts:
+            for source in LAYOUTS[layout](name, config):
+                if source.name.endswith(f".{what}"):
+                    known.setdefault(_flat(source.name.removesuffix(f".{what}")), {})[stem] = source.change
+        known[_flat(stem)] = {stem: whole}
     return known
 
 
@@ -211,21 +221,29 @@ def _scaling(metadata: Mapping[str, str], part: str, layer: str, rank: int) -> f
         return None
 
 
-def _check(shapes: Mapping[str, list[int]], layer: str, sizes: Mapping[str, list[int]]) -> None:
+def _check(
+    shapes: Mapping[str, list[int]], layer: str, sizes: Mapping[str, list[int]], rows: Callable[[Any], Any]
+) -> None:
     """Raises KeyError for a tensor that is missing, and ValueError, in half a sentence, for one that does not fit."""
+
+    def left(count: int) -> int:
+        return len(rows(np.arange(count)))
+
     if prod(shapes.get("alpha", ())) != 1:
         raise ValueError("has more than one alpha")
     if (change := _shape(shapes)) is not None:
         weight = sizes[f"{layer}.weight"]
-        if change != (weight[0], prod(weight[1:])):
+        if (left(change[0]), change[1]) != (weight[0], prod(weight[1:])):
             raise ValueError(f"is {change[0]}x{change[1]}, where the model has {weight[0]}x{prod(weight[1:])}")
         for kind in {"dora_scale", "lora_magnitude_vector"} & shapes.keys():
-            if prod(shapes[kind]) not in (weight[0], weight[1] if shapes[kind][:1] == [1] else weight[0]):
-                raise ValueError(f"has {prod(shapes[kind])} magnitudes for {weight[0]} rows")
+            count = prod(shapes[kind])
+            of_columns = rows is whole and shapes[kind][:1] == [1] and count == weight[1]
+            if not of_columns and left(count) != weight[0]:
+                raise ValueError(f"has {count} magnitudes for {weight[0]} rows")
     for kind in {"up_bias", "diff_b"} & shapes.keys():
         if f"{layer}.bias" not in sizes:
             raise ValueError("changes a bias, and the model has none there")
-        if prod(shapes[kind]) != prod(sizes[f"{layer}.bias"]):
+        if left(prod(shapes[kind])) != prod(sizes[f"{layer}.bias"]):
             raise ValueError(f"changes a bias of {prod(shapes[kind])} numbers, not {prod(sizes[f'{layer}.bias'])}")
 
 

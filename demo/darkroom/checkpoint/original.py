@@ -7,6 +7,7 @@ accounted for: used, known to be of no use, or named.
 import importlib
 import re
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,32 @@ IN_VAE = {
     "conv_shortcut": "nin_shortcut",
     "conv_norm_out": "norm_out",
 }
+IN_BFL = {
+    r"^(single_)?transformer_blocks\.(\d+)\.": lambda found: f"{'single' if found[1] else 'double'}_blocks.{found[2]}.",
+    r"^time_text_embed\.timestep_embedder\.": "time_in.",
+    r"^time_text_embed\.guidance_embedder\.": "guidance_in.",
+    r"^time_text_embed\.text_embedder\.": "vector_in.",
+    r"_in\.linear_1\.": "_in.in_layer.",
+    r"_in\.linear_2\.": "_in.out_layer.",
+    r"^context_embedder\.": "txt_in.",
+    r"^x_embedder\.": "img_in.",
+    r"^proj_out\.": "final_layer.linear.",
+    r"^norm_out\.linear\.": "final_layer.adaLN_modulation.1.",
+    r"\.norm1\.linear\.": ".img_mod.lin.",
+    r"\.norm1_context\.linear\.": ".txt_mod.lin.",
+    r"\.norm\.linear\.": ".modulation.lin.",
+    r"\.ff\.net\.(\d)\.(proj\.)?": r".img_mlp.\1.",
+    r"\.ff_context\.net\.(\d)\.(proj\.)?": r".txt_mlp.\1.",
+    r"(double_blocks\.\d+)\.attn\.(to_[qkv]|norm_[qk]\b|to_out\.0)": r"\1.img_attn.\2",
+    r"(double_blocks\.\d+)\.attn\.(add_[qkv]_proj|norm_added_[qk]|to_add_out)": r"\1.txt_attn.\2",
+    r"_attn\.(to_[qkv]|add_[qkv]_proj)\.": "_attn.qkv.",
+    r"_attn\.(to_out\.0|to_add_out)\.": "_attn.proj.",
+    r"(single_blocks\.\d+)\.(attn\.to_[qkv]|proj_mlp)\.": r"\1.linear1.",
+    r"(single_blocks\.\d+)\.proj_out\.": r"\1.linear2.",
+    r"(single_blocks\.\d+)\.attn\.": r"\1.",
+    r"\.norm_(added_)?q\.weight": ".norm.query_norm.scale",
+    r"\.norm_(added_)?k\.weight": ".norm.key_norm.scale",
+}
 IN_OPEN_CLIP = {
     r"embeddings\.token_embedding": "token_embedding",
     r"embeddings\.position_embedding\.weight": "positional_embedding",
@@ -85,11 +112,16 @@ FOREIGN = re.compile(r"edm_\w+(\..*)?|model_sampling.*|(model\.)?control_model\.
 """Tensors of parametrisations, and of networks, that are not supported."""
 
 
+def whole(value: Any) -> Any:
+    """The tensor as it is."""
+    return value
+
+
 class Source(NamedTuple):
     """A tensor of the file, and what is to be done with it."""
 
     name: str
-    change: Callable[[Any], Any] = lambda value: value
+    change: Callable[[Any], Any] = whole
 
 
 def of_unet(name: str, config: dict[str, Any]) -> list[Source]:
@@ -150,13 +182,26 @@ def of_open_clip(name: str, config: dict[str, Any]) -> list[Source]:
     return [Source(theirs)]
 
 
-def _renamed(name: str, table: dict[str, str]) -> str:
+def of_bfl(name: str, config: dict[str, Any]) -> list[Source]:
+    """What Black Forest Labs call a tensor of Flux's transformer; queries, keys and values are rows of one there, as is
+    in the single blocks what feeds the perceptron. Nothing, for a tensor of another kind of transformer."""
+    theirs = _renamed(name, IN_BFL)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if found := re.search(r"\.attn\.(?:to|add)_([qkv])(?:_proj)?\.|\.proj_mlp\.", name):
+        first = "qkv".index(found[1]) if found[1] else 3
+        return [Source(theirs, itemgetter(slice(first * width, (first + 1) * width if found[1] else None)))]
+    if name.startswith("norm_out.linear."):  # shift and scale, which diffusers has the other way round
+        return [Source(theirs, itemgetter([*range(width, 2 * width), *range(width)]))]
+    return [Source(theirs)] if theirs != name else []
+
+
+def _renamed(name: str, table: dict[str, Any]) -> str:
     for ours, theirs in table.items():
         name = re.sub(ours, theirs, name)
     return name
 
 
-LAYOUTS = {"compvis": of_unet, "vae": of_vae, "clip": of_clip, "open_clip": of_open_clip}
+LAYOUTS = {"compvis": of_unet, "vae": of_vae, "clip": of_clip, "open_clip": of_open_clip, "bfl": of_bfl}
 """The original names of a network's tensors, by the words of `Part.original`."""
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from darkroom.contract import DENOISER, TEXT, Stage, Tensor
 from darkroom.families.family import Family, Model, Part, Traits, denoiser_inputs
-from darkroom.families.stable_diffusion import CLIP_DEFAULTS, VAE
+from darkroom.families.stable_diffusion import VAE, StableDiffusion
 from darkroom.schedule import LINEAR_SIGMAS, Chosen, shift_mu
 
 PATCH = 2
@@ -27,11 +27,16 @@ class Flux(Family):
     title = "Flux.1"
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline")
     parts: ClassVar = {
-        "text_encoder": Part("transformers:CLIPTextModel", CLIP_DEFAULTS, "model", "tokenizer"),
+        "text_encoder": replace(StableDiffusion.parts["text_encoder"], original=()),
         "text_encoder_2": Part(
             "transformers:T5EncoderModel", {"d_model": 512, "vocab_size": 32128}, "model", "tokenizer_2"
         ),
-        "transformer": Part("diffusers:FluxTransformer2DModel", {"in_channels": 64, "pooled_projection_dim": 768}),
+        "transformer": Part(
+            "diffusers:FluxTransformer2DModel",
+            {"in_channels": 64, "num_attention_heads": 24, "attention_head_dim": 128},
+            lora=("transformer.", "lora_transformer_", "lora_unet_", "lycoris_", "diffusion_model."),
+            original=(("model.diffusion_model.", "bfl"), ("", "bfl")),
+        ),
         "vae": replace(VAE, original=()),
     }
     denoiser = "transformer"

@@ -43,17 +43,17 @@ def _fuse_layer(weights: dict[str, nn.Parameter], change: Change, tensors: dict[
         scaling = tensors["alpha"].item() / rank
     if difference is not None:
         weight = weights[f"{change.layer}.weight"]
-        made = weight.float() + strength * scaling * difference.reshape(weight.shape)
+        made = weight.float() + strength * scaling * change.rows(difference).reshape(weight.shape)
         if "lora_magnitude_vector" in tensors:
-            made = _of_length(made, tensors["lora_magnitude_vector"], 0)
+            made = _of_length(made, change.rows(tensors["lora_magnitude_vector"].flatten()), 0)
         if (lengths := tensors.get("dora_scale")) is not None:
             of_columns = lengths.ndim > 1 and lengths.shape[0] == 1 and lengths.shape[1] == weight.shape[1]
-            made = _of_length(made, lengths, int(of_columns))
+            made = _of_length(made, lengths if of_columns else change.rows(lengths.flatten()), int(of_columns))
         weight.copy_(made)
     for kind, factor in (("up_bias", scaling), ("diff_b", 1.0)):
         if kind in tensors:
             bias = weights[f"{change.layer}.bias"]
-            bias.copy_(bias.float() + strength * factor * tensors[kind].reshape(bias.shape))
+            bias.copy_(bias.float() + strength * factor * change.rows(tensors[kind].flatten()))
 
 
 def _of_length(weight: Tensor, lengths: Tensor, axis: int) -> Tensor:
