@@ -1,5 +1,6 @@
 """TensorRT's running half, over stand-ins for CUDA and TensorRT that fail on misuse: no GPU is at hand here."""
 
+import gc
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,12 +16,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from darkroom.contract import Job, Profile, Tensor
+from darkroom.contract import DECODER, TEXT, Job, Profile, Tensor
 from darkroom.engines.cuda import Cuda
 from darkroom.engines.runtime import Options
 from darkroom.engines.tensorrt import runtime as tensorrt
 from darkroom.engines.tensorrt.graph import read_graph, tidy
-from darkroom.engines.tensorrt.run import Session
+from darkroom.engines.tensorrt.run import HEADROOM, KEPT_GRAPHS, Session
 from darkroom.errors import Failed
 from darkroom.schedule import chosen
 from darkroom.schedule.compile import compile_schedule
@@ -27,7 +29,7 @@ from darkroom.schedule.step import NEXT, step_stage
 from darkroom.schedule.step_onnx import write_step
 from darkroom.schedule.table import Table, Trajectory
 from darkroom.store.store import MANIFEST
-from tests.engines.stand_ins import CudaStandIn, Misuse, Status, TensorRtStandIn
+from tests.engines.stand_ins import CudaStandIn, Misuse, PlainTensorRtStandIn, Status, TensorRtStandIn
 from tests.support import NOISE_SCHEDULERS, ROOT, SCHEDULER_CONFIG, Diffusers, Studio, psnr
 
 PROMPT = "red apple"
@@ -35,8 +37,14 @@ LATENTS = Tensor("latents", ("B", 4, "h", "w"))
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> CudaStandIn:
-    """A GPU of compute capability 8.9, and TensorRT-RTX on it; "building" an engine tidies its graph."""
+def flavour() -> type[TensorRtStandIn]:
+    """Which TensorRT is there; tests that are about plain TensorRT name it."""
+    return TensorRtStandIn
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, flavour: type[TensorRtStandIn]) -> CudaStandIn:
+    """A GPU of compute capability 8.9, and a TensorRT on it; "building" an engine tidies its graph."""
     cuda = CudaStandIn()
 
     def build_engine(trt: Any, options: Options, job: Any, graph: Path, plan: Path, *_: Any) -> dict:
@@ -44,7 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CudaStandIn:
         return {}
 
     monkeypatch.setattr(tensorrt, "runtime_api", lambda: cuda)
-    monkeypatch.setattr(tensorrt, "bindings", lambda: TensorRtStandIn(cuda))
+    monkeypatch.setattr(tensorrt, "bindings", lambda: flavour(cuda))
     monkeypatch.setattr("darkroom.engines.tensorrt.build.build_engine", build_engine)
     return cuda
 
@@ -63,6 +71,15 @@ class TestPictures:
         expected = diffusers_tiny.draw(PROMPT, scheduler=scheduler)
         assert psnr(drawn.pictures[0], expected[0]) >= 45
         assert bool(gpu.launched) == graph
+
+    @pytest.mark.parametrize("flavour", [PlainTensorRtStandIn])
+    @pytest.mark.parametrize("options", [{}, {"use_cuda_graph": True}, {"ws": True}], ids=["", "graph", "ws"])
+    def test_by_plain_tensorrt_are_those_of_diffusers(
+        self, studio: Studio, diffusers_tiny: Diffusers, gpu: CudaStandIn, options: dict[str, bool]
+    ) -> None:
+        drawn = studio.draw(PROMPT, PROMPT, engine="tensorrt", **options)
+        for picture, expected in zip(drawn.pictures, diffusers_tiny.draw(PROMPT, PROMPT), strict=True):
+            assert psnr(picture, expected) >= 45
 
     @pytest.mark.parametrize("build", ["static_batch", "dynamic_batch", "dynamic_shape"])
     def test_do_not_depend_on_what_engines_leave_free(
@@ -130,12 +147,12 @@ def loop(tmp_path: Path) -> Callable[..., Any]:
     """A UNet that halves its input, with the schedule's step, in a session of its own."""
     from darkroom.contract import DENOISER, Stage
 
-    def made(**options: Any) -> tuple[CudaStandIn, Any]:
+    def made(cuda: CudaStandIn | None = None, flavour: Any = TensorRtStandIn, **options: Any) -> tuple[Any, Any]:
         stage = Stage("unet", (LATENTS, Tensor("timestep", ("B",))), (Tensor("output", LATENTS.shape),), role=DENOISER)
         _write_halving(tmp_path / "engine.plan")
         write_step(LATENTS, tmp_path / "step.plan")
-        cuda = CudaStandIn()
-        session = Session(TensorRtStandIn(cuda), cuda, Options(**options))
+        cuda = cuda or CudaStandIn()
+        session = Session(flavour(cuda), cuda, Options(**options))
         unet = session.load(Job(stage, Profile(2, 64, 64), "fp32"), tmp_path / "engine.plan", tmp_path / "step.plan")
         return cuda, unet
 
@@ -259,6 +276,110 @@ class TestLoop:
         assert {context.scratch for context in contexts} == {contexts[0].scratch}
         assert contexts[0].scratch[1] == max(context.engine.device_memory_size_v2 for context in contexts)
 
+    def test_keeps_no_more_than_the_latest_graphs(self, loop: Callable[..., Any]) -> None:
+        cuda, unet = loop(use_cuda_graph=True)
+        for steps in range(2, 14):
+            for seed in (0, 1):
+                made, expected = run(unet, table_of("DDIM", steps), seed)
+                np.testing.assert_allclose(made, expected, atol=1e-4 * np.abs(expected).max())
+        assert cuda.graphs <= KEPT_GRAPHS
+
+    @pytest.mark.parametrize("graph", [False, True])
+    def test_gives_everything_back_when_nobody_has_it_any_more(self, loop: Callable[..., Any], graph: bool) -> None:
+        cuda, unet = loop(use_cuda_graph=graph)
+        for seed in range(3):
+            run(unet, table_of("DDIM", 3), seed)
+        lane = unet._lane
+        assert cuda.blocks > 10 and cuda.graphs == 2 * graph
+        del unet
+        gc.collect()
+        assert cuda.blocks == cuda.graphs == 0 and lane.networks == []
+
+    def test_that_is_collected_within_a_capture_is_freed_after_it(
+        self, loop: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        cuda, unet = loop(use_cuda_graph=True)
+        plans, profile = (tmp_path / "engine.plan", tmp_path / "step.plan"), unet._network.profile
+        dropped = [unet._session.load(Job(unet._network.stage, profile, "fp32"), *plans)]
+        begin = cuda.cudaStreamBeginCapture
+        cuda.cudaStreamBeginCapture = lambda *more: (begin(*more), dropped.clear(), gc.collect())[0]
+        for seed in range(3):
+            made, expected = run(unet, table_of("DDIM", 3), seed)
+            np.testing.assert_allclose(made, expected, atol=1e-5)
+        assert not dropped and len(unet._lane.networks) == 2
+
+    def test_leaves_nothing_of_a_graph_that_cannot_be_captured(self, loop: Callable[..., Any]) -> None:
+        cuda, unet = loop(use_cuda_graph=True)
+        run(unet, table_of("DDIM", 1))
+        before = cuda.graphs
+        cuda.cudaGraphInstantiate = lambda *_: (Status.cudaErrorMemoryAllocation, None)
+        with pytest.raises(Failed, match=r"no CUDA graph could be captured .*: leave out --use-cuda-graph\."):
+            run(unet, table_of("DDIM", 1))
+        assert cuda.graphs == before
+
+
+class TestStages:
+    @pytest.fixture
+    def three(self, loop: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+        """A text encoder, a UNet and a decoder, all of which halve, in one session."""
+
+        def made(*device: Any, **options: Any) -> tuple[CudaStandIn, list[Any]]:
+            cuda, unet = loop(*device, **options)
+            stage, profile = unet._network.stage, unet._network.profile
+            plans = tmp_path / "engine.plan", tmp_path / "step.plan"
+            text, vae = (
+                unet._session.load(Job(replace(stage, name=role, role=role), profile, "fp32"), *plans)
+                for role in (TEXT, DECODER)
+            )
+            return cuda, [text, unet, vae]
+
+        return made
+
+    @pytest.mark.parametrize("options", [{}, {"use_cuda_graph": True}])
+    def test_do_not_wait_for_one_another(self, three: Callable[..., Any], options: dict[str, bool]) -> None:
+        """Text is encoded and latents are decoded while the steps of another batch are still to be done."""
+        cuda, (text, unet, vae) = three(**options)
+        inputs = {"latents": np.ones((2, 4, 8, 8), np.float32), "timestep": np.zeros(2, np.float32)}
+        table, sample = table_of("DDIM", 3), np.ones((2, 4, 8, 8), np.float32)
+        for _ in range(3):
+            steps = unet.denoise(table, sample, [], {})
+            next(steps)
+            left = cuda.pending(unet._lane.cuda.stream)
+            for stage in (text, vae):
+                assert (stage(inputs)["output"] == 0.5).all()
+            assert cuda.pending(unet._lane.cuda.stream) == left > 0
+            *_, made = steps
+            np.testing.assert_allclose(made, on_the_host(table, sample, []), atol=1e-5)
+
+    GIB = 1 << 30
+
+    @pytest.mark.parametrize("flavour", [TensorRtStandIn, PlainTensorRtStandIn])
+    @pytest.mark.parametrize("memory,resident", [(16, True), (6, False)])
+    def test_stream_what_has_no_room_beside_all_else(
+        self, three: Callable[..., Any], flavour: type, memory: int, resident: bool
+    ) -> None:
+        cuda = CudaStandIn(memory=memory * self.GIB)
+        trt = partial(flavour, weights=3 * self.GIB)
+        _, (text, unet, vae) = three(cuda, trt, ws=True)
+        made, expected = run(unet, table_of("DDIM", 3))
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+        budgets = [engine._network.engine.weight_streaming_budget_v2 for engine in (text, unet, vae)]
+        budgets.append(unet._step.engine.weight_streaming_budget_v2)
+        if resident:
+            assert budgets == [3 * self.GIB] * 4
+        else:  # what is called at every step has all that there is, and others nothing
+            assert budgets == [0, 3 * self.GIB, 0, 0]
+        assert cuda.cudaMemGetInfo()[1] >= HEADROOM - self.GIB // 100
+
+    def test_stream_most_of_a_network_that_is_too_large(self, three: Callable[..., Any]) -> None:
+        cuda = CudaStandIn(memory=2 * self.GIB)
+        _, (text, unet, vae) = three(cuda, partial(TensorRtStandIn, weights=3 * self.GIB), ws=True)
+        inputs = {"latents": np.ones((2, 4, 8, 8), np.float32), "timestep": np.zeros(2, np.float32)}
+        assert all((stage(inputs)["output"] == 0.5).all() for stage in (text, vae))
+        made, expected = run(unet, table_of("DDIM", 3))
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+        assert self.GIB < unet._network.engine.weight_streaming_budget_v2 < 2 * self.GIB - HEADROOM
+
 
 def test_running_needs_no_compiler() -> None:
     """The half that runs is what a server holds: neither torch nor ONNX come with it."""
@@ -304,7 +425,9 @@ class TestFailures:
         here = r"here is a GPU of 8\.9 with stand_in 1\.0 \(if they differ, delete"
         both = rf"it was built for 12\.0 with tensorrt_rtx 1\.6; {here}"
         with pytest.raises(Failed, match=both):
-            session.network(replace(step_stage(LATENTS), name="vae"), Profile(1, 64, 64), tmp_path / "other.plan")
+            session.network(
+                unet._lane, replace(step_stage(LATENTS), name="vae"), Profile(1, 64, 64), tmp_path / "other.plan"
+            )
 
 
 class TestStandIn:

@@ -32,6 +32,10 @@ class Cuda:
         """The device's compute capability: "8.9"."""
         return capability(self._api)
 
+    def free_memory(self) -> int:
+        """Bytes of the device that nobody has."""
+        return int(self._checked(self._api.cudaMemGetInfo())[0])
+
     def allocate(self, size: int, purpose: str) -> int:
         """Device memory, zeroed: its address. `purpose` is named in an error."""
         status, address = self._api.cudaMalloc(max(size, 1))
@@ -88,12 +92,15 @@ class Cuda:
         try:
             work()
         except BaseException:
-            self._api.cudaStreamEndCapture(self.stream)
+            _, graph = self._api.cudaStreamEndCapture(self.stream)
+            if graph:
+                self._api.cudaGraphDestroy(graph)
             raise
         graph = self._checked(self._api.cudaStreamEndCapture(self.stream))
-        executable = self._checked(self._api.cudaGraphInstantiate(graph, 0))
-        self._check(*self._api.cudaGraphDestroy(graph))
-        return executable
+        try:
+            return self._checked(self._api.cudaGraphInstantiate(graph, 0))
+        finally:
+            self._check(*self._api.cudaGraphDestroy(graph))
 
     def launch(self, graph: Any) -> None:
         """Gives a captured graph to the stream."""
@@ -106,6 +113,10 @@ class Cuda:
     def event(self) -> Any:
         """A mark to put into the stream."""
         return self._checked(self._api.cudaEventCreate())
+
+    def forget(self, event: Any) -> None:
+        """Gives a mark back."""
+        self._check(*self._api.cudaEventDestroy(event))
 
     def record(self, event: Any) -> None:
         """Puts the mark behind all that the stream was given so far."""
