@@ -351,6 +351,7 @@ def write_tiny_model(folder: Path) -> Path:
     text.save_pretrained(folder / "text_encoder")
     unet.save_pretrained(folder / "unet")
     parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "requires_safety_checker": False,
@@ -401,6 +402,7 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         text.save_pretrained(folder / part)
     unet.save_pretrained(folder / "unet")
     parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": [None, None] if refiner else ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],
@@ -412,6 +414,58 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
     config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
     kind = "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline"
     _finish(folder, kind, config, parts, scaling_factor=0.13025)
+    return folder
+
+
+SD3_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+"""As published with Stable Diffusion 3."""
+
+
+def write_tiny_sd3_model(folder: Path, newer: bool = False) -> Path:
+    """A Stable Diffusion 3 of 64x64 pixels with random weights, in the layout of the hub; or a 3.5 medium, whose
+    transformer has dual attention in some blocks and normalises queries and keys."""
+    import torch
+    from diffusers import SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    silence_libraries()
+    torch.manual_seed(2222 + newer)
+    texts: dict[str, Any] = {}
+    for name, pad, width, act in (("text_encoder", END, 24, "quick_gelu"), ("text_encoder_2", "!", 32, "gelu")):
+        vocabulary = write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), pad=pad)
+        texts[name] = CLIPTextModelWithProjection(
+            tiny_text(vocabulary, width, 3, projection_dim=width - 4, hidden_act=act)
+        )
+    texts["text_encoder_3"] = tiny_t5(folder / "tokenizer_3", 64)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE // 8,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=20 + 28,
+        pos_embed_max_size=12,
+        **{"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"} if newer else {},
+    )
+    for part, text in texts.items():
+        louder(text, 40, "embedding", "text_projection", "shared")
+        text.save_pretrained(folder / part)
+    louder(transformer, 6, "context_embedder", "text_embedder", "proj_out.weight")
+    louder(transformer, 2, "attn", "ff")
+    transformer.save_pretrained(folder / "transformer")
+    parts = {
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+    }
+    latents = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+    convolutions = {"use_quant_conv": False, "use_post_quant_conv": False}
+    _finish(folder, "StableDiffusion3Pipeline", SD3_SCHEDULER, parts, **latents, **convolutions)
     return folder
 
 

@@ -146,6 +146,8 @@ def test_digest_knows_every_field() -> None:
         "clip_skip": 1,
         "scheduler": "DDIM",
         "sigmas": "karras",
+        "shift": 2.5,
+        "max_sequence_length": 128,
         "seed": 1,
         "engine": "torch",
         "precision": "bf16",

@@ -38,6 +38,7 @@ SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
 DEMO, FROM_TEXT, FROM_IMAGE, REFINING, FEW_STEPS = "demo", "from text", "from an image", "refining", "few steps"
+FLOW = "flow matching"
 """What a script that makes pictures is, which decides the flags it has: see `Script.kinds`."""
 
 BUILD, SWEEP, COMPARE = "build_engines.py build", "benchmark.py run", "benchmark.py compare"
@@ -181,6 +182,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             use=REQUEST | ROW | RECIPE, choices=tuple(SCHEDULERS), also=(CLIENT,), lists=(BUILD, SWEEP)),
         Flag("sigmas", "KIND", f"how the scheduler spaces its steps: {', '.join(SIGMAS)}; default: the scheduler's own",
             use=REQUEST | RECIPE, choices=tuple(SIGMAS), also=(BUILD,)),
+        Flag("shift", "X",
+            "how far the steps of flow matching are moved towards the noise, at every size; 1 is not at all; default: "
+            "the model's own", float, REQUEST | RECIPE, least=0, most=FLOAT32_MOST, scripts=(FLOW,), also=(BUILD,)),
+        Flag("max_sequence_length", "N", "tokens of a prompt that T5 reads; default: the model's own", int,
+            REQUEST | RECIPE, least=2, scripts=(FLOW,), also=(BUILD,)),
         Flag("seed", "S", "image k gets the seed S+k; default: {seed}", int, REQUEST | ROW | RECIPE, least=0,
             most=SEED_LIMIT - 1, also=(*BENCHMARKS, CLIENT)),
         Flag("clip_skip", "N", "leave out the last N layers of the text encoder", int, REQUEST | RECIPE, default=0,

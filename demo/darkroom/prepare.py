@@ -365,7 +365,7 @@ class Preparer:
 
     def _contracts(self, request: Request) -> dict[str, Stage]:
         """The contracts of all stages, with what fused LoRAs and large weights make of them."""
-        contracts = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
+        contracts = self._stages(request)
         for name, stage in contracts.items():
             parts = [network.part for network in stage.networks]
             half = any(map(self.checkpoint.is_large, parts))
@@ -373,6 +373,15 @@ class Preparer:
             loras = tuple(lora for lora in self.loras if not lora.networks.isdisjoint(parts))
             contracts[name] = replace(stage, loras=loras, half_weights=half, large=large)
         return contracts
+
+    def _stages(self, request: Request) -> dict[str, Stage]:
+        return self.family.stages(self._model(request), self.traits.guided(request), request.clip_skip)
+
+    def _model(self, request: Request) -> Checkpoint:
+        """The model, reading as much of a prompt as the request says."""
+        if request.max_sequence_length is None:
+            return self.checkpoint
+        return replace(self.checkpoint, text_length=request.max_sequence_length)
 
     def check(self, request: Request, stages: Collection[str] | None = None) -> tuple[str, Key, Path, list[Path]]:
         """What can be refused is refused here, before any network is touched; only a schedule and tokenizers may be
@@ -392,10 +401,11 @@ class Preparer:
         choice = Chosen(**facts["scheduler"])
         title = f"the schedule {choice.class_name} of {facts['steps']} steps"
         arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0))
-        return [ReadOff(key, title, compile_table, arguments), *map(self._tokenizer, self.checkpoint.texts)]
+        tokenizers = [self._tokenizer(part, self._model(request)) for part in self.checkpoint.texts]
+        return [ReadOff(key, title, compile_table, arguments), *tokenizers]
 
-    def _tokenizer(self, part: str) -> "ReadOff":
-        source = folder, class_name, context, known = self.checkpoint.tokenizer_source(part)
+    def _tokenizer(self, part: str, model: Checkpoint) -> "ReadOff":
+        source = folder, class_name, context, known = model.tokenizer_source(part)
         facts = {
             "kind": "tokenizer",
             "class": class_name,
@@ -423,7 +433,7 @@ class Preparer:
     def _check_fit(self, request: Request) -> None:
         """Raises `InvalidRequest` when model, runtime and request do not fit."""
         check_precision(self.runtime, request.precision)
-        stages = self.family.stages(self.checkpoint, self.traits.guided(request), request.clip_skip)
+        stages = self._stages(request)
         for name in precisions_by_stage(request.precision):
             if name not in stages and not name.startswith(OF_REFINER):
                 known = ", ".join(stages)
@@ -438,11 +448,17 @@ class Preparer:
             raise InvalidRequest(
                 f"--clip-skip {request.clip_skip} is more than the {layers} layers that this model can leave out."
             )
+        self._check_text_length(request.max_sequence_length)
         factor, multiple = max(self.checkpoint.vae_factor, self.family.multiple), self.checkpoint.free_multiple
+        most = self.family.most_pixels(self.checkpoint)
         for name in ("height", "width"):
             pixels = getattr(request, name)
             if pixels % factor:
                 raise InvalidRequest(f"--{name} must be a multiple of {factor} for this model, not {pixels}.")
+            if most is not None and pixels > most:
+                raise InvalidRequest(
+                    f"--{name} {pixels} is more than the {most} pixels that this model has places for."
+                )
             if request.build == "dynamic-shape" and pixels % multiple:
                 raise InvalidRequest(
                     f"--{name} {pixels}: with --build-dynamic-shape sizes are multiples of {multiple} for this model."
@@ -456,6 +472,15 @@ class Preparer:
                 f"would take {least / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}."
             )
         self._check_bounds(request)
+
+    def _check_text_length(self, length: int | None) -> None:
+        longest = self.family.longest_text(self.checkpoint)
+        if length is not None and not longest:
+            raise InvalidRequest("--max-sequence-length has no effect with this model, which reads no long prompts.")
+        if length is not None and length > longest:
+            raise InvalidRequest(
+                f"--max-sequence-length {length} is more than the {longest} tokens that this model reads."
+            )
 
     def _check_bounds(self, request: Request) -> None:
         """Raises `InvalidRequest` for sizes that are outside of what engines with free sizes are bounded to."""
@@ -473,7 +498,7 @@ class Preparer:
 
     def scheduler(self, request: Request) -> Chosen:
         """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""
-        choice = self.checkpoint.scheduler(request.scheduler, request.sigmas)
+        choice = self.checkpoint.scheduler(request.scheduler, request.sigmas, request.shift)
         return self.family.scheduler(self.checkpoint, choice, request.height, request.width)
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:
@@ -515,7 +540,8 @@ class Preparer:
         were enough for each."""
         if request.prompt_syntax == SYNTAXES[0]:
             return 1
-        folders = [self.engines.find(self._tokenizer(part).key) for part in self.checkpoint.texts]
+        model = self._model(request)
+        folders = [self.engines.find(self._tokenizer(part, model).key) for part in model.texts]
         return 1 if None in folders else chunks(folders, request, self.traits.guided(request))
 
     def _fixed_latents(self, job: Job) -> tuple[int, int] | None:

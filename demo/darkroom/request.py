@@ -31,13 +31,15 @@ class Request:
     """One run. Raises `InvalidRequest` for values that no model could be run with.
 
     `model` is a version's name, a hub repository, or None for a folder, which the revision identifies. `height` and
-    `width` are in pixels, `scheduler` is a key of SCHEDULERS and `sigmas` one of SIGMAS, None for the model's own,
-    `clip_skip` counts text encoder layers left out. Without a `negative_prompt` guidance leads away from what the model
-    was trained on for none; the second text encoder, where a model has one, reads `prompt_2` and `negative_prompt_2` in
-    their place. `prompt_syntax` is one of SYNTAXES. `input_image` is a hash of the pixels to start from, if any;
-    `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second model that goes on
-    from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of the steps that it
-    makes once more. `loras` are fused into the model. `vae` is another VAE than the model's own, named as `refiner` is.
+    `width` are in pixels, `scheduler` is a key of SCHEDULERS and `sigmas` one of SIGMAS, None for the model's own, as
+    are the `shift` of flow matching and `max_sequence_length`, the tokens of a prompt that text encoders for long ones
+    read. `clip_skip` counts text encoder layers left out. Without a `negative_prompt` guidance leads away from what the
+    model was trained on for none; the second text encoder, where a model has one, reads `prompt_2` and
+    `negative_prompt_2` in their place. `prompt_syntax` is one of SYNTAXES. `input_image` is a hash of the pixels to
+    start from, if any; `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second
+    model that goes on from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of
+    the steps that it makes once more. `loras` are fused into the model. `vae` is another VAE than the model's own,
+    named as `refiner` is.
     """
 
     model: str | None
@@ -52,6 +54,8 @@ class Request:
     clip_skip: int = DEFAULTS["clip_skip"]
     scheduler: str | None = None
     sigmas: str | None = None
+    shift: float | None = None
+    max_sequence_length: int | None = None
     seed: int = 0
     engine: str = DEFAULTS["engine"]
     precision: str = DEFAULTS["precision"]
@@ -181,7 +185,7 @@ def check_published_steps(request: "Request") -> None:
         raise InvalidRequest(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
 
 
-NEWER = ("loras", "vae", "sigmas", "prompt_2", "negative_prompt_2", "prompt_syntax")
+NEWER = ("loras", "vae", "sigmas", "shift", "max_sequence_length", "prompt_2", "negative_prompt_2", "prompt_syntax")
 """The fields that older recipes lack."""
 
 LEFT_OUT = {each.name for each in dataclasses.fields(Request) if type(None) in get_args(each.type)}

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darkroom.errors import check_known
-from darkroom.flags import DEMO, FEW_STEPS, FROM_IMAGE, FROM_TEXT, REFINING
+from darkroom.flags import DEMO, FEW_STEPS, FLOW, FROM_IMAGE, FROM_TEXT, REFINING
 
-SD, SDXL, FLUX = "sd", "sdxl", "flux"
+SD, SDXL, SD3, FLUX = "sd", "sdxl", "sd3", "flux"
 """The names of the families that the scripts run."""
 
 LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
@@ -44,7 +44,7 @@ class Script:
     `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
     embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
     from a picture; `refiner` is what `--enable-refiner` adds; `few_steps` scripts make other models distilled ones with
-    `--lcm-lora`.
+    `--lcm-lora`; `flow` scripts run models of flow matching, and start from a picture where they are passed one.
     """
 
     program: str
@@ -56,11 +56,13 @@ class Script:
     from_image: bool = False
     refiner: Version | None = None
     few_steps: bool = False
+    flow: bool = False
 
     @property
     def kinds(self) -> list[str]:
         """What it is, as `darkroom.flags` names that: this decides which flags it has."""
         known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image, FEW_STEPS: self.few_steps}
+        known |= {FLOW: self.flow}
         return [DEMO, *(kind for kind, holds in (known | {REFINING: self.refiner}).items() if holds)]
 
     @property
@@ -143,6 +145,40 @@ TURBO = Script(
     few_steps=True,
 )
 
+TXT2IMG_SD3 = Script(
+    "demo_txt2img_sd3.py",
+    "sd3",
+    (SD3,),
+    _named(
+        Version("sd3", "stabilityai/stable-diffusion-3-medium-diffusers", 1024, steps=28, guidance_scale=7.0),
+    ),
+    real="sd3",
+    unnamed=Version("", "", 0, steps=28, guidance_scale=7.0),
+    flow=True,
+)
+
+TXT2IMG_SD35 = Script(
+    "demo_txt2img_sd35.py",
+    "sd35",
+    (SD3,),
+    _named(
+        Version("3.5-medium", "stabilityai/stable-diffusion-3.5-medium", 1024, steps=40, guidance_scale=4.5),
+        Version("3.5-large", "stabilityai/stable-diffusion-3.5-large", 1024, steps=28, guidance_scale=3.5),
+        Version(
+            "3.5-large-turbo",
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+            1024,
+            steps=4,
+            guidance_scale=0.0,
+            few_steps=True,
+        ),
+    ),
+    real="3.5-medium",
+    unnamed=Version("", "", 0, steps=40, guidance_scale=4.5),
+    flow=True,
+)
+"""Steps and scales are those of the models' cards."""
+
 TXT2IMG_FLUX = Script(
     "demo_txt2img_flux.py",
     "txt2img_flux",
@@ -159,7 +195,8 @@ TXT2IMG_FLUX = Script(
 
 IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)
 
-SCRIPTS = {script.program: script for script in (TXT2IMG, TXT2IMG_XL, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)}
+_ALL = (TXT2IMG, TXT2IMG_XL, TXT2IMG_SD3, TXT2IMG_SD35, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)
+SCRIPTS = {script.program: script for script in _ALL}
 
 
 def served() -> dict[str, tuple[Script, Version]]:

@@ -33,7 +33,8 @@ class Checkpoint:
     """A complete and readable model folder; made by `open_checkpoint`, which checks that it is.
 
     `digests` maps each network to a hash of its configuration and weights, `tokenizers` each text encoder to those of
-    its tokenizer's files, by name.
+    its tokenizer's files, by name. `text_length` is how many tokens of a prompt are to be read by encoders that can
+    read more or fewer; None for as many as is usual.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Checkpoint:
     digests: dict[str, str]
     tokenizers: dict[str, dict[str, str]]
     revision: str
+    text_length: int | None = None
 
     def config(self, part: str) -> dict[str, Any]:
         """The JSON configuration of a network or of the scheduler, with what its library takes for what is missing."""
@@ -56,13 +58,14 @@ class Checkpoint:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What the model index says beside the names of the parts."""
-        return read_json(self.folder / "model_index.json")
+        """What the model index says: see `read_index`."""
+        return read_index(self.folder)
 
-    def scheduler(self, name: str | None, sigmas: str | None = None) -> Chosen:
-        """What `--scheduler name --sigmas sigmas` means for this model, whose own scheduler the index names."""
+    def scheduler(self, name: str | None, sigmas: str | None = None, shift: float | None = None) -> Chosen:
+        """What `--scheduler name --sigmas sigmas --shift shift` means for this model, whose own scheduler the index
+        names."""
         said = {key: value for key, value in self.config("scheduler").items() if key != "_diffusers_version"}
-        return chosen(name, self.index["scheduler"][1], said, self.family.corrects(self), sigmas)
+        return chosen(name, self.index["scheduler"][1], said, self.family.corrects(self), sigmas, shift)
 
     @cached_property
     def texts(self) -> dict[str, dict[str, Any]]:
@@ -149,7 +152,7 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
     """
     if not os.path.isdir(folder):
         raise InvalidRequest(f"the model folder {folder} does not exist.{near_on_disk(folder)}")
-    index = read_json(folder / "model_index.json")
+    index = read_index(folder)
     family = family_of(index)
     if family is None or (families is not None and family.name not in families):
         runs = [each.title for each in every_family() if families is None or each.name in families]
@@ -199,6 +202,14 @@ def open_checkpoint(folder: Path, fingerprints: Fingerprints, families: tuple[st
 
 def _tokenizer_digests(folder: Path, fingerprints: Fingerprints) -> dict[str, str]:
     return {name: _digest(folder / name, fingerprints) for name in tokenizer_files(folder)}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a model index says. A part that a model can do without is not in it where its folder is not there."""
+    index = read_json(folder / "model_index.json")
+    family = family_of(index)
+    optional = [name for name, part in family.parts.items() if part.optional] if family else []
+    return index | {name: [None, None] for name in optional if not (folder / name).is_dir()}
 
 
 def _digest(file: Path, fingerprints: Fingerprints, check: Callable[[Path], None] | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from darkroom.contract import DECODER, ENCODER, GUIDANCE_SCALE, NEGATIVE, Network, Stage, Tensor
+from darkroom.contract import DECODER, ENCODER, GUIDANCE_SCALE, NEGATIVE, TEXT, Network, Stage, Tensor
 from darkroom.errors import InvalidRequest
 from darkroom.flags import PIXEL_MULTIPLE, option
 from darkroom.request import Request
@@ -30,7 +30,8 @@ class Part:
     configuration leaves them out. `stem` begins the names of its weight files. `tokenizer` is the folder of the ids
     that a text encoder reads. `lora` begins the names of the tensors that LoRA files hold for it, in whatever layout.
     `original` has what begins its tensors' names in a file in the original layout, and which of `checkpoint.original`'s
-    layouts they are in.
+    layouts they are in. Without one that is `optional` a model makes pictures too: where its index names none, and
+    where its folder is not there.
     """
 
     cls: str
@@ -39,6 +40,7 @@ class Part:
     tokenizer: str | None = None
     lora: tuple[str, ...] = ()
     original: tuple[tuple[str, str], ...] = ()
+    optional: bool = False
 
 
 class Model(Protocol):
@@ -46,6 +48,7 @@ class Model(Protocol):
 
     index: dict[str, Any]
     digests: dict[str, str]
+    text_length: int | None
 
     def config(self, part: str) -> dict[str, Any]: ...
 
@@ -94,8 +97,8 @@ class Family:
 
     `name` stands in scripts, plans and recipes; `title` is what people call it. `parts` are its networks, in the order
     of their digests; `switches` are the entries of a model index that change pictures. `denoiser` and `vae` are those
-    of its parts that make steps and pictures; the denoiser's stage has that name too. Heights and widths are multiples
-    of `multiple` pixels.
+    of its parts that make steps and pictures; the denoiser's stage has that name too. `text_stages` are those of its
+    text encoders. Heights and widths are multiples of `multiple` pixels.
     """
 
     name: str
@@ -106,10 +109,12 @@ class Family:
     denoiser: str
     vae: str = "vae"
     multiple: int = PIXEL_MULTIPLE
+    text_stages: ClassVar[dict[str, str]] = {}
 
     def parts_of(self, index: dict[str, Any]) -> dict[str, Part]:
         """The networks of the model that an index describes."""
-        return self.parts
+        there = {name for name in self.parts if (index.get(name) or [None])[0]}
+        return {name: part for name, part in self.parts.items() if not part.optional or name in there}
 
     def tokenizers_of(self, index: dict[str, Any]) -> list[str]:
         """The folders of its tokenizers."""
@@ -139,6 +144,10 @@ class Family:
         """Pixels per latent, along each side."""
         return 2 ** (len(model.config(self.vae)["block_out_channels"]) - 1)
 
+    def most_pixels(self, model: Model) -> int | None:
+        """The largest height and width; None where there is no largest."""
+        return None
+
     def free_multiple(self, model: Model) -> int:
         """A graph with free sizes takes multiples of this many pixels."""
         raise NotImplementedError
@@ -154,6 +163,10 @@ class Family:
         if not known:
             raise ValueError(f"the tokenizer of the {part} does not say how many tokens a prompt has")
         return min(known)
+
+    def longest_text(self, model: Model) -> int:
+        """The most tokens that --max-sequence-length takes, which `Model.text_length` is; 0 where it has no effect."""
+        return 0
 
     def layers_to_skip(self, model: Model) -> int:
         """How many layers of the text encoders --clip-skip can leave out."""
@@ -180,6 +193,28 @@ class Family:
         if traits.embeds_guidance:
             return {GUIDANCE_SCALE.name: np.array(request.guidance_scale, np.float32)}
         return {}
+
+    def text_stage(
+        self,
+        model: Model,
+        part: str,
+        outputs: tuple[Tensor, ...],
+        options: dict[str, Any],
+        guided: bool,
+        module: str = "darkroom.networks.clip:encoder",
+    ) -> dict[str, Stage]:
+        """The contract of a text encoder; and with guidance of one that leaves out no layers, where layers are left
+        out, because diffusers does that for the prompt alone."""
+        ids = Tensor("input_ids", ("B", self.context(model, part)), "int32", model.config(part)["vocab_size"])
+        name = self.text_stages[part]
+
+        def stage(options: dict[str, Any]) -> Stage:
+            return Stage(name, (ids,), outputs, (self.network(part),), module, TEXT, options)
+
+        made = {name: stage(options)}
+        if guided and options.get("clip_skip"):
+            made[f"{name}_negative"] = stage(options | {"clip_skip": 0})
+        return made
 
     def vae_stages(self, model: Model) -> dict[str, Stage]:
         """The contracts of the autoencoder's two halves: latents (B, C, h, w), as the denoiser has them -> images

@@ -7,7 +7,7 @@ guidance scale for each image, so the doubled batch is the graph's alone.
 import re
 from typing import Any, ClassVar
 
-from darkroom.contract import DENOISER, TEXT, Stage, Tensor
+from darkroom.contract import DENOISER, Stage, Tensor
 from darkroom.families.family import TINY_VAE, Family, Model, Part, Traits, denoiser_inputs
 
 CLIP_DEFAULTS = {
@@ -38,8 +38,6 @@ class UnetFamily(Family):
     """What Stable Diffusion and SDXL share: a UNet on four-channel latents, and a VAE."""
 
     denoiser = "unet"
-    text_stages: ClassVar[dict[str, str]]
-    """The stages of the text encoders."""
     added_conditions: str | None = None
     """The kind of conditions that the UNet takes beside text: its `addition_embed_type`."""
 
@@ -83,23 +81,6 @@ class UnetFamily(Family):
             vae_factor=self.vae_factor(model),
             embeds_guidance=model.config("unet").get("time_cond_proj_dim") is not None,
         )
-
-    def text_stage(
-        self, model: Model, part: str, outputs: tuple[Tensor, ...], options: dict[str, Any], guided: bool
-    ) -> dict[str, Stage]:
-        """The contract of a text encoder; and with guidance of one that leaves out no layers, where layers are left
-        out, because diffusers does that for the prompt alone."""
-        ids = Tensor("input_ids", ("B", self.context(model, part)), "int32", model.config(part)["vocab_size"])
-        name = self.text_stages[part]
-
-        def stage(options: dict[str, Any]) -> Stage:
-            module = "darkroom.networks.clip:encoder"
-            return Stage(name, (ids,), outputs, (self.network(part),), module, TEXT, options)
-
-        made = {name: stage(options)}
-        if guided and options["clip_skip"]:
-            made[f"{name}_negative"] = stage(options | {"clip_skip": 0})
-        return made
 
     def unet_stage(self, model: Model, guided: bool, conditions: tuple[Tensor, ...]) -> dict[str, Stage]:
         """The UNet's contract, with what the text encoders and the family condition it on. Embeddings of tokens may be

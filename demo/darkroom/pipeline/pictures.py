@@ -199,6 +199,7 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Steps": request["denoising_steps"],
         "Sampler": request["scheduler"] or recipe["scheduler"],
         "Schedule type": request.get("sigmas"),
+        "Shift": request.get("shift"),
         "CFG scale": request["guidance_scale"],
         "Seed": recipe["seed"],
         "Size": f"{request['width']}x{request['height']}",

@@ -74,14 +74,23 @@ class Chosen:
 
 
 def chosen(
-    name: str | None, own: str, config: dict[str, Any], corrected: bool = False, sigmas: str | None = None
+    name: str | None,
+    own: str,
+    config: dict[str, Any],
+    corrected: bool = False,
+    sigmas: str | None = None,
+    shift: float | None = None,
 ) -> Chosen:
-    """What `--scheduler name --sigmas sigmas` means for a model whose own scheduler is of the class `own`; that one
-    without a name, and its own spacing without sigmas.
+    """What `--scheduler name --sigmas sigmas --shift shift` means for a model whose own scheduler is of the class
+    `own`; that one without a name, its own spacing without sigmas, and its own shift, which may depend on the picture's
+    size, without one.
 
-    Raises `InvalidRequest` for a scheduler of flow matching where the model's is none, and the other way round.
+    Raises `InvalidRequest` for a scheduler of flow matching where the model's is none, and the other way round; and for
+    a shift where it is none.
     """
     spacing = SIGMAS[sigmas] if sigmas else {}
+    if shift is not None:
+        config = config | _shifted(shift, own, config)
     if name is None:
         return Chosen(own, config, own if sigmas else None, spacing, corrected)
     if name not in (fitting := schedulers_for(own, config)):
@@ -95,8 +104,22 @@ def chosen(
 
 def schedulers_for(own: str, config: dict[str, Any]) -> list[str]:
     """The names of SCHEDULERS that fit a model whose own scheduler is of the class `own`."""
-    flow = own.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+    flow = _is_flow(own, config)
     return [name for name, (class_name, _) in SCHEDULERS.items() if class_name.startswith("FlowMatch") == flow]
+
+
+def _is_flow(own: str, config: dict[str, Any]) -> bool:
+    return own.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def _shifted(shift: float, own: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says instead, where its steps are shifted so far towards the noise at every size."""
+    if not _is_flow(own, config):
+        raise InvalidRequest(f"--shift has no effect with {own.removesuffix('Scheduler')}: it is for flow matching.")
+    if not shift:
+        raise InvalidRequest("--shift 0 would leave no noise to begin with: 1 leaves the steps where they are.")
+    name = "shift" if own.startswith("FlowMatch") else "flow_shift"
+    return {name: shift, "use_dynamic_shifting": False}
 
 
 def shift_mu(config: dict[str, Any], image_tokens: int) -> float | None:
