@@ -16,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 
 import pytest
 
-from tests.support import Diffusers, Studio, on_shelf, write_tiny_model, write_tiny_xl_model
+from tests.support import Diffusers, Studio, on_shelf, write_tiny_model, write_tiny_sd3_model, write_tiny_xl_model
 
 # What a shell starts in the background ignores Ctrl-C, and so do its children; tests interrupt theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,6 +73,12 @@ def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def diffusers_tiny_xl(tiny_xl_model: Path) -> Diffusers:
     """The same model in diffusers' own pipeline."""
     return Diffusers(tiny_xl_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion 3.5 of 64x64 pixels, in the hub's layout. To be read only."""
+    return write_tiny_sd3_model(tmp_path_factory.mktemp("models") / "tiny-sd3", newer=True)
 
 
 @pytest.fixture(scope="session")

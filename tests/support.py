@@ -38,6 +38,20 @@ SOON = 600
 FACTS = "facts.json"
 """What the maker of artefacts returned, beside them."""
 
+HEAVY = ("torch", "torchax", "diffusers", "transformers", "onnx")
+
+COMPILED_MODULES = """
+import json, os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+"""A program that runs a script, and says which modules that imported: none of HEAVY, where its engines are there."""
+
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("red", "green", "blue", "apple", "cat", "dog", "house", "on", "the", "style", "noto", "background")
 """Words that the merges of the tiny model's tokenizer come from."""
@@ -356,7 +370,6 @@ def write_tiny_model(folder: Path) -> Path:
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "unet": ["diffusers", "UNet2DConditionModel"],
     }
     _finish(folder, "StableDiffusionPipeline", SCHEDULER_CONFIG, parts)
     return folder
@@ -409,7 +422,6 @@ def write_tiny_xl_model(folder: Path, refiner: bool = False) -> Path:
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
         "force_zeros_for_empty_prompt": not refiner,
         "requires_aesthetics_score": refiner,
-        "unet": ["diffusers", "UNet2DConditionModel"],
     }
     config = SCHEDULER_CONFIG | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
     kind = "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline"
@@ -449,7 +461,7 @@ def write_tiny_sd3_model(folder: Path, newer: bool = False) -> Path:
         **{"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"} if newer else {},
     )
     for part, text in texts.items():
-        louder(text, 40, "embedding", "text_projection", "shared")
+        louder(text, 40, "embedding", "text_projection", "shared", "fc2.weight")
         text.save_pretrained(folder / part)
     louder(transformer, 6, "context_embedder", "text_embedder", "proj_out.weight")
     louder(transformer, 2, "attn", "ff")
@@ -602,13 +614,14 @@ def silence_libraries() -> None:
 class Diffusers:
     """Pictures as diffusers' own pipeline makes them from a model folder: float32, a CPU generator an image."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, **parts: Any) -> None:
+        """`parts` stand in the place of the model's own; None for what it is to do without."""
         import torch
         from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
         silence_libraries()
 
-        self.pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+        self.pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, **parts)
         self.pipeline.set_progress_bar_config(disable=True)
         encoder = self.pipeline.text_encoder
         if not hasattr(encoder, "text_model"):

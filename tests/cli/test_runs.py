@@ -13,6 +13,8 @@ import pytest
 import darkroom.pipeline.pictures
 from darkroom.errors import Failed
 from tests.support import (
+    COMPILED_MODULES,
+    HEAVY,
     ROOT,
     SCRIPT,
     SOON,
@@ -29,18 +31,6 @@ from tests.support import (
 
 PROMPT = "a red apple"
 TOKEN = "hf_VerySecretToken0123456789"
-HEAVY = ("torch", "torchax", "diffusers", "transformers", "onnx")
-
-COMPILED_MODULES = """
-import json, os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end.code
-print(json.dumps(sorted(sys.modules)), file=sys.stderr)
-"""
 
 
 def run_flags(studio: Studio, *more: str, seed: bool = True) -> list[str]:

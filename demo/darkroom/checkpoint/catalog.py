@@ -44,7 +44,8 @@ class Script:
     `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
     embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
     from a picture; `refiner` is what `--enable-refiner` adds; `few_steps` scripts make other models distilled ones with
-    `--lcm-lora`; `flow` scripts run models of flow matching, and start from a picture where they are passed one.
+    `--lcm-lora`; `flow` scripts run models of flow matching; those that `may_start` do so from a
+    picture where one is passed.
     """
 
     program: str
@@ -57,11 +58,12 @@ class Script:
     refiner: Version | None = None
     few_steps: bool = False
     flow: bool = False
+    may_start: bool = False
 
     @property
     def kinds(self) -> list[str]:
         """What it is, as `darkroom.flags` names that: this decides which flags it has."""
-        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image, FEW_STEPS: self.few_steps}
+        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image or self.may_start, FEW_STEPS: self.few_steps}
         known |= {FLOW: self.flow}
         return [DEMO, *(kind for kind, holds in (known | {REFINING: self.refiner}).items() if holds)]
 
@@ -155,6 +157,7 @@ TXT2IMG_SD3 = Script(
     real="sd3",
     unnamed=Version("", "", 0, steps=28, guidance_scale=7.0),
     flow=True,
+    may_start=True,
 )
 
 TXT2IMG_SD35 = Script(
@@ -176,6 +179,7 @@ TXT2IMG_SD35 = Script(
     real="3.5-medium",
     unnamed=Version("", "", 0, steps=40, guidance_scale=4.5),
     flow=True,
+    may_start=True,
 )
 """Steps and scales are those of the models' cards."""
 
@@ -191,6 +195,7 @@ TXT2IMG_FLUX = Script(
     ),
     real="flux.1-dev",
     unnamed=Version("", "", 0, steps=28, guidance_scale=3.5),
+    flow=True,
 )
 
 IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)

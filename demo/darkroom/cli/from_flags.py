@@ -146,6 +146,15 @@ def unnamed(source: str, defaults: Version) -> Version:
     return replace(defaults, name=repository or "", source=source, size=0, embedded=repository is None)
 
 
+def starts_from_image(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> bool:
+    """Whether there is a picture to start from; some scripts do without. Refuses flags about one that is not there."""
+    if script.from_image or not script.may_start:
+        return script.from_image
+    if not given(flags, "input_image"):
+        refuse_without(flags, "input_image")
+    return given(flags, "input_image") or (recipe is not None and recipe["request"].get("input_image") is not None)
+
+
 def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> np.ndarray:
     """The pixels to start from: (H, W, 3) uint8, of the requested size or else the file's own, resized to fit.
 

@@ -18,7 +18,7 @@ from darkroom.checkpoint.catalog import Script
 from darkroom.cli.console import Console
 from darkroom.cli.dry_run import first_of_all, show_plan
 from darkroom.cli.exit import exit_code
-from darkroom.cli.flags import parsed
+from darkroom.cli.flags import given, parsed
 from darkroom.cli.from_flags import (
     engine_of,
     image_of,
@@ -26,6 +26,7 @@ from darkroom.cli.from_flags import (
     refiner_of,
     refuse_flags_for_prompts,
     request_of,
+    starts_from_image,
     vae_of,
     version_of,
 )
@@ -55,6 +56,8 @@ def run(script: Script, arguments: list[str] | None = None) -> int:
 def _run(script: Script, flags: argparse.Namespace) -> None:
     _check_limit()
     console = Console(flags.verbose, flags.quiet, flags.json)
+    if given(flags, "download_onnx_models"):
+        console.warn("--download-onnx-models does nothing: graphs are exported from the model's own weights.")
     if getattr(flags, "prompts", None) is not None:
         from darkroom.cli.prompt_file import make_all  # not above: a run of its own kind, which others need nothing of
 
@@ -66,7 +69,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
     vae = vae_of(flags, recipe)
     check_lora_flags(flags)
-    image = image_of(flags, recipe, script) if script.from_image else None
+    image = image_of(flags, recipe, script) if starts_from_image(flags, recipe, script) else None
     engine = engine_of(flags)
     if recipe is None:
         # What is wrong with the request is refused before a model is fetched for it.

@@ -17,6 +17,7 @@ from darkroom.cli.from_flags import (
     refiner_of,
     refuse_flags_beside_prompts,
     request_of,
+    starts_from_image,
     vae_of,
     version_of,
 )
@@ -48,6 +49,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         raise InvalidRequest(f"--batch-size must be 1 or more, not {slots}.")
     version = version_of(flags, None, script)
     refiner_of(flags, None, script)
+    starts_from_image(flags, None, script)
     vae = vae_of(flags, None)
     check_lora_flags(flags)
     engine = engine_of(flags)

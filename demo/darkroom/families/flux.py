@@ -60,9 +60,14 @@ class Flux(Family):
         side = SIZE_IN_LATENTS * self.vae_factor(model)
         return side, side
 
+    def longest_text(self, model: Model) -> int:
+        return WORDS[self.embeds_guidance(model)]
+
     def context(self, model: Model, part: str) -> int:
         words = super().context(model, part)
-        return min(words, WORDS[self.embeds_guidance(model)]) if part == "text_encoder_2" else words
+        if part != "text_encoder_2":
+            return words
+        return model.text_length or min(words, self.longest_text(model))
 
     def scheduler(self, model: Model, choice: Chosen, height: int, width: int) -> Chosen:
         side = self.free_multiple(model)

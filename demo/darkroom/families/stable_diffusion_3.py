@@ -55,6 +55,7 @@ class StableDiffusion3(Family):
         "vae": VAE,
     }
     denoiser = "transformer"
+    multiple = 16
     text_stages: ClassVar = {"text_encoder": "clip", "text_encoder_2": "clip_2", "text_encoder_3": "t5"}
 
     def check(self, model: Model) -> None:
@@ -72,6 +73,8 @@ class StableDiffusion3(Family):
                 raise ValueError(f"its transformer takes {taken} {what}, where {given} are given")
         if (made := transformer.get("out_channels")) not in (None, transformer["in_channels"]):
             raise ValueError(f"its transformer makes {made} channels of {transformer['in_channels']}")
+        if self.free_multiple(model) != self.multiple:
+            raise ValueError(f"a token of its transformer covers {self.free_multiple(model)} pixels, not 16")
         if vae.get("latents_mean") is not None or vae.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise ValueError("its VAE is of a kind that Darkroom does not support here")
 
@@ -87,10 +90,12 @@ class StableDiffusion3(Family):
         side = self.free_multiple(model)
         return replace(choice, mu=shift_mu(choice.config, (height // side) * (width // side)))
 
-    def size_limits(self, model: Model) -> tuple[int, int | None]:
+    def steps_left(self, steps: int, strength: float) -> int:
+        return steps - int(steps - min(steps * strength, steps))
+
+    def most_pixels(self, model: Model) -> int:
         """There is a place for each token of a square."""
-        side = self.free_multiple(model)
-        return side, side * model.config("transformer")["pos_embed_max_size"]
+        return self.free_multiple(model) * model.config("transformer")["pos_embed_max_size"]
 
     def free_multiple(self, model: Model) -> int:
         return model.config("transformer")["patch_size"] * self.vae_factor(model)
