@@ -160,7 +160,9 @@ def children_inline() -> Iterator[list[str]]:
         *given, folder = arguments
         return _made_once(shelf / hash_json([called[-1], *map(_content, given)]), folder, work)
 
-    with mock.patch("darkroom.prepare.run_in_child", call), mock.patch("darkroom.cli.maintenance.run_in_child", call):
+    with contextlib.ExitStack() as patched:
+        for module in ("prepare", "cli.maintenance", "serving.planning"):
+            patched.enter_context(mock.patch(f"darkroom.{module}.run_in_child", call))
         yield called
 
 

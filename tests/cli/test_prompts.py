@@ -43,14 +43,6 @@ MIXED: list[Any] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def schedules_inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled in this process, where torch is loaded already."""
-    monkeypatch.setattr(
-        "darkroom.serving.planning.run_in_child", lambda function, *arguments, verbose: function(*arguments)
-    )
-
-
 class Desk:
     """A studio, and a file of prompts in it that its script is run on."""
 

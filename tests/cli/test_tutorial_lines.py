@@ -23,6 +23,10 @@ TO_THE_HUB = [
     "--width 512 --height 512",
     'demo_txt2img_xl.py "art deco, realistic" --hf-token=hf_x --version xl-1.0 --batch-size 1 --build-static-batch '
     "--num-warmup-runs 5 --seed 3 --verbose --use-cuda-graph",
+    'demo_txt2img_sd3.py "graffiti on a wall" --version sd3 --hf-token=hf_x',
+    'demo_txt2img_sd3.py "a dog in a sweater" --version sd3 --input-image INPUT --hf-token=hf_x',
+    'demo_txt2img_sd35.py "a mountain in spring" --version=3.5-medium --denoising-steps=30 --guidance-scale 3.5 '
+    "--hf-token=hf_x --bf16 --download-onnx-models",
     'demo_txt2img_flux.py "a mountain in spring" --hf-token=hf_x',
     'demo_txt2img_flux.py "a latte" --hf-token=hf_x --lora-path "SebastianBodza/flux_lora_aquarel_watercolor" '
     "--lora-weight 1.0",
@@ -30,6 +34,7 @@ TO_THE_HUB = [
 ]
 
 REFUSED = [
+    ('demo_txt2img_sd35.py "a mountain in spring" --version=3.5-large --fp8 --download-onnx-models', "--fp8"),
     ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --int8', "--int8"),
     ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --fp8', "--fp8"),
     ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --int8', "--int8"),

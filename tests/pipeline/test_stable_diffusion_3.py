@@ -16,6 +16,7 @@ from tests.support import (
     COMPILED_MODULES,
     HEAVY,
     SCRIPT,
+    SOON,
     Diffusers,
     Studio,
     assert_refused,
@@ -178,16 +179,25 @@ def test_keys_are_others_where_what_they_stand_for_is(asked: dict[str, Any], oth
     assert {name for name in plain if plain[name] != found[name]} == others
 
 
-def test_triton_is_given_its_own_schedulers(sd3: Studio) -> None:
+def test_a_repository_for_triton_makes_pictures_of_its_own_schedulers(sd3: Studio, diffusers: Diffusers) -> None:
     from darkroom.cli.triton_repository import run
+    from darkroom.serving.service import PLAN, Plan, Service
 
-    folder, out, err = sd3.root / "models", io.StringIO(), io.StringIO()
-    arguments = {"model": "3.5-medium", "model_path": sd3.model, "model_repository": folder, "engine": "openvino"}
+    repository, err = sd3.root / "models", io.StringIO()
+    named = {"model": "3.5-medium", "model_path": sd3.model, "model_repository": repository, "engine": "openvino"}
+    sizes = {"max_steps": 3, "steps": 3, "max_batch_size": 2, "precision": "fp32"}
     stores = flags(onnx_dir=sd3.onnx, engine_dir=sd3.engines)
-    with children_inline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run([*flags(**arguments, max_steps=4, steps=2, max_batch_size=2), *stores])
+    with children_inline(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        code = run([*flags(**named, **sizes), *stores])
     assert code == 0, err.getvalue()
-    assert "FlowMatchHeun" in (folder / "3.5-medium" / "config.pbtxt").read_text()
+    service = Service(Plan.read(repository / "3.5-medium" / "1" / PLAN))
+    with contextlib.closing(service.batcher(slots=2, queue=2)) as batcher:
+        rows = [{"scheduler": "FlowMatchHeun", "guidance_scale": 1.0}, {"steps": 2, "guidance_scale": 7.0}]
+        made = [batcher.submit(service.requests({"prompt": PROMPT, "seed": 5} | row))[0] for row in rows]
+        for row, future in zip(rows, made, strict=True):
+            theirs = {"denoising_steps": row.pop("steps", 3)} | row
+            (expected,) = diffusers.draw(PROMPT, **theirs)
+            assert psnr(future.result(SOON).pixels, expected) >= SAME_AS_DIFFUSERS
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,7 @@ def plan_of(model: Path, stores: Path, **changes: Any) -> Plan:
         open_checkpoint(model, engines.fingerprints), find_runtime(request.engine), Store(stores / "onnx"), engines
     )
     sizes = [(SIZE, SIZE), WIDE]
-    with children_inline(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("darkroom.serving.planning.run_in_child", lambda function, *args, verbose: function(*args))
+    with children_inline():
         limits = Limits(steps=10, images=4, prompt_bytes=200)
         return planned(preparer, request, "demo_txt2img.py", sizes, [1, 3], (True, False), SCHEDULES, limits)
 

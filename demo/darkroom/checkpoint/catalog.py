@@ -63,8 +63,8 @@ class Script:
     @property
     def kinds(self) -> list[str]:
         """What it is, as `darkroom.flags` names that: this decides which flags it has."""
-        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image or self.may_start, FEW_STEPS: self.few_steps}
-        known |= {FLOW: self.flow}
+        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image or self.may_start}
+        known |= {FEW_STEPS: self.few_steps, FLOW: self.flow}
         return [DEMO, *(kind for kind, holds in (known | {REFINING: self.refiner}).items() if holds)]
 
     @property
