@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,6 +66,18 @@ def test_line_gets_as_far_as_the_hub(line: str, away: Studio) -> None:
     ended = its.here(*words, f"--framework-model-dir={away.root / 'models'}", *away.folders()[-1:])
     said = [line for line in ended.err.splitlines() if not line.startswith(("warning: ", "fetching "))]
     assert ended.code == 1 and len(said) == 1 and "could not be fetched" in said[0], ended
+
+
+@pytest.mark.parametrize("offered", [("fp32",), ("fp32", "bf16")])
+def test_bf16_acts_where_the_machine_has_it(offered: tuple[str, ...], away: Studio, monkeypatch: Any) -> None:
+    monkeypatch.setattr("darkroom.engines.openvino.runtime.OpenVino.precisions", lambda runtime: offered)
+    monkeypatch.setattr("darkroom.cli.opening.automatic", lambda options: "openvino")
+    asked: list[str] = []
+    monkeypatch.setattr("darkroom.cli.main.check_precision", lambda runtime, precision: asked.append(precision))
+    its, words = given('demo_txt2img_sd35.py "a mountain" --bf16', away)
+    ended = its.here(*words, f"--framework-model-dir={away.root / 'models'}", *away.folders()[-1:])
+    assert asked == (["bf16"] if "bf16" in offered else ["auto"])
+    assert ("--bf16 does nothing here" in ended.err) == ("bf16" not in offered)
 
 
 @pytest.mark.parametrize(("line", "said"), REFUSED)

@@ -30,10 +30,8 @@ def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.N
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = parser_of(script).parse_intermixed_args(arguments[:end])
     flags.prompt += arguments[end + 1 :]
-    if given(flags, "bf16"):
-        if flags.precision not in (None, "bf16"):
-            raise InvalidRequest(f"--bf16 is --precision bf16, not {flags.precision}: leave one of them out.")
-        flags.precision = "bf16"
+    if given(flags, "bf16") and flags.precision not in (None, "bf16"):
+        raise InvalidRequest(f"--bf16 is --precision bf16, not {flags.precision}: leave one of them out.")
     if any(TOKEN.search(prompt) for prompt in flags.prompt):
         raise InvalidRequest(f"a prompt, which is kept, holds what looks like a token: that goes behind {TOKEN_FLAG}.")
     return flags

@@ -31,7 +31,7 @@ from darkroom.cli.from_flags import (
     version_of,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import models_of, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, precision_asked, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.cli.start import EXIT
 from darkroom.contract import AUTO, spelled
@@ -79,7 +79,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             check_steps_left(asked.denoising_steps, asked.image_strength, left)
     runtime = runtime_of(flags, recipe, engine, settings, console)
     if recipe is None:
-        check_precision(runtime, asked.precision)
+        flags.precision = precision_asked(flags, engine, runtime, console)
+        check_precision(runtime, flags.precision or asked.precision)
         if version.name in script.versions and not version.embedded:
             check_published_steps(asked)
     if flags.dry_run:

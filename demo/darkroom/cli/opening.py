@@ -12,13 +12,14 @@ from darkroom.checkpoint.hub import fetch, fetch_vae, on_disk, repository_of
 from darkroom.checkpoint.other_vae import check_vae, vae_folder, with_vae
 from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
 from darkroom.cli.console import Console
+from darkroom.cli.flags import given
 from darkroom.cli.from_flags import refuse_build_flags
 from darkroom.cli.settings import Folders, Settings
 from darkroom.engines import automatic, find_runtime, options_for
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.errors import InvalidRequest
 from darkroom.flags import option
-from darkroom.prepare import BATCHES, Preparer
+from darkroom.prepare import BATCHES, Preparer, offers
 from darkroom.store.store import Store
 
 
@@ -100,6 +101,17 @@ def runtime_of(
     if recipe is None:
         refuse_build_flags(flags, runtime)
     return runtime
+
+
+def precision_asked(flags: argparse.Namespace, engine: str, runtime: Runtime, console: Console) -> str | None:
+    """What `--precision` says, or `--bf16` in its place; None without either. A line from a tutorial still makes its
+    picture where the engine of this machine computes in no bfloat16."""
+    if flags.precision is not None or not given(flags, "bf16"):
+        return flags.precision
+    if engine == "auto" and not offers(runtime, "bf16"):
+        console.warn(f"--bf16 does nothing here: {runtime.name} computes in {' and '.join(runtime.precisions())}.")
+        return None
+    return "bf16"
 
 
 def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:

@@ -22,7 +22,7 @@ from darkroom.cli.from_flags import (
     version_of,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import models_of, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, precision_asked, runtime_of, say_what_ships
 from darkroom.cli.prompt_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
@@ -56,6 +56,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     for _ in prompts.rows(_default(flags, version, None, engine)):
         pass
     runtime = runtime_of(flags, None, engine, settings, console)
+    flags.precision = precision_asked(flags, engine, runtime, console)
     _check_devices(flags, runtime)
     if flags.dynamic_batches is None:
         settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
