@@ -65,6 +65,10 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no guidance": ({"guidance_scale": 1}, {"guidance_scale": 1.0}),
     "the default guidance": ({}, {"guidance_scale": 4.5}),
     "a negative prompt": ({"negative_prompt": "green dog", "guidance_scale": 7.5}, {"negative_prompt": "green dog"}),
+    "second prompts": (
+        {"prompt_2": "the blue cat", "negative_prompt": "dog", "negative_prompt_2": "green", "guidance_scale": 7.5},
+        {"prompt_2": "the blue cat", "negative_prompt": "dog", "negative_prompt_2": "green"},
+    ),
     "layers left out": ({"clip_skip": 1, "guidance_scale": 7.5}, {"clip_skip": 1}),
     "a short text": ({"max_sequence_length": 6, "guidance_scale": 7.5}, {"max_sequence_length": 6}),
     "another shift": (
@@ -208,6 +212,7 @@ def test_a_repository_for_triton_makes_pictures_of_its_own_schedulers(sd3: Studi
         ({"max_sequence_length": 600}, ("--max-sequence-length 600", "512")),
         ({"max_sequence_length": 1}, ("--max-sequence-length", "2 or more")),
         ({"shift": 0}, ("--shift 0",)),
+        ({"prompt_syntax": "a1111"}, ("--prompt-syntax a1111", "CLIP alone")),
         ({"clip_skip": 3}, ("--clip-skip 3", "2 layers")),
         ({"scheduler": "Euler"}, ("--scheduler Euler", "FlowMatchEuler")),
         ({"image_strength": 0.5}, ("--image-strength has no effect without --input-image",)),
