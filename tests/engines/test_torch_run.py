@@ -1,6 +1,7 @@
 """PyTorch as an engine: the loop on the device, compiled, captured and quantized, as far as that shows on a CPU."""
 
 import errno
+import gc
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from darkroom.errors import Failed, InvalidRequest
 from darkroom.networks.load import example_inputs, load_module
 from darkroom.store.manifest import MANIFEST
 from darkroom.store.store import Store
+from tests.engines.allocator import AllocatorStandIn
 from tests.engines.loops import SIZE, STAGE, Small, by_diffusers, denoised, engine_of, schedule
 from tests.support import ROOT, Diffusers, Studio, assert_refused, psnr
 
@@ -246,14 +249,24 @@ class TestCaptures:
     """CUDA graphs, with replays that call what was captured in place of a GPU."""
 
     @pytest.fixture
-    def captured(self, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
-        works: list[Callable[[], Any]] = []
+    def allocator(self, monkeypatch: pytest.MonkeyPatch) -> AllocatorStandIn:
+        """torch's own way of capturing, over stand-ins for what it calls."""
+        allocator = AllocatorStandIn()
+        allocator.install(monkeypatch)
+        monkeypatch.setattr("darkroom.engines.torch.run.ABANDONED", [])
+        return allocator
 
-        def capture(_: Captures, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-            made = work()
+    @pytest.fixture
+    def captured(self, monkeypatch: pytest.MonkeyPatch, allocator: AllocatorStandIn) -> list[Callable[[], Any]]:
+        works: list[Callable[[], Any]] = []
+        real = Captures._captured
+
+        def capture(its: Captures, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+            launch, made = real(its, work)
             works.append(work)
 
             def replay() -> None:
+                launch()
                 again = work()
                 if isinstance(made, torch.Tensor):
                     made.copy_(again)
@@ -286,20 +299,56 @@ class TestCaptures:
             assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
         assert len(captured) == 3
 
+    @pytest.mark.parametrize("broken", ["capture_begin", "work", "capture_end"])
     def test_what_cannot_be_captured_is_launched_and_told_once(
-        self, captured: list, monkeypatch: pytest.MonkeyPatch
+        self, captured: list, allocator: AllocatorStandIn, broken: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refused(*_: object) -> None:
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
-        monkeypatch.setattr(Captures, "_captured", refused)
+        """Nothing of it is left: what is freed later would stay, and be asked of a graph that is gone."""
+        allocator.refuses = broken
         engine = engine_of(Small())
+        if broken == "work":
+            step = engine._step
+
+            def refused(*turn: torch.Tensor) -> None:
+                step(*turn)
+                if allocator.underway:
+                    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+            monkeypatch.setattr(engine, "_step", refused)
         with pytest.warns(UserWarning, match="operation not permitted") as told:
             for seed in range(4):
                 found = denoised(engine, schedule(), seed)
                 expected = by_diffusers("EulerAncestralDiscreteScheduler", 5, seed)
                 assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
         assert len([each for each in told if "captured" in str(each.message)]) == 1
+        gc.collect()
+        assert allocator.underway == {} and set(allocator.pools.values()) == {0}
+
+    def test_sizes_that_come_by_turns_keep_a_graph_each(self, captured: list) -> None:
+        """As images join and leave a batch between steps."""
+        engine = engine_of(Small())
+        for turn in range(5):
+            for images in (1, 3, 2):
+                inputs = example_inputs(STAGE, {"B": images, "h": 8, "w": 8}, turn)
+                (found,) = engine({name: value.numpy() for name, value in inputs.items()}).values()
+                assert np.allclose(found, Small()(*inputs.values()).numpy(), atol=1e-6)
+        assert len(captured) == 3
+
+    @pytest.mark.parametrize("most", [1, 3])
+    def test_only_the_latest_loops_are_kept(
+        self, captured: list, allocator: AllocatorStandIn, most: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A pool whose last graph is gone is one that torch takes nothing into any more."""
+        monkeypatch.setattr("darkroom.engines.torch.run.KEPT_LOOPS", most)
+        engine = engine_of(Small())
+        for steps in (2, 3, 4, 5, 6):
+            for seed in range(3):
+                found = denoised(engine, schedule("EulerDiscreteScheduler", steps), seed)
+                expected = by_diffusers("EulerDiscreteScheduler", steps, seed)
+                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        captured.clear()  # which holds what they read
+        gc.collect()
+        assert sum(allocator.pools.values()) == most == allocator.graphs
 
     def test_only_one_thread_at_a_time_does_what_no_graph_does_yet(self, captured: list) -> None:
         beside: list[bool] = []
@@ -331,6 +380,38 @@ class TestCaptures:
             (found,) = engine({name: value.numpy() for name, value in inputs.items()}).values()
             assert np.allclose(found, Small()(*inputs.values()).numpy(), atol=1e-6)
         assert len(captured) == 1
+
+
+def test_every_engine_computes_in_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that stages of neighbouring batches overlap; behind what has loaded its weights, whichever thread calls it."""
+    current = threading.local()
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.waited_for: list[str] = []
+            self.wait_stream = self.waited_for.append
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        current.stream = stream
+        yield
+        current.stream = None
+
+    class Telling(Small):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            met.append(current.stream)
+            return super().forward(*inputs)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the default stream")
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr("darkroom.engines.torch.runtime.Torch._on_gpu", True)
+    met: list[Stream] = []
+    engines = [engine_of(Telling()) for _ in range(2)]
+    assert [engine._stream.waited_for for engine in engines] == [["the default stream"]] * 2
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda engine: denoised(engine, schedule()), engines))
+    assert len(met) == 10 and set(met) == {engine._stream for engine in engines}
 
 
 def test_what_torch_refuses_is_a_line_and_what_a_compiler_says_keeps_its_trace() -> None:

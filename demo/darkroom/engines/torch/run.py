@@ -1,13 +1,14 @@
 """Running torch modules as engines, on the CPU or a CUDA device: inputs and the loop's samples keep their addresses.
 
-On CUDA, work that comes again is captured as a CUDA graph and replayed from then on: a call of a network, or the whole
-denoising loop with the schedule's arithmetic in it. Without one the same code runs step by step.
+On CUDA every engine has a stream of its own, so that stages of neighbouring batches overlap. Work that comes again is
+captured there as a CUDA graph and replayed from then on: a call of a network, or the whole denoising loop with the
+schedule's arithmetic in it. Without one the same code runs step by step.
 """
 
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -27,58 +28,70 @@ SETTLING = threading.RLock()
 whole device, by which the capture of another thread would end."""
 
 
-class Buffers:
-    """Tensors on a device by name, which keep their addresses for as long as their shapes stay the same.
+KEPT_SIZES, KEPT_LOOPS = 16, 4
+"""Sizes of inputs that an engine keeps buffers and captured calls for, and captured loops: those used last."""
 
-    `layout` counts the changes of addresses: a graph that was captured before one is stale.
-    """
+ABANDONED: list[Any] = []
+"""Graphs whose capture failed. torch's allocator of host memory goes on asking them which stream they capture."""
+
+
+class Buffers:
+    """Tensors on a device by name and shape, which keep their addresses: of one that is given again, as often as sizes
+    change in between."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._tensors: dict[str, torch.Tensor] = {}
-        self.layout = 0
+        self._tensors: dict[str, dict[torch.Size, torch.Tensor]] = {}
 
     def give(self, name: str, array: np.ndarray) -> torch.Tensor:
-        """The tensor of this name, filled."""
+        """The tensor of this name and shape, filled."""
         value = torch.from_numpy(np.ascontiguousarray(array))
-        tensor = self._tensors.get(name)
-        if tensor is None or tensor.shape != value.shape:
-            tensor = self._tensors[name] = torch.empty_like(value, device=self._device)
-            self.layout += 1
+        of_name = self._tensors.setdefault(name, {})
+        tensor = of_name.pop(value.shape, None)
+        if tensor is None:
+            tensor = torch.empty_like(value, device=self._device)
+            while len(of_name) >= KEPT_SIZES:
+                del of_name[next(iter(of_name))]
+        of_name[value.shape] = tensor  # which makes it the last to go
         return tensor.copy_(value)
 
 
 class Captures:
-    """Work by name: its graph is captured when it has been done twice, and stands until an address changes."""
+    """Work by what it does and the tensors that it reads: its graph is captured when it has been done twice.
 
-    def __init__(self, wanted: bool, buffers: Buffers) -> None:
-        self._wanted = wanted
-        self._buffers = buffers
+    Up to `most` graphs are kept, each with the tensors that it was captured with, whose addresses it holds.
+    """
+
+    def __init__(self, wanted: bool, most: int, stream: Any) -> None:
+        self._wanted, self._most, self._stream = wanted, most, stream
         self._done: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, tuple[Callable[[], None], Any]] = {}
-        self._layout = 0
+        self._graphs: dict[Hashable, tuple[Callable[[], None], Any, Any]] = {}
         # Of each engine's own: what one replays must not overwrite what another has made, and nobody has fetched yet.
         self._pool: Any = None
-        self._stream: Any = None
 
     def get(self, name: Hashable) -> tuple[Callable[[], None], Any] | None:
         """What replays the work, and what it returned: tensors that every replay fills anew. None without a graph."""
-        if self._layout != self._buffers.layout:
-            self._graphs.clear()
-            self._done.clear()
-            self._layout = self._buffers.layout
-        return self._graphs.get(name)
+        if (found := self._graphs.pop(name, None)) is None:
+            return None
+        self._graphs[name] = found  # which makes it the last to go
+        return found[:2]
 
-    def done(self, name: Hashable, work: Callable[[], Any]) -> None:
+    def done(self, name: Hashable, work: Callable[[], Any], reads: Any) -> None:
         """The work was done without a graph. Captures it when that comes again, which does not do it.
 
-        What cannot be captured is reported once, and goes on being launched: the pictures are the same.
+        `reads` are its tensors, by whose `addresses` it is named. What cannot be captured is reported once, and goes on
+        being launched: the pictures are the same.
         """
-        self._done[name] += 1
-        if not self._wanted or self._done[name] < 2:
+        if not self._wanted:
             return
+        self._done[name] += 1
+        if self._done[name] < 2:
+            return
+        self._done.clear()  # of what comes no more
+        while len(self._graphs) >= self._most:
+            del self._graphs[next(iter(self._graphs))]
         try:
-            self._graphs[name] = self._captured(work)
+            self._graphs[name] = (*self._captured(work), reads)
         except RuntimeError as error:
             self._wanted = False
             warnings.warn(
@@ -86,42 +99,67 @@ class Captures:
             )
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        if self._pool is None:
-            # A stream of their own, too: the workspaces of a stream's graphs lie in the pool of the first.
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if not self._graphs:  # torch takes no more into a pool of which every graph is gone
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         try:
             # What other threads replay meanwhile, with stages of other batches, is none of the capture's business.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 made = work()
-        finally:
-            torch.cuda.set_stream(before)  # which a capture that fails at its end does not
+        except BaseException:
+            _end_allocating(graph, self._pool)
+            raise
         return graph.replay, made
 
 
-class TorchEngine(Engine):
-    """A stage's module, compiled or not, that is called with arrays. `graphs`: whether CUDA graphs are wanted."""
+def _end_allocating(graph: Any, pool: Any) -> None:
+    """Brings torch's allocator back from a capture that failed.
 
-    def __init__(self, module: Callable[..., Any], stage: Stage, device: torch.device, graphs: bool) -> None:
+    `CUDAGraph.capture_end` raises as soon as CUDA has refused the capture, before it tells the allocator that it is
+    over: which would keep what is freed from then on, and ask a graph that is gone.
+    """
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # it was told
+        return
+    torch._C._cuda_releasePool(device, pool)
+    ABANDONED.append(graph)
+
+
+def addresses(tensors: Iterable[torch.Tensor]) -> tuple[int, ...]:
+    """Where tensors lie, in their order."""
+    return tuple(tensor.data_ptr() for tensor in tensors)
+
+
+class TorchEngine(Engine):
+    """A stage's module, compiled or not, that is called with arrays. `graphs`: whether CUDA graphs are wanted;
+    `stream`: where it computes on CUDA."""
+
+    def __init__(
+        self, module: Callable[..., Any], stage: Stage, device: torch.device, graphs: bool, stream: Any = None
+    ) -> None:
         self._module = module
         self._stage = stage
         self._device = device
         self._graphs = graphs
+        self._stream = stream
         self._buffers = Buffers(device)
-        self._captures = Captures(graphs, self._buffers)
+        self._captures = Captures(graphs, KEPT_SIZES, stream)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._computing():
             start = self._mark()
             given = [self._buffers.give(tensor.name, inputs[tensor.name]) for tensor in self._stage.inputs]
-            if captured := self._captures.get("call"):
+            name = addresses(given)
+            if captured := self._captures.get(name):
                 replay, made = captured
                 replay()
                 outputs = self._all_fetched(made, start)
             else:
                 with self._settling():
                     outputs = self._all_fetched(self._module(*given), start)
-                    self._captures.done("call", lambda: self._module(*given))
+                    self._captures.done(name, lambda: self._module(*given), given)
         return {tensor.name: value.numpy() for tensor, value in zip(self._stage.outputs, outputs, strict=True)}
 
     def _all_fetched(self, made: Any, start: Any) -> list[torch.Tensor]:
@@ -157,10 +195,10 @@ class TorchEngine(Engine):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Without gradients. Raises `Failed` where the device's memory is full, and for what torch refuses else: the
-        host's memory, or a size that a network cannot halve."""
+        """In the engine's stream, without gradients. Raises `Failed` where the device's memory is full, and for what
+        torch refuses else: the host's memory, or a size that a network cannot halve."""
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 yield
         except torch.OutOfMemoryError:
             raise out_of_memory(self._stage, self._device) from None
@@ -201,21 +239,27 @@ class TorchUnet(TorchEngine):
     """The UNet with the schedule's step, which denoise without coming back to the host. `step` is a `LoopStep`."""
 
     def __init__(
-        self, module: Callable[..., Any], step: nn.Module, stage: Stage, device: torch.device, graphs: bool
+        self,
+        module: Callable[..., Any],
+        step: nn.Module,
+        stage: Stage,
+        device: torch.device,
+        graphs: bool,
+        stream: Any = None,
     ) -> None:
-        super().__init__(module, stage, device, graphs)
+        super().__init__(module, stage, device, graphs, stream)
         self._step = step
         self._state = Buffers(device)
-        self._loops = Captures(graphs, self._state)
+        self._loops = Captures(graphs, KEPT_LOOPS, stream)
 
     def denoise(
         self, table: Table, sample: np.ndarray, noises: list[np.ndarray], conditions: dict[str, np.ndarray]
     ) -> Iterator[np.ndarray | None]:
         """See `Denoiser`. With CUDA graphs, a loop that came twice is captured whole, and from then on one launch."""
-        kind = tuple(table.noise_drawn)
         with self._computing():
             start = self._mark()
             turns, samples = self._begun(table, sample, noises, conditions)
+            kind = tuple(map(addresses, turns))
             captured = self._loops.get(kind)
             if captured:
                 captured[0]()
@@ -231,7 +275,7 @@ class TorchUnet(TorchEngine):
             self._wait(start)
             if not captured:
                 with self._settling():
-                    self._loops.done(kind, lambda: [self._step(*turn) for turn in turns])  # on nobody's clock
+                    self._loops.done(kind, lambda: [self._step(*turn) for turn in turns], turns)  # on nobody's clock
         yield latest.numpy()
 
     def _begun(

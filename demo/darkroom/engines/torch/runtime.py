@@ -106,10 +106,19 @@ class Torch(Runtime):
         except torch.OutOfMemoryError:
             raise out_of_memory(stage, self._device) from None
         run = self._made(module, dynamic=None if job.profile.batch is None or job.profile.height is None else False)
+        stream = self._stream()
         if not stage.denoises:
-            return TorchEngine(run, stage, self._device, self._graphs)
+            return TorchEngine(run, stage, self._device, self._graphs, stream)
         step = self._made(LoopStep(module), dynamic=False)
-        return TorchUnet(run, step, stage, self._device, self._graphs)
+        return TorchUnet(run, step, stage, self._device, self._graphs, stream)
+
+    def _stream(self) -> Any:
+        """A stream of an engine's own, behind what has loaded its weights; None on the CPU."""
+        if not self._on_gpu:
+            return None
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        return stream
 
     @property
     def _on_gpu(self) -> bool:
