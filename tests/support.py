@@ -646,7 +646,7 @@ class Diffusers:
         """One picture a prompt, with seeds from `seed` up; `more` goes to the pipeline under diffusers' names, and
         `spacing` to the scheduler that is named.
 
-        With an `image` among it, that pipeline is image-to-image.
+        With an `image` among it, that pipeline is image-to-image, and with a `mask_image` the one for inpainting.
         """
         asked = repr((prompts, seed, scheduler, denoising_steps, spacing, sorted(more.items())))
         if asked not in self._made:
@@ -656,6 +656,9 @@ class Diffusers:
             from darkroom.schedule import SCHEDULERS
 
             pipeline = self._from_image if "image" in more else self.pipeline
+            if "mask_image" in more:
+                pipeline = diffusers.AutoPipelineForInpainting.from_pipe(self.pipeline)
+                pipeline.set_progress_bar_config(disable=True)
             pipeline.scheduler = self._own
             if scheduler is not None:
                 name, overrides = SCHEDULERS[scheduler]

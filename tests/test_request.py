@@ -10,7 +10,7 @@ import pytest
 
 from darkroom.errors import InvalidRequest
 from darkroom.families.stable_diffusion import StableDiffusion
-from darkroom.request import NEWER, LoraChoice, Request, draw_seed
+from darkroom.request import NEWER, ControlChoice, LoraChoice, MaskChoice, Request, draw_seed
 from darkroom.store.fingerprints import hash_json
 
 
@@ -162,6 +162,8 @@ def test_digest_knows_every_field() -> None:
         "prompt_2": "c",
         "negative_prompt_2": "d",
         "prompt_syntax": "a1111",
+        "mask": MaskChoice("00"),
+        "controls": (ControlChoice(None, "00"),),
     }
     full = request(input_image="pixels", image_strength=0.5, refiner="one", refiner_strength=0.5)
     assert set(others) == {field.name for field in dataclasses.fields(Request)}

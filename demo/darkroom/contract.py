@@ -35,6 +35,18 @@ GUIDANCE_SCALE = Tensor("guidance_scale", ("B",))
 TEXT, DENOISER, DECODER, ENCODER = "text", "denoiser", "decoder", "encoder"
 """What a stage does: reads prompts, makes a step, turns latents into pictures, pictures into latents."""
 
+MASK, MASKED = "mask", "masked_latents"
+"""What a denoiser that was trained to inpaint is given beside latents: (B, 1, h, w), 1 where the picture is painted
+anew, and (B, C, h, w), those of the picture without what is there."""
+
+CONTROLS = ("control", "control_2", "control_3")
+CONTROL_SCALES, CONTROL_FROM, CONTROL_UNTIL = "control_scales", "control_from", "control_until"
+"""What ControlNets are given: a map (B, 3, H, W) in [0, 1] each; and of all of them (B, K) what their answers are
+multiplied by, and the timesteps from the first to the last at which they count."""
+
+COMMON = (MASK, MASKED, *CONTROLS, CONTROL_SCALES, CONTROL_FROM, CONTROL_UNTIL)
+"""The inputs of a denoiser, beside latents and timestep, that are the same for what guidance leads away from."""
+
 NEGATIVE = "negative_"
 """What begins the names of a denoiser's inputs that guidance leads away from."""
 

@@ -37,7 +37,8 @@ SYNTAXES = ("plain", "a1111")
 SLOTS = 4
 """Images that are made at a time of a file of prompts."""
 
-DEMO, FROM_TEXT, FROM_IMAGE, REFINING, FEW_STEPS = "demo", "from text", "from an image", "refining", "few steps"
+DEMO, FROM_TEXT, FROM_IMAGE, INPAINTING = "demo", "from text", "from an image", "inpainting"
+REFINING, FEW_STEPS, CONTROLLED, CONTROLLING = "refining", "few steps", "controlled", "controlling"
 FLOW = "flow matching"
 """What a script that makes pictures is, which decides the flags it has: see `Script.kinds`."""
 
@@ -205,8 +206,34 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             use=REQUEST, scripts=(FROM_IMAGE,), beside_prompts="its pictures start from text"),
         Flag("image_strength", "X",
             "how far to leave it: the share of the steps that are made, or of the schedule with a latent consistency "
-            "model, to 1; default 0.8", float, REQUEST | RECIPE, default=0.8, least=0, most=1, scripts=(FROM_IMAGE,),
+            "model, to 1; default {strength}", float, REQUEST | RECIPE, least=0, most=1, scripts=(FROM_IMAGE,),
             needs="input_image"),
+        Flag("mask_image", "FILE",
+            "what to paint anew of --input-image: white is, black stays; default: where that is transparent",
+            scripts=(INPAINTING,)),
+        Flag("mask_blur", "PIXELS", "how far the edge of the mask fades; default 0", float, RECIPE,
+            scripts=(INPAINTING,)),
+        Flag("outpaint", ("LEFT", "TOP", "RIGHT", "BOTTOM"),
+            "pixels to add around the picture, multiples of 8, and to paint", int, RECIPE, scripts=(INPAINTING,)),
+        Flag("no_keep", "", "also what the mask leaves may change a little, as in diffusers, by going through the VAE",
+            bool, RECIPE, scripts=(INPAINTING,)),
+        Flag("control_image", "FILE",
+            "a map for each ControlNet, as it was trained on: edges, depths, poses", together=True,
+            scripts=(CONTROLLED,), needs="controlnet"),
+        Flag("control_scale", "X", "how strongly each ControlNet counts; default 1", float, RECIPE, together=True,
+            scripts=(CONTROLLED,), needs="controlnet"),
+        Flag("control_start", "X", "the share of the steps after which each begins to count; default 0", float, RECIPE,
+            together=True, scripts=(CONTROLLED,), needs="controlnet"),
+        Flag("control_end", "X", "the share of the steps after which each counts no more; default 1", float, RECIPE,
+            together=True, scripts=(CONTROLLED,), needs="controlnet"),
+        Flag("controlnet_type", "TYPE",
+            "published ControlNets, as canny, depth, openpose; with canny the edges of --input-image are drawn here, "
+            "others take ready maps", use=RECIPE, together=True, scripts=(CONTROLLING,),
+            beside_prompts="its maps are of one picture"),
+        Flag("input_image", "FILE", "a picture or map for each of --controlnet-type", together=True,
+            scripts=(CONTROLLING,), needs="controlnet_type"),
+        Flag("controlnet_scale", "X", "how strongly each of --controlnet-type counts; default 1", float, RECIPE,
+            together=True, scripts=(CONTROLLING,), needs="controlnet_type"),
         Flag("enable_refiner", "", "let a second model go over the picture", bool, RECIPE, scripts=(REFINING,),
             beside_prompts="its pictures are made by one model"),
         Flag("image_strength", "X", "share of the steps that the refiner makes once more; default 0.3", float,
@@ -226,6 +253,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("vae", MODEL,
             "another VAE than the model's own: a file, its folder, a model's folder that has it, or a hub repository",
             use=REQUEST),
+        Flag("controlnet", MODEL,
+            "ControlNets to steer the picture with, in folders or hub repositories; each needs its --control-image",
+            together=True, scripts=(CONTROLLED,), beside_prompts="its maps are of one picture"),
         Flag("lora_path", "FILE_OR_REPO",
             "LoRA weights to fuse into the model, in safetensors files or hub repositories", together=True),
         Flag("lora_weight", "X", "how strongly each LoRA counts; default 1", float, RECIPE, together=True,

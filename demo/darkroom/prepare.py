@@ -6,7 +6,7 @@ child processes, so this process never imports the heavy half unless the runtime
 
 import io
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -45,7 +45,7 @@ from darkroom.processes.child import run_in_child
 from darkroom.processes.memory import machine_memory, peak_memory
 from darkroom.processes.progress import Line
 from darkroom.request import OF_REFINER, Request, check_steps_left
-from darkroom.schedule import SPREADABLE, Chosen
+from darkroom.schedule import GIVEN, KEPT, SPREADABLE, Chosen
 from darkroom.schedule.table import Table
 from darkroom.store.manifest import read_manifest
 from darkroom.store.producers import made_with
@@ -56,7 +56,7 @@ from darkroom.text.tokenizer import Tokenizer
 from darkroom.values import to_json
 
 GRAPH_REVISION = 3
-TABLE_REVISION = 2
+TABLE_REVISION = 3
 TOKENIZER_REVISION = 1
 CHOICE_REVISION = 1
 """Raised when a change to what makes them makes other artefacts from the same facts."""
@@ -319,8 +319,16 @@ class Preparer:
         left_out = {ENCODER: not from_image, DECODER: not decodes}
         return {name for name, stage in self._contracts(request).items() if not left_out.get(stage.role)}
 
-    def load(self, compiled: Compiled, image: np.ndarray | None = None) -> Prepared:
-        """The pipeline of what was compiled. `image`: the pixels (H, W, 3) uint8 to start from, if the request has one.
+    def load(
+        self,
+        compiled: Compiled,
+        image: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        controls: Sequence[np.ndarray] = (),
+    ) -> Prepared:
+        """The pipeline of what was compiled. `image`: the pixels (H, W, 3) uint8 to start from, and `mask` (H, W)
+        uint8, from 128 where they are painted anew, if the request has any; `controls` are the maps (H, W, 3) uint8 of
+        its ControlNets.
 
         Raises `Failed` where the engines are for another machine.
         """
@@ -353,7 +361,8 @@ class Preparer:
             of.get(DECODER),
             schedule,
             request,
-            start=None if image is None else _start(image, of[ENCODER]),
+            controls=controls,
+            start=None if image is None else _start(image, mask, of[ENCODER]),
             chunks=next(job.profile.chunks for job in jobs.values() if job.stage.denoises),
         )
         return Prepared(request, pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
@@ -400,7 +409,7 @@ class Preparer:
         facts = key.facts
         choice = Chosen(**facts["scheduler"])
         title = f"the schedule {choice.class_name} of {facts['steps']} steps"
-        arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0))
+        arguments = (choice, facts["steps"], facts["skipped"], facts.get("share", 1.0), facts.get("mask"))
         tokenizers = [self._tokenizer(part, self._model(request)) for part in self.checkpoint.texts]
         return [ReadOff(key, title, compile_table, arguments), *tokenizers]
 
@@ -513,8 +522,10 @@ class Preparer:
             "skipped": None,
             "revision": TABLE_REVISION,
         } | made_with("diffusers")
+        if request.mask is not None:
+            facts["mask"] = GIVEN if self.traits.inpaints else KEPT
         if request.image_strength is not None:
-            if self.family.spreads_steps(self.checkpoint) and class_name == SPREADABLE:
+            if request.mask is None and self.family.spreads_steps(self.checkpoint) and class_name == SPREADABLE:
                 facts |= {"skipped": 0, "share": request.image_strength}
             else:
                 left = self.family.steps_left(request.denoising_steps, request.image_strength)
@@ -656,9 +667,15 @@ class Preparer:
         return folder / GRAPH
 
 
-def _start(image: np.ndarray, encoder: Engine) -> InitialImage:
-    """image: the pixels (H, W, 3) uint8 to start from."""
-    return InitialImage(image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1, encoder)
+def _start(image: np.ndarray, mask: np.ndarray | None, encoder: Engine) -> InitialImage:
+    """image: the pixels (H, W, 3) uint8 to start from; mask: (H, W) uint8."""
+    pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
+    return InitialImage(pixels, encoder, None if mask is None else is_marked(mask[None, None]).astype(np.float32))
+
+
+def is_marked(mask: np.ndarray) -> np.ndarray:
+    """Where a mask's uint8 mean that the picture is painted anew, as in diffusers."""
+    return mask >= 128
 
 
 def check_precision(runtime: Runtime, precision: str) -> None:
@@ -704,13 +721,15 @@ def call_each(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[A
     return [function(*arguments) for function, arguments in calls]
 
 
-def compile_table(choice: Chosen, steps: int, skipped: int | None, share: float) -> tuple[str, bytes, dict[str, Any]]:
+def compile_table(
+    choice: Chosen, steps: int, skipped: int | None, share: float, mask: str | None
+) -> tuple[str, bytes, dict[str, Any]]:
     """Runs in a child: it imports diffusers, whose version it returns too."""
     import diffusers
 
     from darkroom.schedule.compile import compile_schedule
 
-    table, content = compile_schedule(choice, steps, skipped, share), io.BytesIO()
+    table, content = compile_schedule(choice, steps, skipped, share, mask), io.BytesIO()
     table.save(content)
     return TABLE_FILE, content.getvalue(), {"calls": len(table), "diffusers": diffusers.__version__}
 

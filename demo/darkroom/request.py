@@ -8,13 +8,16 @@ from typing import Any, get_args
 
 from darkroom.contract import precisions_by_stage, spelled
 from darkroom.errors import InvalidRequest
-from darkroom.flags import FLOAT32_MOST, OF_REQUEST, option, wrong_text
+from darkroom.flags import FLOAT32_MOST, OF_REQUEST, PIXEL_MULTIPLE, option, wrong_text
 from darkroom.noise import SEED_LIMIT
 from darkroom.values import from_json, to_json
 
 TRAINED_TIMESTEPS, DISTILLED_TIMESTEPS = 1000, 50
 """What all published models were trained on, and the original steps of LCM and TCD, which make no more."""
 
+
+LARGEST_BLUR = 1000
+"""Pixels: more is a slip of the hand."""
 
 OF_REFINER = "refiner."
 """What begins the names of a refiner's stages, where they have precisions of their own."""
@@ -39,7 +42,8 @@ class Request:
     start from, if any; `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second
     model that goes on from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of
     the steps that it makes once more. `loras` are fused into the model. `vae` is another VAE than the model's own,
-    named as `refiner` is.
+    named as `refiner` is. `mask` is what of the picture to start from is painted anew; None for all of it. `controls`
+    are the model's ControlNets, in their order.
     """
 
     model: str | None
@@ -70,6 +74,8 @@ class Request:
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     prompt_syntax: str = DEFAULTS["prompt_syntax"]
+    mask: "MaskChoice | None" = None
+    controls: tuple["ControlChoice", ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -122,6 +128,8 @@ class Request:
             refiner=None,
             refiner_strength=None,
             loras=(),
+            mask=None,
+            controls=(),
             precision=self._refiners_precision(),
         )
 
@@ -162,7 +170,8 @@ class Request:
     def from_json(cls, fields: dict[str, Any]) -> "Request":
         """The inverse of `as_json`; raises `InvalidRequest` for anything else."""
         try:
-            fields = {name: DEFAULTS.get(name, []) for name in NEWER} | fields
+            usual = {each.name: to_json(each.default) for each in dataclasses.fields(cls) if each.name in NEWER}
+            fields = usual | fields
             if missing := {field.name for field in dataclasses.fields(cls)} - fields.keys():
                 raise KeyError(min(missing))
             if not all(isinstance(prompt, str) for prompt in fields["prompts"]):
@@ -185,11 +194,65 @@ def check_published_steps(request: "Request") -> None:
         raise InvalidRequest(f"--denoising-steps {request.denoising_steps} is more than the {limit} that there are.")
 
 
-NEWER = ("loras", "vae", "sigmas", "shift", "max_sequence_length", "prompt_2", "negative_prompt_2", "prompt_syntax")
+NEWER = (
+    "loras",
+    "vae",
+    "sigmas",
+    "shift",
+    "max_sequence_length",
+    "prompt_2",
+    "negative_prompt_2",
+    "prompt_syntax",
+    "mask",
+    "controls",
+)
 """The fields that older recipes lack."""
 
 LEFT_OUT = {each.name for each in dataclasses.fields(Request) if type(None) in get_args(each.type)}
 """The fields that may be None."""
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """A mask: the SHA-256 of its pixels, and what it came of: the blur of its edge, and what was added to the picture
+    at its left, top, right and bottom, all in pixels. `keep` tells whether what it leaves keeps its bytes."""
+
+    sha256: str
+    blur: float = 0.0
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0)
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.blur, int | float) and 0 <= self.blur <= LARGEST_BLUR):
+            raise InvalidRequest(f"--mask-blur must be a number from 0 to {LARGEST_BLUR}, not {self.blur}.")
+        added = self.outpaint
+        if len(added) != 4 or any(type(each) is not int or each < 0 or each % PIXEL_MULTIPLE for each in added):
+            raise InvalidRequest(
+                f"--outpaint takes multiples of {PIXEL_MULTIPLE} pixels, not {' '.join(map(str, added))}."
+            )
+
+
+@dataclass(frozen=True)
+class ControlChoice:
+    """A ControlNet: the hub repository it is from, None for a folder; the SHA-256 of its map's pixels; what its answers
+    are multiplied by; and the shares of the calls at which it begins and ends to count. `drawn` tells whether the map
+    was drawn from a picture, as its edges."""
+
+    source: str | None
+    sha256: str
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    drawn: bool = False
+
+    def __post_init__(self) -> None:
+        if not abs(self.scale) <= FLOAT32_MOST:
+            raise InvalidRequest(f"--control-scale must be a number up to {FLOAT32_MOST:.2g}, not {self.scale}.")
+        if not 0 <= self.start < self.end <= 1:
+            raise InvalidRequest(
+                f"--control-start {self.start} and --control-end {self.end} are shares of the steps, from 0 to 1, and "
+                f"the first is less."
+            )
 
 
 @dataclass(frozen=True)

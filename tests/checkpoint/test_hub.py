@@ -1,5 +1,6 @@
 """Fetching models from the hub: what is asked for, with a stand-in for the hub, which cannot be reached here."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return fetch
 
 
-@pytest.mark.parametrize("fetch", [hub.fetch, hub.fetch_lora, hub.fetch_vae])
+@pytest.mark.parametrize("fetch", [hub.fetch, hub.fetch_lora, partial(hub.fetch_network, flag="--vae")])
 def test_in_offline_mode_nothing_is_sent(fetch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the hub was asked"))

@@ -13,6 +13,13 @@ from tests.support import Studio, assert_refused
 TO_THE_HUB = [
     'demo_txt2img.py "a mountain in spring" --hf-token=hf_x --version 1.5',
     'demo_img2img.py "a dreamlike valley" --hf-token=hf_x --input-image=INPUT --version 1.5',
+    'demo_inpaint.py "a robot on a bench" --hf-token=hf_x --input-image=INPUT --mask-image=INPUT --version 1.5',
+    'demo_controlnet.py "a lecture in a bright hall" --controlnet-type depth --hf-token=hf_x --denoising-steps 20 '
+    "--input-image INPUT",
+    'demo_controlnet.py "a dancer" --controlnet-type openpose canny --controlnet-scale 1.0 0.8 --hf-token=hf_x '
+    "--input-image INPUT INPUT",
+    'demo_controlnet.py "a colourful bird" --controlnet-type canny --hf-token=hf_x --denoising-steps 20 '
+    "--version xl-1.0 --input-image INPUT",
     'demo_txt2img_xl.py "a rider on mars" --hf-token=hf_x --version=xl-1.0',
     'demo_txt2img_xl.py "a rider on mars" --hf-token=hf_x --version=xl-1.0 --enable-refiner '
     "--onnx-refiner-dir=onnx-refiner --engine-refiner-dir=engine-refiner",

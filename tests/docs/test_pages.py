@@ -26,6 +26,8 @@ HELP = {
     "demo/demo_img2img.py": ([],),
     "demo/demo_txt2img_sd3.py": ([],),
     "demo/demo_txt2img_sd35.py": ([],),
+    "demo/demo_inpaint.py": ([],),
+    "demo/demo_controlnet.py": ([],),
     "demo/demo_txt2img_flux.py": ([],),
     "demo/demo_img2img_flux.py": ([],),
     "demo/build_engines.py": (["build"], ["list"], ["verify"], ["clean"], ["export"], ["import"], ["doctor"]),

@@ -16,7 +16,7 @@ from darkroom.errors import Failed
 from darkroom.schedule import step_onnx
 from darkroom.schedule.step import NEXT, start_of, step_stage
 from darkroom.schedule.step_onnx import write_step
-from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, State, Table, advance, network_input
+from darkroom.schedule.table import OUTPUT_WINDOW, OUTPUTS_KEPT, SAMPLE_WINDOW, State, Table, advance, network_input
 
 SHAPE = (3, 4, 6, 5)
 CALLS = 6
@@ -72,8 +72,8 @@ def test_formula_is_the_same_in_every_library(library: str) -> None:
 def test_images_may_be_at_steps_of_their_own(library: str) -> None:
     to, table = LIBRARIES[library], table_of()
     rows = table.rows()[[4, 1, 2]]
-    samples, given = arrays(SAMPLE_WINDOW), arrays(OUTPUT_WINDOW + 2, seed=2)
-    outputs, output, noise = given[:OUTPUT_WINDOW], given[-2], given[-1]
+    samples, given = arrays(SAMPLE_WINDOW), arrays(OUTPUTS_KEPT + 2, seed=2)
+    outputs, output, noise = given[:OUTPUTS_KEPT], given[-2], given[-1]
     together = advance(to(rows), State([*map(to, samples)], [*map(to, outputs)]), to(output), to(noise))
     for image, row in enumerate(rows):
         state = State([each[image : image + 1] for each in samples], [each[image : image + 1] for each in outputs])

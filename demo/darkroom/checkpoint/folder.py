@@ -223,7 +223,7 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
     """Raises `InvalidRequest` for a value that Darkroom reads and that is of another kind than the libraries write."""
     for name, value in config.items():
         match name:
-            case "block_out_channels":
+            case "block_out_channels" | "conditioning_embedding_out_channels":
                 kind, fits = "a list of counts", _are_counts(value)
             case "scaling_factor":
                 kind, fits = "a number above 0", isinstance(value, int | float) and 0 < value < math.inf

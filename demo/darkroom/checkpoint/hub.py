@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-VAE_FILES = ["config.json", f"{STEM}.safetensors"]
+NETWORK_FILES = ["config.json", f"{STEM}.safetensors"]
 LORA_FILES = ["*.safetensors"]
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -149,14 +149,15 @@ def fetch_lora(repository: str, token: str | None, folder: Path | None) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, name, token=token, **target))
 
 
-def fetch_vae(repository: str, token: str | None, folder: Path | None) -> Path:
-    """The folder of a repository that holds a VAE alone, found on disk or downloaded as `fetch` does with models."""
+def fetch_network(repository: str, token: str | None, folder: Path | None, flag: str) -> Path:
+    """The folder of a repository that holds one network of diffusers alone, as `flag` names it; found on disk or
+    downloaded as `fetch` does with models."""
     _settings()
     import huggingface_hub
 
-    files = VAE_FILES
+    files = NETWORK_FILES
     target = _target(repository, folder)
-    with _explained(repository, "a folder that holds the VAE with --vae"):
+    with _explained(repository, f"a folder that holds it with {flag}"):
         found = target.get("local_dir")
         if not folder:
             with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError):

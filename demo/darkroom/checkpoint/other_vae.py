@@ -1,11 +1,10 @@
 """A model with another VAE than its own, such as the SDXL VAE whose weights were made to fit float16."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from darkroom.checkpoint.combined import link
 from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header, weight_files
 from darkroom.checkpoint.original import OriginalFile, empty_network
 from darkroom.errors import InvalidRequest
@@ -71,7 +70,7 @@ def vae_folder(vae: Path, model: Path, store: Store, verbose: bool = False) -> P
     def build(folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         if layout in KINDS:
-            _link(vae.resolve(), folder / f"{STEM}{SAFETENSORS}")
+            link(vae.resolve(), folder / f"{STEM}{SAFETENSORS}")
         else:
             run_in_child(convert, vae, folder, layout, verbose=verbose)
         return {}
@@ -90,28 +89,3 @@ def convert(file: Path, folder: Path, prefix: str) -> None:
         if prefix == "":
             original.check_all_used()
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{STEM}{SAFETENSORS}")
-
-
-def with_vae(model: Path, vae: Path, store: Store) -> Path:
-    """A folder of links to a model's files, with another VAE among them; made once and kept in `store`."""
-    sources = {part.name: part for part in model.iterdir() if part.is_dir()} | {PART: vae}
-    files = {"model_index.json": (model / "model_index.json").resolve()}
-    for part, source in sorted(sources.items()):
-        files |= {f"{part}/{path.name}": path.resolve() for path in sorted(source.iterdir()) if path.is_file()}
-    # What the links lead to, and whether it is still the same.
-    facts = {name: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()}
-
-    def build(folder: Path) -> dict[str, Any]:
-        for name, path in files.items():
-            _link(path, folder / name)
-        return {}
-
-    return store.make(Key(f"model-{model.name}-other-vae", {"kind": "model", "files": facts}), build)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    try:
-        os.symlink(source, target)
-    except OSError:  # Windows, without the right to make links
-        shutil.copyfile(source, target)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from darkroom.checkpoint.hub import LORA_FILES, VAE_FILES, is_offline, on_disk, repository_of, to_fetch
+from darkroom.checkpoint.hub import LORA_FILES, NETWORK_FILES, is_offline, on_disk, repository_of, to_fetch
 from darkroom.cli.artefacts import readable_size, table
 from darkroom.cli.console import Console
 from darkroom.cli.settings import Folders
@@ -20,7 +20,7 @@ def first_of_all(
     """What has to be fetched or unpacked before anything else can be known: the names of models that do not ship with
     Darkroom, of a VAE and of LoRAs."""
     planned = []
-    others: list[tuple[str, list[str] | None]] = [(vae, VAE_FILES)] if vae else []
+    others: list[tuple[str, list[str] | None]] = [(vae, NETWORK_FILES)] if vae else []
     others += [(source, LORA_FILES) for source in loras]
     # What is on disk of these is found when they are opened, and offline mode reported.
     others = [(source, files) for source, files in others if repository_of(source) and not is_offline()]

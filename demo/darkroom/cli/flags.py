@@ -20,6 +20,7 @@ WORDS = {
     "of_prompts": "",
     "workers": "",
     "warmup_runs": "0",
+    "strength": "0.8",
 }
 """The words in the help of flags that depend on the script, unless it has its own."""
 
@@ -46,7 +47,7 @@ def parser_of(script: Script) -> Parser:
     if script.few_steps:
         words["version"] = f"{versions[0]}, with --lcm-lora {script.of_many_steps}"
     if script.from_image:
-        words["size"] = "the input image's own"
+        words |= {"size": "the input image's own", "strength": f"{script.strength:g}"}
     else:
         words |= {"of_prompts": f", with --prompts {SLOTS}", "workers": WORKERS}
     parser = Parser(

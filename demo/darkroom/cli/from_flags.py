@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from darkroom.engines.runtime import Runtime
 from darkroom.errors import InvalidRequest
 from darkroom.families import find_family
 from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, option
-from darkroom.request import DEFAULTS, LoraChoice, Request, draw_seed
+from darkroom.request import DEFAULTS, ControlChoice, LoraChoice, MaskChoice, Request, draw_seed
 
 WORKED_OUT = ("model", "engine", "input_image", "image_strength", "refiner", "refiner_strength", "vae")
 """Fields of a request that are not a flag's value as it is."""
@@ -94,6 +94,8 @@ def _named(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Scr
         # Nothing embedded goes with the real refiner.
         if script.refiner and flags.enable_refiner and flags.refiner_model is None:
             named = script.real
+        elif script.controlling and given(flags, "controlnet_type"):
+            named = script.real
         elif getattr(flags, "lcm_lora", None):
             named = script.of_many_steps
         else:
@@ -155,38 +157,97 @@ def starts_from_image(flags: argparse.Namespace, recipe: dict[str, Any] | None, 
     return given(flags, "input_image") or (recipe is not None and recipe["request"].get("input_image") is not None)
 
 
-def image_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> np.ndarray:
-    """The pixels to start from: (H, W, 3) uint8, of the requested size or else the file's own, resized to fit.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: pixels (H, W, 3) uint8, and where they are painted anew (H, W) uint8, from black for
+    never to white, with what that came of; None for all of them."""
 
-    Beside a recipe, they must be the ones that it was made from.
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+    choice: MaskChoice | None = None
+
+
+def start_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Start:
+    """What to start from, of the requested size or else the file's own, resized to fit.
+
+    Beside a recipe, it must be what that was made from.
     """
     from darkroom.pipeline.pictures import read_pixels
 
     if flags.input_image is None:
         raise InvalidRequest("--input-image is needed: the picture to start from.")
-    wanted = recipe["request"] if recipe else vars(flags)
-    multiple = find_family(script.families[0]).multiple
-    pixels = read_pixels(Path(flags.input_image), wanted["height"], wanted["width"], multiple)
-    if recipe and recipe["request"].get("input_image") != pixels_digest(pixels):
+    path, request = Path(flags.input_image), recipe["request"] if recipe else None
+    choice = _mask_choice(flags, request) if script.inpaints else None
+    left, top, right, bottom = choice.outpaint if choice else (0, 0, 0, 0)
+    height, width = (request or vars(flags))["height"], (request or vars(flags))["width"]
+    sizes = _less(height, top + bottom, "height"), _less(width, left + right, "width")
+    pixels = read_pixels(path, *sizes, find_family(script.families[0]).multiple)
+    added = ((top, bottom), (left, right))
+    start = Start(np.pad(pixels, (*added, (0, 0)), mode="edge"))
+    if request and request.get("input_image") != pixels_digest(start.pixels):
         raise InvalidRequest(f"--input-image {flags.input_image} is not the picture that {flags.recipe} was made from.")
-    return pixels
+    if choice is None:
+        return start
+    mask = _mask(flags, *pixels.shape[:2], added, choice.blur)
+    found = replace(choice, sha256=pixels_digest(mask))
+    if request and found != choice:
+        raise InvalidRequest(f"--mask-image: this is not the mask that {flags.recipe} was made with.")
+    return replace(start, mask=mask, choice=found)
+
+
+def _mask_choice(flags: argparse.Namespace, request: dict[str, Any] | None) -> MaskChoice:
+    if request is not None:
+        choice = Request.from_json(request).mask
+        if choice is None:
+            raise InvalidRequest(f"--recipe {flags.recipe} was made without a mask.")
+        return choice
+    return MaskChoice("", _or(flags.mask_blur, 0.0), tuple(flags.outpaint or (0, 0, 0, 0)), not flags.no_keep)
+
+
+def _less(size: int | None, added: int, name: str) -> int | None:
+    """What of a height or width is the picture's own, where so much of it is added."""
+    if size is not None and added >= size:
+        raise InvalidRequest(f"--{name} {size} leaves nothing of the picture beside the {added} pixels of --outpaint.")
+    return None if size is None else size - added
+
+
+def _mask(
+    flags: argparse.Namespace, height: int, width: int, added: tuple[tuple[int, int], ...], blur: float
+) -> np.ndarray:
+    """What of a picture of this size, with what is added around it, is painted anew."""
+    from darkroom.pipeline.pictures import blurred, read_mask, read_transparency
+
+    if flags.mask_image is not None:
+        mask = read_mask(Path(flags.mask_image), height, width)
+    else:
+        mask = read_transparency(Path(flags.input_image), height, width)
+        if mask is None:
+            if not any(map(any, added)):
+                raise InvalidRequest(
+                    "--mask-image is needed, white where the picture is to be painted anew: nothing of --input-image "
+                    "is transparent."
+                )
+            mask = np.zeros((height, width), np.uint8)
+    return blurred(np.pad(mask, added, constant_values=255), blur)
 
 
 def pixels_digest(pixels: np.ndarray) -> str:
-    """SHA-256 of (H, W, 3) uint8 pixels and their size, in hex."""
+    """SHA-256 of uint8 pixels and their size, in hex."""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def request_of(
     flags: argparse.Namespace,
     version: Version,
-    image: np.ndarray | None,
+    start: Start | None,
     refiner: Version | None,
     checkpoint: Checkpoint | None,
     engine: str,
     loras: tuple[LoraChoice, ...] = (),
+    strength: float | None = None,
+    controls: tuple[ControlChoice, ...] = (),
 ) -> Request:
-    """The request that the flags make, with the version's defaults for what they leave out.
+    """The request that the flags make, with the version's defaults for what they leave out; `strength` is the script's.
 
     Without a checkpoint, sizes and seed are stand-ins: good for finding out what is wrong before a model is
     fetched.
@@ -198,8 +259,8 @@ def request_of(
                 f"{option(name)} acts through guidance, which --guidance-scale {guidance_scale} turns off: "
                 f"use one above 1, or leave the negative prompt out."
             )
-    if image is not None:
-        height, width = image.shape[:2]
+    if start is not None:
+        height, width = start.pixels.shape[:2]
     elif version.size or checkpoint is None:
         height = width = version.size or PROVISIONAL_SIZE
     else:
@@ -211,8 +272,10 @@ def request_of(
         prompts=tuple(flags.prompt),
         seed=flags.seed if flags.seed is not None else draw_seed() if checkpoint else 0,
         engine=engine,
-        input_image=None if image is None else pixels_digest(image),
-        image_strength=None if image is None else _or(flags.image_strength, DEFAULTS["image_strength"]),
+        input_image=None if start is None else pixels_digest(start.pixels),
+        image_strength=None if start is None else _or(flags.image_strength, strength),
+        mask=None if start is None else start.choice,
+        controls=controls,
         refiner=None if refiner is None else refiner.name,
         refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULTS["refiner_strength"]),
         loras=loras,

@@ -16,22 +16,24 @@ import numpy as np
 from darkroom import __version__
 from darkroom.checkpoint.catalog import Script
 from darkroom.cli.console import Console
+from darkroom.cli.controls import Controls, controls_of
 from darkroom.cli.dry_run import first_of_all, show_plan
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import given, parsed
 from darkroom.cli.from_flags import (
+    Start,
     engine_of,
-    image_of,
     recipe_of,
     refiner_of,
     refuse_flags_for_prompts,
     request_of,
+    start_of,
     starts_from_image,
     vae_of,
     version_of,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import models_of, precision_asked, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, precision_asked, refuse_inpainting, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.cli.start import EXIT
 from darkroom.contract import AUTO, spelled
@@ -40,7 +42,7 @@ from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.families import find_family
 from darkroom.pipeline.pipeline import Pipeline
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
-from darkroom.prepare import Preparer, check_precision
+from darkroom.prepare import Preparer, check_precision, is_marked
 from darkroom.request import DENOISED_BY, OF_REFINER, Batch, Request, check_published_steps, check_steps_left
 from darkroom.text.reading import cuts
 
@@ -69,11 +71,16 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
     vae = vae_of(flags, recipe)
     check_lora_flags(flags)
-    image = image_of(flags, recipe, script) if starts_from_image(flags, recipe, script) else None
+    start = start_of(flags, recipe, script) if starts_from_image(flags, recipe, script) else None
+    if start and start.mask is not None and not is_marked(start.mask).any():
+        console.warn("the mask is dark everywhere: nothing of the picture is painted anew.")
+    controls = controls_of(flags, recipe, script, version)
     engine = engine_of(flags)
     if recipe is None:
         # What is wrong with the request is refused before a model is fetched for it.
-        asked = request_of(flags, version, image, second, None, engine)
+        asked = request_of(
+            flags, version, start, second, None, engine, strength=script.strength, controls=controls.choices
+        )
         if asked.image_strength is not None and version.name in script.versions:  # none spreads its steps
             left = find_family(script.families[0]).steps_left(asked.denoising_steps, asked.image_strength)
             check_steps_left(asked.denoising_steps, asked.image_strength, left)
@@ -88,19 +95,21 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         if first := first_of_all(models_asked, settings, vae, flags.lora_path or ()):
             show_plan(first, flags.json, console)
             return
-    models = models_of(script, settings, runtime, vae, console)
+    models = models_of(script, settings, runtime, vae, console, controls.sources)
     base = models.preparer(version, config=flags.config)
     refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)
+    refuse_inpainting(base, script)
     base.loras, choices = loras_of(flags, recipe, settings, base, console)
     if recipe is None:
-        request = request_of(flags, version, image, second, base.checkpoint, runtime.name, choices)
+        own = (base.checkpoint, runtime.name, choices, script.strength, controls.choices)
+        request = request_of(flags, version, start, second, *own)
     else:
         request = Request.from_json(recipe["request"])
         _check_weights(flags, recipe, base, refiner)
     if flags.dry_run:
-        stages = base.stages_for(request, image is not None, decodes=refiner is None)
+        stages = base.stages_for(request, start is not None, decodes=refiner is None)
         planned = base.plan(request, stages) + (refiner.plan(request.refining()) if refiner else [])
         show_plan(planned, flags.json, console)
         return
@@ -111,7 +120,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         number = (recipe["image"] - 1) // request.batch_size
         batches = range(number, number + 1)
     once = len(batches) == 1 and not settings.num_warmup_runs
-    pipeline, made_with = _prepare(base, refiner, request, image, once)
+    pipeline, made_with = _prepare(base, refiner, request, start, controls, once)
     EXIT.keep(pipeline, runtime)
     if recipe is None:
         say_what_ships(version, flags, script, console)
@@ -139,7 +148,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
                 clocks.append(StageClock())
                 pictures = pipeline.run(batch, clocks[-1], advance)
                 pictures_of_first = pictures if pictures_of_first is None else pictures_of_first
-                for picture in _keep(batch, pictures, facts, recipe, settings.output_dir, script.pipeline):
+                for picture in _keep(batch, pictures, start, facts, recipe, settings.output_dir, script.pipeline):
                     made.append(picture)
     except DarkroomError as error:
         if flags.json:
@@ -151,7 +160,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     console.say(table(clocks, request.batch_size))
     told = _timings(clocks, request.batch_size)
     if quantization := runtime.options.quantization:
-        told["quantization_psnr"] = _loss(pictures_of_first, base, refiner, request, image, first, console)
+        told["quantization_psnr"] = _loss(pictures_of_first, base, refiner, request, start, controls, first, console)
         console.say(f"{quantization}: PSNR {told['quantization_psnr']:.1f} dB against the same pictures without it")
     if flags.json:
         console.result(json.dumps(facts | {"images": made} | told))
@@ -180,7 +189,7 @@ def _check_same_latents(base: Preparer, refiner: Preparer) -> None:
 
 
 def _prepare(
-    base: Preparer, refiner: Preparer | None, request: Request, image: np.ndarray | None, once: bool
+    base: Preparer, refiner: Preparer | None, request: Request, start: Start | None, controls: Controls, once: bool
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, with its refiner if there is one, and what a recipe records of both.
 
@@ -188,11 +197,12 @@ def _prepare(
     """
     if refiner is not None:
         refiner.check(request.refining())  # before anything is built for the first model
-    compiled = base.compile(request, base.stages_for(request, image is not None, decodes=refiner is None))
+    compiled = base.compile(request, base.stages_for(request, start is not None, decodes=refiner is None))
     refining_compiled = refiner.compile(request.refining()) if refiner is not None else None
     # Pillow takes a step's time to import: that passes while the engines load.
     Thread(target=_import_pictures).start()
-    prepared = base.load(compiled, image)
+    pixels, mask = (start.pixels, start.mask) if start else (None, None)
+    prepared = base.load(compiled, pixels, mask, controls.maps(request.height, request.width))
     if refining_compiled is not None and request.precision == AUTO:
         chosen = {name: job.precision for name, job in compiled.jobs.items()}
         chosen |= {OF_REFINER + name: job.precision for name, job in refining_compiled.jobs.items()}
@@ -220,7 +230,8 @@ def _loss(
     base: Preparer,
     refiner: Preparer | None,
     request: Request,
-    image: np.ndarray | None,
+    start: Start | None,
+    controls: Controls,
     batch: Batch,
     console: Console,
 ) -> float:
@@ -230,7 +241,12 @@ def _loss(
     plain = find_runtime("torch")
     with console.job("making the same without quantization"):
         pipeline, _ = _prepare(
-            base.on(plain), refiner and refiner.on(plain), replace(request, engine=plain.name), image, once=True
+            base.on(plain),
+            refiner and refiner.on(plain),
+            replace(request, engine=plain.name),
+            start,
+            controls,
+            once=True,
         )
         expected = pipeline.run(batch, StageClock())
     return psnr(*(to_bytes(made, "a picture of the first batch") for made in (pictures, expected)))
@@ -269,19 +285,22 @@ def _import_pictures() -> None:
 def _keep(
     batch: Batch,
     pictures: np.ndarray,
+    start: Start | None,
     facts: dict[str, Any],
     recipe: dict[str, Any] | None,
     folder: Path,
     pipeline: str,
 ) -> Iterator[dict[str, Any]]:
     """Saves the pictures of a batch, one by one; when a recipe is replayed, the one that it is for."""
-    from darkroom.pipeline.pictures import save, to_bytes
+    from darkroom.pipeline.pictures import save, to_bytes, with_the_rest
 
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1
         if recipe is not None and image != recipe["image"]:
             continue
         pixels = to_bytes(picture, f"image {image} (seed {seed})")
+        if start and start.choice and start.choice.keep:
+            pixels = with_the_rest(pixels, start.pixels, start.mask)
         its_own = {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
         path = save(pixels, folder, pipeline, facts | its_own)
         yield {"path": str(path), "image": image, "seed": seed, "prompt": prompt}

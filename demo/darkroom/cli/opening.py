@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import MOVED, Script, Version
+from darkroom.checkpoint.catalog import INPAINT, MOVED, Script, Version
+from darkroom.checkpoint.combined import INDEX, combined
+from darkroom.checkpoint.controlnet import KIND, check_controlnet
 from darkroom.checkpoint.folder import open_checkpoint
-from darkroom.checkpoint.hub import fetch, fetch_vae, on_disk, repository_of
-from darkroom.checkpoint.other_vae import check_vae, vae_folder, with_vae
+from darkroom.checkpoint.hub import fetch, fetch_network, on_disk, repository_of
+from darkroom.checkpoint.other_vae import check_vae, vae_folder
 from darkroom.checkpoint.single_file import check_single_file, published_config, unpacked
 from darkroom.cli.console import Console
 from darkroom.cli.flags import given
@@ -18,6 +20,8 @@ from darkroom.cli.settings import Folders, Settings
 from darkroom.engines import automatic, find_runtime, options_for
 from darkroom.engines.runtime import RECORDED, Options, Runtime, asked_as
 from darkroom.errors import InvalidRequest
+from darkroom.families import family_of
+from darkroom.files import read_json
 from darkroom.flags import option
 from darkroom.prepare import BATCHES, Preparer, offers
 from darkroom.store.store import Store
@@ -25,7 +29,8 @@ from darkroom.store.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Opens models of some `families`, or of all, each with the `vae` that goes into all, for one runtime.
+    """Opens models of some `families`, or of all, each with the `vae` and the `controlnets` that go into all, for one
+    runtime.
 
     `batches` and `pixels` bound what engines leave free. `stores` are those that are open already, by their folders.
     """
@@ -38,6 +43,7 @@ class Models:
     pixels: tuple[int, int, int] | None = None
     threads: int | None = None
     vae: str | None = None
+    controlnets: tuple[str, ...] = ()
     stores: dict[Path, Store] = field(default_factory=dict)
 
     def preparer(
@@ -56,7 +62,16 @@ class Models:
         folder = open_model(version, config, folders, graphs, console, self.families, self.vae is not None)
         if self.vae is not None:
             vae = vae_folder(_open_vae(self.vae, folders, console), folder, graphs, console.verbose)
-            folder = with_vae(folder, vae, graphs)
+            folder = combined(folder, {"vae": vae}, {}, graphs, "other-vae")
+        if self.controlnets:
+            family = family_of(read_json(folder / INDEX))
+            room = len(family.controlnets) if family else 0
+            if len(self.controlnets) > room:
+                raise InvalidRequest(f"--controlnet: this model takes at most {room}, not {len(self.controlnets)}.")
+            found = [_open_controlnet(each, folders, console) for each in self.controlnets]
+            parts = dict(zip(family.controlnets, found, strict=False))
+            kinds = {part: ["diffusers", KIND] for part in parts}
+            folder = combined(folder, parts, kinds, graphs, "controlled")
         return Preparer(
             open_checkpoint(folder, engines.fingerprints, self.families),
             self.runtime,
@@ -72,7 +87,14 @@ class Models:
         )
 
 
-def models_of(script: Script, settings: Settings, runtime: Runtime, vae: str | None, console: Console) -> Models:
+def models_of(
+    script: Script,
+    settings: Settings,
+    runtime: Runtime,
+    vae: str | None,
+    console: Console,
+    controlnets: tuple[str, ...] = (),
+) -> Models:
     """What opens the models of a script that makes pictures."""
     return Models(
         families=script.families,
@@ -83,6 +105,7 @@ def models_of(script: Script, settings: Settings, runtime: Runtime, vae: str | N
         pixels=settings.dynamic_sizes,
         threads=settings.threads,
         vae=vae,
+        controlnets=controlnets,
     )
 
 
@@ -112,6 +135,15 @@ def precision_asked(flags: argparse.Namespace, engine: str, runtime: Runtime, co
         console.warn(f"--bf16 does nothing here: {runtime.name} computes in {' and '.join(runtime.precisions())}.")
         return None
     return "bf16"
+
+
+def refuse_inpainting(preparer: Preparer, script: Script) -> None:
+    """Raises `InvalidRequest` for a model that has to be given a mask, in a script without one."""
+    if preparer.traits.inpaints and not script.inpaints:
+        raise InvalidRequest(
+            f"{preparer.name} is an inpainting model: its UNet takes a picture and a mask beside the latents. "
+            f"{INPAINT.program} runs it, with --input-image and --mask-image."
+        )
 
 
 def say_what_ships(version: Version, flags: argparse.Namespace, script: Script, console: Console) -> None:
@@ -183,8 +215,16 @@ def open_model(
         return unpacked(file, described, graphs, other_vae, verbose=console.verbose)
 
 
+def _open_controlnet(source: str, settings: Folders, console: Console) -> Path:
+    if repository := repository_of(source):
+        with console.job(f"fetching {repository}"):
+            folder = fetch_network(repository, settings.hf_token, settings.framework_model_dir, "--controlnet")
+        return check_controlnet(folder)
+    return check_controlnet(Path(source))
+
+
 def _open_vae(source: str, settings: Folders, console: Console) -> Path:
     if repository := repository_of(source):
         with console.job(f"fetching {repository}"):
-            return check_vae(fetch_vae(repository, settings.hf_token, settings.framework_model_dir))
+            return check_vae(fetch_network(repository, settings.hf_token, settings.framework_model_dir, "--vae"))
     return check_vae(Path(source))

@@ -22,7 +22,7 @@ from darkroom.cli.from_flags import (
     version_of,
 )
 from darkroom.cli.loras import check_lora_flags, loras_of
-from darkroom.cli.opening import models_of, precision_asked, runtime_of, say_what_ships
+from darkroom.cli.opening import models_of, precision_asked, refuse_inpainting, runtime_of, say_what_ships
 from darkroom.cli.prompt_run import Run, alone
 from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
@@ -62,6 +62,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
         settings = replace(settings, dynamic_batches=(1, 1, max(slots, settings.dynamic_batches[2])))
 
     preparer = models_of(script, settings, runtime, vae, console).preparer(version, config=flags.config)
+    refuse_inpainting(preparer, script)
     preparer.loras, choices = loras_of(flags, None, settings, preparer, console)
     default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
     say_what_ships(version, flags, script, console)

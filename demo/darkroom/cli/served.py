@@ -6,7 +6,7 @@ from typing import Any
 
 from darkroom.checkpoint.catalog import Script, Version
 from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request
-from darkroom.cli.opening import Models
+from darkroom.cli.opening import Models, refuse_inpainting
 from darkroom.request import Request
 from darkroom.serving.planning import batches_for, every_schedule, planned
 from darkroom.serving.service import Limits, Service
@@ -31,6 +31,7 @@ class Wanted:
 def service_of(models: Models, script: Script, version: Version, wanted: Wanted, threads: int | None) -> Service:
     """The model's engines, loaded. Raises `InvalidRequest` and `Failed` as a script does."""
     preparer = models.preparer(version)
+    refuse_inpainting(preparer, script)
     own = version.size or preparer.checkpoint.default_size
     request = wanted.request(version, models.runtime.name, own)
     sizes = list(dict.fromkeys([(request.height, request.width), *wanted.sizes]))

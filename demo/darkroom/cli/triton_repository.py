@@ -10,7 +10,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.exit import exit_code
 from darkroom.cli.flags import add_flags, refuse_below
 from darkroom.cli.from_flags import PROVISIONAL_SIZE, make_request, unnamed
-from darkroom.cli.opening import Models
+from darkroom.cli.opening import Models, refuse_inpainting
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import artefact_folders, bounds_of, home, options_of
 from darkroom.contract import AUTO
@@ -167,6 +167,7 @@ def _build(flags: argparse.Namespace) -> None:
         pixels=bounds_of(flags, "dynamic_sizes"),
     )
     preparer = models.preparer(version)
+    refuse_inpainting(preparer, script)
     source = preparer.checkpoint.folder
     request = _request(flags, version, parameters, engine, version.size or preparer.checkpoint.default_size)
     sizes = list(dict.fromkeys([(request.height, request.width), *(flags.size or ())]))

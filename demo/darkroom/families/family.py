@@ -65,7 +65,9 @@ class Traits:
     `texts` are the stages of its text encoders, in the order of their tokenizers. `vae_factor`: pixels per latent,
     along each side. `embeds_guidance`: the denoiser is called once, and given the guidance scale.
     `zeros_for_empty_prompt`: it was trained with zeros, not an empty prompt's embeddings, for guidance to lead away
-    from. `rows` name text encoders and denoiser in the timing table. `facts` are what only the family itself reads.
+    from. `inpaints`: the denoiser is given a mask and what it leaves of a picture. `controls` counts the ControlNets
+    that it is computed with. `rows` name text encoders and
+    denoiser in the timing table. `facts` are what only the family itself reads.
     """
 
     family: str
@@ -74,6 +76,8 @@ class Traits:
     vae_factor: int
     embeds_guidance: bool = False
     zeros_for_empty_prompt: bool = False
+    inpaints: bool = False
+    controls: int = 0
     rows: tuple[str, str] = ("CLIP", "UNet")
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -98,7 +102,8 @@ class Family:
     `name` stands in scripts, plans and recipes; `title` is what people call it. `parts` are its networks, in the order
     of their digests; `switches` are the entries of a model index that change pictures. `denoiser` and `vae` are those
     of its parts that make steps and pictures; the denoiser's stage has that name too. `text_stages` are those of its
-    text encoders. Heights and widths are multiples of `multiple` pixels.
+    text encoders, and `controlnets` the parts that a model's folder may have for ControlNets, in their order. Heights
+    and widths are multiples of `multiple` pixels.
     """
 
     name: str
@@ -108,6 +113,7 @@ class Family:
     switches: tuple[str, ...] = ()
     denoiser: str
     vae: str = "vae"
+    controlnets: tuple[str, ...] = ()
     multiple: int = PIXEL_MULTIPLE
     text_stages: ClassVar[dict[str, str]] = {}
 
@@ -239,14 +245,19 @@ class Family:
 
 
 def denoiser_inputs(
-    latents: Tensor, conditions: tuple[Tensor, ...], guided: bool, embeds_guidance: bool
+    latents: Tensor,
+    conditions: tuple[Tensor, ...],
+    guided: bool,
+    embeds_guidance: bool,
+    common: tuple[Tensor, ...] = (),
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """The inputs of a denoiser, and which of them stay the same for all steps: latents (B, C, h, w), timestep (B,), the
-    conditions; with guidance in the graph also the same with the prefix negative_; and with either kind of guidance
-    guidance_scale (B,)."""
+    """The inputs of a denoiser, and which of them stay the same for all steps: latents (B, C, h, w), timestep (B,),
+    those of `COMMON` that it has, the conditions; with guidance in the graph also the same with the prefix negative_;
+    and with either kind of guidance guidance_scale (B,)."""
     steady = conditions
     if embeds_guidance:
         steady += (GUIDANCE_SCALE,)
     elif guided:
         steady += (*(Tensor(NEGATIVE + each.name, each.shape) for each in conditions), GUIDANCE_SCALE)
+    steady = common + steady
     return (latents, Tensor("timestep", ("B",)), *steady), tuple(tensor.name for tensor in steady)

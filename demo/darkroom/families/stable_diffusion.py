@@ -7,7 +7,17 @@ guidance scale for each image, so the doubled batch is the graph's alone.
 import re
 from typing import Any, ClassVar
 
-from darkroom.contract import DENOISER, Stage, Tensor
+from darkroom.contract import (
+    CONTROL_FROM,
+    CONTROL_SCALES,
+    CONTROL_UNTIL,
+    CONTROLS,
+    DENOISER,
+    MASK,
+    MASKED,
+    Stage,
+    Tensor,
+)
 from darkroom.families.family import TINY_VAE, Family, Model, Part, Traits, denoiser_inputs
 
 CLIP_DEFAULTS = {
@@ -30,6 +40,21 @@ VAE = Part(
     original=(("first_stage_model.", "vae"),),
 )
 
+CONTROLNETS = {
+    name: Part(
+        "diffusers:ControlNetModel",
+        UNET.defaults | {"conditioning_embedding_out_channels": [16, 32, 96, 256]},
+    )
+    for name in ("controlnet", "controlnet_2", "controlnet_3")
+}
+"""The parts of a model's folder that hold ControlNets (Zhang et al. 2023), as many as it has."""
+
+ALIKE = ("block_out_channels", "cross_attention_dim", "addition_embed_type", "layers_per_block", "in_channels")
+"""Settings that a ControlNet shares with the UNet that it is for."""
+
+ONLY = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False, "conditioning_channels": 3}
+"""Settings of ControlNets of which one value is supported."""
+
 UNSUPPORTED = {"vae": ("latents_mean", "latents_std"), "unet": ("class_embed_type", "encoder_hid_dim_type")}
 """Settings of other families' networks: without them pictures would come out wrong, without a word."""
 
@@ -38,15 +63,26 @@ class UnetFamily(Family):
     """What Stable Diffusion and SDXL share: a UNet on four-channel latents, and a VAE."""
 
     denoiser = "unet"
+    controlnets = tuple(CONTROLNETS)
     added_conditions: str | None = None
     """The kind of conditions that the UNet takes beside text: its `addition_embed_type`."""
 
+    def parts_of(self, index: dict[str, Any]) -> dict[str, Part]:
+        return {name: part for name, part in self.parts.items() if name not in CONTROLNETS or index.get(name)}
+
+    def controlnets_of(self, model: Model) -> list[str]:
+        """The parts that hold a model's ControlNets."""
+        return [name for name in self.parts_of(model.index) if name in CONTROLNETS]
+
     def check(self, model: Model) -> None:
         unet, vae = model.config("unet"), model.config("vae")
+        for part in self.controlnets_of(model):
+            self._check_controlnet(model, part)
         if len(contexts := {self.context(model, part) for part in self.texts(model)}) > 1:
             raise ValueError(f"its text encoders read {' and '.join(map(str, sorted(contexts)))} tokens")
-        if (channels := unet["in_channels"]) != vae["latent_channels"]:
-            raise ValueError(f"its UNet takes {channels} channels (inpainting?), not the VAE's latents")
+        latents = vae["latent_channels"]
+        if (channels := unet["in_channels"]) not in (latents, _with_mask(latents)):
+            raise ValueError(f"its UNet takes {channels} channels, not the VAE's {latents}, nor a mask beside them")
         if (kind := vae.get("_class_name", "AutoencoderKL")) not in ("AutoencoderKL", TINY_VAE):
             raise ValueError(f"its VAE is a {kind}, which Darkroom does not support")
         if (added := unet.get("addition_embed_type")) != self.added_conditions:
@@ -55,6 +91,21 @@ class UnetFamily(Family):
             for name in names:
                 if model.config(part).get(name) is not None:
                     raise ValueError(f"its {part} has {name} in its configuration, which Darkroom does not support")
+
+    def _check_controlnet(self, model: Model, part: str) -> None:
+        unet, own = model.config("unet"), model.config(part)
+        for name in ALIKE:
+            wanted = model.config("vae")["latent_channels"] if name == "in_channels" else unet.get(name)
+            if own.get(name) != wanted:
+                raise ValueError(
+                    f"its {part} is for another kind of model: its {name} is {own.get(name)}, not {wanted}"
+                )
+        for name, value in ONLY.items():
+            if own.get(name, value) != value:
+                raise ValueError(f"its {part} has {name}={own[name]}, which Darkroom does not support")
+        factor = 2 ** (len(own["conditioning_embedding_out_channels"]) - 1)
+        if factor != self.vae_factor(model):
+            raise ValueError(f"its {part} takes maps {factor} times as large as its latents, not as pictures are")
 
     def free_multiple(self, model: Model) -> int:
         """Latents must halve at every level of the UNet."""
@@ -80,6 +131,8 @@ class UnetFamily(Family):
             latent_channels=model.config("vae")["latent_channels"],
             vae_factor=self.vae_factor(model),
             embeds_guidance=model.config("unet").get("time_cond_proj_dim") is not None,
+            controls=len(self.controlnets_of(model)),
+            inpaints=model.config("unet")["in_channels"] == _with_mask(model.config("vae")["latent_channels"]),
         )
 
     def unet_stage(self, model: Model, guided: bool, conditions: tuple[Tensor, ...]) -> dict[str, Stage]:
@@ -90,9 +143,17 @@ class UnetFamily(Family):
             for each in conditions
         )
         latents = Tensor("latents", ("B", model.config("vae")["latent_channels"], "h", "w"))
-        inputs, steady = denoiser_inputs(latents, conditions, guided, self.traits(model).embeds_guidance)
+        traits = self.traits(model)
+        given = (Tensor(MASK, ("B", 1, "h", "w")), Tensor(MASKED, latents.shape)) if traits.inpaints else ()
+        controlnets = self.controlnets_of(model)
+        if controlnets:
+            given += tuple(Tensor(name, ("B", 3, "H", "W")) for name in CONTROLS[: len(controlnets)])
+            own = ("B", len(controlnets))
+            given += tuple(Tensor(name, own) for name in (CONTROL_SCALES, CONTROL_FROM, CONTROL_UNTIL))
+        inputs, steady = denoiser_inputs(latents, conditions, guided, traits.embeds_guidance, given)
         output, options = Tensor("output", latents.shape), {"guided": guided}
-        networks, module = (self.network("unet"),), "darkroom.networks.unet:denoiser"
+        networks = tuple(self.network(part) for part in ("unet", *controlnets))
+        module = "darkroom.networks.unet:denoiser"
         return {"unet": Stage("unet", inputs, (output,), networks, module, DENOISER, options, steady)}
 
 
@@ -102,6 +163,7 @@ class StableDiffusion(UnetFamily):
     pipelines = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
     )
@@ -116,7 +178,7 @@ class StableDiffusion(UnetFamily):
         ),
         "unet": UNET,
         "vae": VAE,
-    }
+    } | CONTROLNETS
     text_stages: ClassVar = {"text_encoder": "clip"}
 
     def check(self, model: Model) -> None:
@@ -125,8 +187,8 @@ class StableDiffusion(UnetFamily):
             raise ValueError("its text_encoder has use_attention_mask, which Darkroom does not support")
 
     def corrects(self, model: Model) -> bool:
-        """As diffusers 0.42 does in these two pipelines alone."""
-        return model.index["_class_name"] in self.pipelines[:2]
+        """As diffusers 0.42 does in these pipelines alone."""
+        return model.index["_class_name"] in self.pipelines[:3]
 
     def spreads_steps(self, model: Model) -> bool:
         """As in diffusers' pipelines for latent consistency models."""
@@ -137,7 +199,10 @@ class StableDiffusion(UnetFamily):
         clip:         input_ids (B, 77) int32 -> text_embeddings (B, 77, D)
         unet:         latents (B, 4, h, w), timestep (B,), text_embeddings (B, T, D) -> output (B, 4, h, w);
                       guided, also negative_text_embeddings (B, T, D) and guidance_scale (B,);
-                      where guidance is embedded, guidance_scale (B,) alone
+                      where guidance is embedded, guidance_scale (B,) alone;
+                      of an inpainting model, also mask (B, 1, h, w) and masked_latents (B, 4, h, w); with K
+                      ControlNets, also control (B, 3, H, W), control_2 and so on, and (B, K) each control_scales,
+                      control_from and control_until
         vae:          latents (B, 4, h, w), scaled as the UNet has them -> images (B, 3, H, W) in [-1, 1]
         vae_encoder:  images (B, 3, H, W) in [-1, 1] -> mean, deviation (B, 4, h, w), scaled as the UNet has them
         """
@@ -145,6 +210,11 @@ class StableDiffusion(UnetFamily):
         embeddings = (Tensor("text_embeddings", ("B", self.context(model, "text_encoder"), width)),)
         text = self.text_stage(model, "text_encoder", embeddings, {"clip_skip": clip_skip}, guided)
         return text | self.unet_stage(model, guided, embeddings) | self.vae_stages(model)
+
+
+def _with_mask(channels: int) -> int:
+    """The channels of latents, a mask, and the latents of what it leaves of a picture."""
+    return 2 * channels + 1
 
 
 def _before_0_9(config: dict[str, Any]) -> bool:

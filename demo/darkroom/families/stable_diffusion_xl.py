@@ -7,7 +7,7 @@ import numpy as np
 
 from darkroom.contract import Stage, Tensor
 from darkroom.families.family import Model, Part, Traits
-from darkroom.families.stable_diffusion import CLIP_DEFAULTS, UNET, VAE, StableDiffusion, UnetFamily
+from darkroom.families.stable_diffusion import CLIP_DEFAULTS, CONTROLNETS, UNET, VAE, StableDiffusion, UnetFamily
 from darkroom.request import Request
 
 SIZES, SIZES_AND_SCORE = 6, 5
@@ -25,7 +25,11 @@ class StableDiffusionXl(UnetFamily):
 
     name = "sdxl"
     title = "SDXL"
-    pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    pipelines = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    )
     switches = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
     parts: ClassVar = {
         "text_encoder": replace(
@@ -41,13 +45,13 @@ class StableDiffusionXl(UnetFamily):
         ),
         "unet": UNET,
         "vae": VAE,
-    }
+    } | CONTROLNETS
     text_stages: ClassVar = {"text_encoder": "clip", "text_encoder_2": "clip_2"}
     added_conditions = "text_time"
 
     def parts_of(self, index: dict[str, Any]) -> dict[str, Part]:
         first = (index.get("text_encoder") or [None])[0]
-        return {name: part for name, part in self.parts.items() if first or name != "text_encoder"}
+        return {name: part for name, part in super().parts_of(index).items() if first or name != "text_encoder"}
 
     def layers_to_skip(self, model: Model) -> int:
         """The last layer is left out as it is."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from darkroom.contract import Stage
+from darkroom.contract import CONTROL_FROM, CONTROL_UNTIL, Stage
 
 BYTE_TOKENS = 256
 """Ids below this are tried, as far as there are so many: a byte-level vocabulary begins with one token a byte."""
@@ -19,6 +19,8 @@ def example_arrays(stage: Stage, sizes: dict[str, int], seed: int = 0) -> dict[s
             value = chance.uniform(0, 999, shape)
         elif tensor.name.endswith("time_ids"):
             value = chance.integers(0, 1024, shape)
+        elif tensor.name in (CONTROL_FROM, CONTROL_UNTIL):
+            value = np.full(shape, 999 if tensor.name == CONTROL_FROM else 0)
         elif tensor.name == "guidance_scale":
             value = chance.uniform(1, 8, shape)
         else:

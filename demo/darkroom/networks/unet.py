@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darkroom.contract import GUIDANCE_SCALE, NEGATIVE, Stage
+from darkroom.contract import (
+    COMMON,
+    CONTROL_FROM,
+    CONTROL_SCALES,
+    CONTROL_UNTIL,
+    CONTROLS,
+    GUIDANCE_SCALE,
+    MASK,
+    MASKED,
+    NEGATIVE,
+    Stage,
+)
 from darkroom.networks.guidance import Guided
 
 SHAREABLE = {
@@ -25,12 +36,15 @@ SHAREABLE = {
 """The kinds of blocks whose resnets alone take the timestep. In others, samplers or attentions take it too."""
 
 
-def denoiser(stage: Stage, network: nn.Module) -> nn.Module:
-    """The module of a UNet's stage."""
+def denoiser(stage: Stage, network: nn.Module, *controlnets: nn.Module) -> nn.Module:
+    """The module of a UNet's stage, with ControlNets or without."""
     if network.config.time_cond_proj_dim is not None or not stage.options["guided"]:
-        return Unet(network, stage.steady)
+        return Unet(network, stage.steady, controlnets)
     own = tuple(name for name in stage.steady if not name.startswith(NEGATIVE) and name != GUIDANCE_SCALE.name)
-    return Guided(Unet(network, own), shares=share_until_text(network))
+    common = sum(name in COMMON for name in own)
+    # A ControlNet's answers differ from the start, for it is given the text, too.
+    shares = not controlnets and share_until_text(network)
+    return Guided(Unet(network, own, controlnets), shares, common)
 
 
 class Unet(nn.Module):
@@ -38,12 +52,17 @@ class Unet(nn.Module):
 
     `conditions` names what it takes beside latents and timestep: the embeddings of one text encoder or two, which stand
     side by side, (B, T, D) each; for SDXL pooled_embeddings (B, P) and time_ids (B, 6 or 5); and guidance_scale (B,)
-    where the UNet was distilled to follow a scale that it is given (Meng et al. 2022).
+    where the UNet was distilled to follow a scale that it is given (Meng et al. 2022). Where it was trained to inpaint,
+    mask (B, 1, h, w) and masked_latents (B, C, h, w) are channels behind those of the latents.
+
+    Each of the `controlnets` is shown what the UNet is, and its map; its answers are multiplied by its scale, by 0
+    outside of its timesteps, and added to what the UNet's second half is given (Zhang et al. 2023).
     """
 
-    def __init__(self, unet: nn.Module, conditions: tuple[str, ...]) -> None:
+    def __init__(self, unet: nn.Module, conditions: tuple[str, ...], controlnets: tuple[nn.Module, ...] = ()) -> None:
         super().__init__()
         self.unet = unet
+        self.controlnets = nn.ModuleList(controlnets)
         self.conditions = conditions
         self.dtype = unet.conv_in.bias.dtype  # of what is computed; large weights may be kept in another
         self.levels = len(unet.config.block_out_channels)
@@ -58,14 +77,50 @@ class Unet(nn.Module):
                 "time_ids": given["time_ids"].to(self.dtype),
             }
         scale = given.get(GUIDANCE_SCALE.name)
+        shown = [latents, *(given[name] for name in (MASK, MASKED) if name in given)]
+        text = torch.cat(texts, dim=-1) if len(texts) > 1 else texts[0]
+        answers = [
+            self._answer(which, latents.to(self.dtype), timestep, text, added, given)
+            for which in range(len(self.controlnets))
+        ]
+        beside: dict[str, Any] = {}
+        if answers:
+            down, middle = zip(*answers, strict=True)
+            beside = {
+                "down_block_additional_residuals": tuple(sum(each) for each in zip(*down, strict=True)),
+                "mid_block_additional_residual": sum(middle),
+            }
         output = self.unet(
-            latents.to(self.dtype),
+            torch.cat(shown, dim=1).to(self.dtype) if len(shown) > 1 else latents.to(self.dtype),
             timestep,
-            encoder_hidden_states=torch.cat(texts, dim=-1) if len(texts) > 1 else texts[0],
+            encoder_hidden_states=text,
             timestep_cond=None if scale is None else self._embedded(scale).to(self.dtype),
             added_cond_kwargs=added or None,
+            **beside,
         )
         return output.sample.float()
+
+    def _answer(
+        self,
+        which: int,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        added: dict[str, Tensor],
+        given: dict[str, Tensor],
+    ) -> tuple[list[Tensor], Tensor]:
+        """What a ControlNet adds at the end of each resnet of the first half, and in the middle."""
+        within = (timestep <= given[CONTROL_FROM][:, which]) & (timestep >= given[CONTROL_UNTIL][:, which])
+        scale = (given[CONTROL_SCALES][:, which] * within).to(self.dtype).reshape(-1, 1, 1, 1)
+        down, middle = self.controlnets[which](
+            latents,
+            timestep,
+            encoder_hidden_states=text,
+            controlnet_cond=given[CONTROLS[which]].to(self.dtype),
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )
+        return [each * scale for each in down], middle * scale
 
     def _embedded(self, guidance_scale: Tensor) -> Tensor:
         """The scale as diffusers embeds it: sines and cosines of 1000 times what it is above 1."""

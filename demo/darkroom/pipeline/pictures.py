@@ -60,13 +60,7 @@ def read_pixels(path: Path, height: int | None, width: int | None, multiple: int
 
     As diffusers does, it is turned as its EXIF says, and loses its transparency: what shows is the colour beneath.
     """
-    from PIL import ImageOps  # not above: those who make pictures wait for it, and have no use for it
-
-    try:
-        with Image.open(path) as file:
-            image = _of_8_bits(ImageOps.exif_transpose(file)).convert("RGB")
-    except UNREADABLE as error:
-        raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
+    image = Image.fromarray(read_picture(path))
     for name, asked in (("height", height), ("width", width)):
         if asked is not None and (asked < multiple or asked % multiple):
             raise InvalidRequest(f"--{name} must be a multiple of {multiple}, not {asked}.")
@@ -75,6 +69,62 @@ def read_pixels(path: Path, height: int | None, width: int | None, multiple: int
     if not all(size):
         raise InvalidRequest(f"{path} at {size[0]}x{size[1]} pixels is too small to start from.")
     return np.array(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture of its own size, (H, W, 3) uint8, turned as its EXIF says and without its transparency."""
+    try:
+        with Image.open(path) as file:
+            return np.array(_of_8_bits(_upright(file)).convert("RGB"))
+    except UNREADABLE as error:
+        raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
+
+
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 at another size, as diffusers resizes."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def read_mask(path: Path, height: int, width: int) -> np.ndarray:
+    """What is light in a picture: (H, W) uint8, resized as diffusers does; its transparency counts for nothing."""
+    try:
+        with Image.open(path) as file:
+            grey = _of_8_bits(_upright(file)).convert("L")
+    except UNREADABLE as error:
+        raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
+    return np.array(grey.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def read_transparency(path: Path, height: int, width: int) -> np.ndarray | None:
+    """What is transparent of a picture: (H, W) uint8, 255 where nothing shows; None where everything does."""
+    with Image.open(path) as file:
+        if not file.has_transparency_data:
+            return None
+        alpha = _upright(file).convert("RGBA").getchannel("A")
+    mask = 255 - np.array(alpha.resize((width, height), Image.Resampling.LANCZOS))
+    return mask if mask.any() else None
+
+
+def blurred(mask: np.ndarray, radius: float) -> np.ndarray:
+    """A mask (H, W) uint8 with an edge that fades over `radius` pixels (a Gaussian's deviation)."""
+    from PIL import ImageFilter
+
+    return np.array(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(radius))) if radius else mask
+
+
+def with_the_rest(picture: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture where the mask is 255, the original's bytes where it is 0, both (H, W, 3) uint8, and a mixture where
+    it is between."""
+    share = mask[..., None].astype(np.float32) / 255
+    return (picture * share + original * (1 - share)).round().astype(np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps  # not above: those who make pictures wait for it, and have no use for it
+
+    return ImageOps.exif_transpose(image)
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
@@ -208,6 +258,7 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Clip skip": request["clip_skip"] + 1 if request["clip_skip"] else None,  # they count no skip as 1
         "Lora hashes": " ".join(lora["sha256"][:10] for lora in request["loras"]) or None,
         "Denoising strength": request.get("image_strength"),
+        "Mask blur": (request.get("mask") or {}).get("blur") or None,
         "Version": f"darkroom {recipe['darkroom']}",
     }
     lines = [recipe["prompt"]]

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from darkroom.contract import GUIDANCE_SCALE, NEGATIVE
+from darkroom.contract import GUIDANCE_SCALE, MASK, MASKED, NEGATIVE
 from darkroom.engines.runtime import Denoiser, Engine
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pipeline.timing import StageClock
@@ -82,19 +83,31 @@ def _joined(chunks: list[tuple[Chunk, dict[str, np.ndarray]]]) -> dict[str, np.n
 
 @dataclass(frozen=True)
 class InitialImage:
-    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], and the engine that encodes it."""
+    """The picture that images start from: `pixels` (1, 3, H, W) in [-1, 1], the engine that encodes it, and the `mask`
+    (1, 1, H, W) of what is painted anew, 1 there and else 0; None where all is."""
 
     pixels: np.ndarray
     encoder: Engine
+    mask: np.ndarray | None = None
 
-    def latents(self, streams: list[NoiseStream]) -> np.ndarray:
-        """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w). Nothing is drawn
-        where the encoder has no deviation."""
-        made = self.encoder({"images": self.pixels})
+    def latents(self, streams: list[NoiseStream], masked: bool = False) -> np.ndarray:
+        """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w); `masked`, of what the
+        mask leaves of it, with grey for the rest. Nothing is drawn where the encoder has no deviation."""
+        made = self.encoder({"images": self.pixels * (self.mask < 0.5) if masked else self.pixels})
         mean = made["mean"]
         if "deviation" not in made:
             return mean.repeat(len(streams), axis=0)
         return mean + made["deviation"] * initial_latents(streams, mean.shape[1:])
+
+
+class Begun(NamedTuple):
+    """What the denoiser of a batch is given, and how its samples begin: with noise (B, C, h, w), the latents of a
+    picture, and the mask (B, 1, h, w) of what is not kept of it, if any."""
+
+    conditions: dict[str, np.ndarray]
+    noise: np.ndarray
+    image: np.ndarray | None
+    mask: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -114,11 +127,12 @@ class Pipeline:
 
     `latent_shape` is (C, h, w), of one image. `guidance_scale` is None where the denoiser's engine has no guidance.
     `reading` is how prompts are read, and `chunks` how many of a prompt the denoiser's engine takes; `zero_negative`
-    makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,)
-    each, the same for every image; `added_negative` what guidance leads away from in their place. `start` is the
-    picture to start from, if any. `rows` name text encoders and denoiser in the timing table. `vae` is None where a
-    `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner` takes this model's place: a
-    single batch can be made.
+    makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,) each, the same for
+    every image; `added_negative` what guidance leads away from in their place; `common` those of `contract.COMMON`. A
+    denoiser that `inpaints` is given the mask of the picture that images start from; with others, the table blends it
+    in. `start` is the picture to start from, if any. `rows` name text encoders and denoiser in the timing table. `vae`
+    is None where a `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner` takes this
+    model's place: a single batch can be made.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -132,6 +146,8 @@ class Pipeline:
     zero_negative: bool = False
     added: dict[str, np.ndarray] = field(default_factory=dict)
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
+    common: dict[str, np.ndarray] = field(default_factory=dict)
+    inpaints: bool = False
     start: InitialImage | None = None
     rows: tuple[str, str] = ("CLIP", "UNet")
     refiner: "Pipeline | DeferredRefiner | None" = None
@@ -157,10 +173,10 @@ class Pipeline:
             return
         started = [0.0] * len(batches)
 
-        def begin(turn: int) -> tuple[list[NoiseStream], dict[str, np.ndarray], np.ndarray | None]:
+        def begin(turn: int) -> tuple[list[NoiseStream], Begun]:
             started[turn] = time.perf_counter()
             streams = [NoiseStream(seed) for seed in batches[turn].seeds]
-            return streams, *self._begin(batches[turn], streams, None, clocks[turn])
+            return streams, self._begin(batches[turn], streams, None, clocks[turn])
 
         def finish(turn: int, latents: np.ndarray) -> np.ndarray:
             pictures = self._decode(latents, clocks[turn])
@@ -171,10 +187,10 @@ class Pipeline:
             beginning = before.submit(begin, 0) if batches else None
             finishing = None
             for turn in range(len(batches)):
-                streams, conditions, image = beginning.result()
+                streams, begun = beginning.result()
                 if turn + 1 < len(batches):
                     beginning = before.submit(begin, turn + 1)
-                latents = self._denoised(streams, conditions, image, clocks[turn])
+                latents = self._denoised(streams, begun, clocks[turn])
                 made, finishing = finishing, after.submit(finish, turn, latents)
                 if made:
                     yield made.result()
@@ -191,8 +207,8 @@ class Pipeline:
     ) -> np.ndarray:
         """`image`: latents to start from, (B, C, h, w), where another model has made them."""
         began = time.perf_counter()
-        conditions, image = self._begin(batch, streams, image, clock)
-        latents = self._denoised(streams, conditions, image, clock, on_call)
+        begun = self._begin(batch, streams, image, clock)
+        latents = self._denoised(streams, begun, clock, on_call)
         if self.refiner:
             clock.pipeline += 1000 * (time.perf_counter() - began)
             clock.refiner = StageClock()
@@ -210,29 +226,38 @@ class Pipeline:
             self.refiner = self.refiner.load()
         return self.refiner
 
-    def _begin(
-        self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """What the denoiser is given, and the latents to start from, if any."""
+    def _begin(self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock) -> Begun:
+        """What is drawn is, of each image's stream, the picture's latents, the initial noise, and the latents of what
+        the mask leaves of the picture: in diffusers' order, though not all of them may be used."""
         readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}
         with clock.time(self.rows[0], *readers.values()):
             conditions = self.condition(batch.prompts)
-        if self.start:
+        mask = None if self.start is None else self.start.mask
+        # With an inpainting model, what begins as noise alone is not made of the picture.
+        if self.start and not (self.inpaints and not self.table.image_scale):
             with clock.time("VAE-Enc", self.start.encoder):
                 image = self.start.latents(streams)
-        return conditions, image
+        noise = initial_latents(streams, self.latent_shape)
+        if mask is None:
+            return Begun(conditions, noise, image, None)
+        with clock.time("VAE-Enc", self.start.encoder):
+            masked = self.start.latents(streams, masked=True)
+        factor = mask.shape[2] // self.latent_shape[1]
+        mask = mask[:, :, ::factor, ::factor].repeat(len(streams), axis=0)
+        if self.inpaints:
+            return Begun(conditions | {MASK: mask, MASKED: masked}, noise, image, None)
+        return Begun(conditions, noise, image, mask)
 
     def _denoised(
         self,
         streams: list[NoiseStream],
-        conditions: dict[str, np.ndarray],
-        image: np.ndarray | None,
+        begun: Begun,
         clock: StageClock,
         on_call: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         clock.denoiser = self.rows[1]
         with clock.time(clock.denoiser, self.denoiser):
-            for step in self.denoise(streams, conditions, image):
+            for step in self.denoise(streams, begun):
                 latents = step
                 clock.unet_calls += 1
                 on_call()
@@ -256,7 +281,7 @@ class Pipeline:
         guided = self.guidance_scale is not None
         *texts, away = self._encoded(prompts, guided and not self.zero_negative)
         text = {name: np.stack([each[name] for each in texts]) for name in texts[0]}
-        conditions = text | _for_each(images, self.added)
+        conditions = _for_each(images, self.common) | text | _for_each(images, self.added)
         if not guided:
             return conditions
         away = _for_each(images, away | self.added | self.added_negative)
@@ -283,25 +308,23 @@ class Pipeline:
                 }
         return made if away else [*made, {name: np.zeros_like(value) for name, value in made[0].items()}]
 
-    def denoise(
-        self, streams: list[NoiseStream], conditions: dict[str, np.ndarray], image: np.ndarray | None = None
-    ) -> Iterator[np.ndarray | None]:
-        """Yields the latents (B, C, h, w) after every network call; `image` are the latents to start from, if any.
+    def denoise(self, streams: list[NoiseStream], begun: Begun) -> Iterator[np.ndarray | None]:
+        """Yields the latents (B, C, h, w) after every network call.
 
-        An image's stream gives its initial noise, and then whatever its scheduler draws, in diffusers' order. Where
-        the latents stay on a device, None stands for all but the last.
+        An image's stream goes on with whatever its scheduler draws, in diffusers' order. Where the latents stay on a
+        device, None stands for all but the last; where a picture is blended into them, they do not.
         """
-        trajectory = Trajectory(self.table, initial_latents(streams, self.latent_shape), image)
-        if isinstance(self.denoiser, Denoiser):
+        trajectory = Trajectory(self.table, begun.noise, begun.image, begun.mask)
+        if isinstance(self.denoiser, Denoiser) and begun.mask is None:
             noises = [initial_latents(streams, self.latent_shape) for drawn in self.table.noise_drawn if drawn]
-            yield from self.denoiser.denoise(self.table, trajectory.sample, noises, conditions)
+            yield from self.denoiser.denoise(self.table, trajectory.sample, noises, begun.conditions)
             return
         for call, timestep in enumerate(self.table.timesteps):
             changing = {
                 "latents": trajectory.network_input(call),
                 "timestep": np.full(len(streams), timestep, np.float32),
             }
-            output = self.denoiser(changing | conditions)["output"]
+            output = self.denoiser(changing | begun.conditions)["output"]
             noise = initial_latents(streams, self.latent_shape) if self.table.noise_drawn[call] else None
             trajectory.advance(call, output, noise)
             yield trajectory.sample

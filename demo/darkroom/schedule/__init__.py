@@ -45,6 +45,10 @@ SPREADABLE = "LCMScheduler"
 """The diffusers class whose steps a pipeline spreads over a share of the timesteps."""
 
 
+KEPT, GIVEN = "kept", "given"
+"""What a schedule makes of a mask: it blends what the mask leaves into every sample, or leaves that to the network."""
+
+
 LINEAR_SIGMAS = "linear"
 """What `Chosen.sigmas` may be: from 1 to 1 / steps, which some pipelines of flow matching give their scheduler."""
 

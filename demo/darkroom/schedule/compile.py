@@ -2,8 +2,10 @@
 
 The initial noise, the picture to start from, each network output and each noise draw is one axis of a vector space.
 After a run through the real scheduler every sample is a row of coefficients over those axes, and each step's short
-recurrence is solved from the rows. Nothing about any scheduler is written down here, so all of them come out exactly
-as diffusers has them. A scheduler that is not linear, or needs a longer history than the table's windows, is refused.
+recurrence is solved from the rows. Where a mask blends a picture into every sample, each sample is an axis of its own:
+the recurrence must hold whatever became of the samples. Nothing about any scheduler is written down here, so all of
+them come out exactly as diffusers has them. A scheduler that is not linear, or needs a longer history than the table's
+windows, is refused.
 """
 
 import importlib
@@ -12,19 +14,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from darkroom.errors import InvalidRequest
-from darkroom.schedule import LINEAR_SIGMAS, Chosen
-from darkroom.schedule.table import OUTPUT_WINDOW, SAMPLE_WINDOW, Table, Trajectory
+from darkroom.schedule import KEPT, LINEAR_SIGMAS, Chosen
+from darkroom.schedule.table import OUTPUT_WINDOW, OUTPUTS_KEPT, SAMPLE_WINDOW, Table, Trajectory
 
 NONLINEAR = ("thresholding", "clip_sample")
 """Configuration switches that make a scheduler clip its samples, which no table of weights can do."""
 
 ONE_SPACING = ("LCMScheduler", "TCDScheduler")
 """They take a `timestep_spacing` and never look at it."""
+
+
+class LongHistory(ValueError):
+    """A step depends on more than the table's windows hold."""
+
 
 CANNOT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What diffusers and torch raise for a configuration that they cannot follow."""
@@ -36,11 +43,14 @@ what is still accepted of a recurrence (float32 schedulers divide by alphas down
 1e-6)."""
 
 
-def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, share: float = 1.0) -> Table:
+def compile_schedule(
+    choice: Chosen, steps: int, skipped: int | None = None, share: float = 1.0, mask: str | None = None
+) -> Table:
     """Compiles `steps` steps of the diffusers scheduler that was chosen.
 
     With `skipped` it starts from a picture, noised for the step after so many, as diffusers' image-to-image does. A
-    `share` below 1, which SPREADABLE takes, spreads the steps over the timesteps with least noise.
+    `share` below 1, which SPREADABLE takes, spreads the steps over the timesteps with least noise. With a `mask`, as
+    diffusers' inpainting does, none skipped starts from noise alone; KEPT blends the picture in after each step.
     Raises `InvalidRequest` when the scheduler does not exist, cannot make so many steps, or cannot be compiled.
     """
     scheduler = _make(choice)
@@ -67,8 +77,15 @@ def compile_schedule(choice: Chosen, steps: int, skipped: int | None = None, sha
         raise InvalidRequest(f"--denoising-steps {steps} is more than the {limit} timesteps this model was trained on.")
     try:
         with np.errstate(all="ignore"):  # what comes of it is looked at
-            table = _Run(scheduler, skipped).solve()
-            agrees = _agrees_off_basis(scheduler, skipped, table)
+            table = _Run(scheduler, skipped, mask).solve()
+            agrees = _agrees_off_basis(scheduler, skipped, mask, table)
+    except LongHistory as error:
+        if mask != KEPT:
+            raise InvalidRequest(f"the scheduler {name} cannot make {steps} denoising steps: {error}") from error
+        raise InvalidRequest(
+            f"the scheduler {name} goes on from samples of its own, into which no picture can be blended: use another "
+            f"--scheduler, or an inpainting model, whose UNet takes the mask."
+        ) from error
     except CANNOT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidRequest(f"the scheduler {name} cannot make {steps} denoising steps: {reason}") from error
@@ -135,14 +152,36 @@ def _set_timesteps(scheduler: Any, skipped: int | None) -> Any:
     return scheduler.timesteps[calls:]
 
 
-def _drive(scheduler: Any, skipped: int | None, noise: Any, image: Any, outputs: Any, noises: Any) -> tuple[list, ...]:
+class Driven(NamedTuple):
+    """What came of a run: `made` is what the scheduler made of each call, `samples`, one more, what the calls had, and
+    what is left; `drawn` the index of each call's noise draw or None; `kept` what is blended in after each."""
+
+    timesteps: list[float]
+    inputs: list[Any]
+    outputs: list[Any]
+    samples: list[Any]
+    made: list[Any]
+    drawn: list[int | None]
+    kept: list[Any]
+
+
+def _drive(
+    scheduler: Any,
+    skipped: int | None,
+    mask: str | None,
+    noise: Any,
+    image: Any,
+    outputs: Callable[[int], Any],
+    noises: Callable[[int], Any],
+    following: Callable[[int, Any, Any], Any],
+) -> Driven:
     """Runs the scheduler as diffusers' pipelines do, with prepared outputs and noise.
 
-    `outputs(call, network_input)` and `noises(draw)` give tensors shaped as `noise`. Returns timesteps, network
-    inputs, outputs, samples (one more than calls) and for each call the index of its noise draw or None.
+    `outputs(call)` and `noises(draw)` give tensors shaped as `noise`, and so does `following(call, made, kept)`: the
+    sample after a call, where KEPT is blended in.
     """
     timesteps = _set_timesteps(scheduler, skipped)
-    if skipped is None:
+    if skipped is None or (mask and not skipped):
         start = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     elif hasattr(scheduler, "add_noise"):
         start = scheduler.add_noise(image, noise, timesteps[:1])
@@ -157,17 +196,21 @@ def _drive(scheduler: Any, skipped: int | None, noise: Any, image: Any, outputs:
 
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in accepted else {}
-    samples, inputs, made, drawn = [start], [], [], []
+    samples, inputs, given, made, drawn, kept = [start], [], [], [], [], []
     with _noise_from(draw, scheduler):
         for call, timestep in enumerate(timesteps):
             inputs.append(scaled(samples[-1], timestep))
-            made.append(outputs(call, inputs[-1]))
+            given.append(outputs(call))
             before = len(draws)
-            samples.append(scheduler.step(made[-1], timestep, samples[-1], **extra, return_dict=False)[0])
+            made.append(scheduler.step(given[-1], timestep, samples[-1], **extra, return_dict=False)[0])
+            if mask == KEPT:
+                later = timesteps[call + 1 : call + 2]
+                kept.append(scheduler.add_noise(image, noise, later) if len(later) else image)
+            samples.append(following(call, made[-1], kept[-1]) if kept else made[-1])
             if len(draws) > before + 1:
                 raise ValueError("it draws noise more than once in a step")
             drawn.append(before if len(draws) > before else None)
-    return [float(t) for t in timesteps], inputs, made, samples, drawn
+    return Driven([float(t) for t in timesteps], inputs, given, samples, made, drawn, kept)
 
 
 @contextmanager
@@ -186,44 +229,52 @@ def _noise_from(draw: Callable[..., Any], scheduler: Any) -> Iterator[None]:
 
 
 class _Run:
-    """The rows of one run over the basis: the initial noise, the picture, then outputs, then noise draws."""
+    """The rows of one run over the basis: the initial noise, the picture, then outputs, noise draws, and what samples
+    became by blending."""
 
-    def __init__(self, scheduler: Any, skipped: int | None) -> None:
+    def __init__(self, scheduler: Any, skipped: int | None, mask: str | None) -> None:
         import torch
 
         calls = len(_set_timesteps(scheduler, skipped))
-        width = 2 + 2 * calls
+        width = 2 + 3 * calls
 
         def axis(index: int) -> Any:
             vector = torch.zeros(1, width, 1, 1)
             vector[0, index] = 1
             return vector
 
-        self.timesteps, inputs, outputs, samples, self.drawn = _drive(
+        driven = _drive(
             scheduler,
             skipped,
+            mask,
             axis(0),
             axis(1),
-            lambda call, _: axis(2 + call),
-            lambda draw: axis(2 + calls + draw),
+            outputs=lambda call: axis(2 + call),
+            noises=lambda draw: axis(2 + calls + draw),
+            following=lambda call, made, kept: axis(2 + 2 * calls + call),
         )
-        self.inputs, self.outputs, self.samples = (
-            np.array([tensor.reshape(-1).double().numpy() for tensor in tensors])
-            for tensors in (inputs, outputs, samples)
+        self.timesteps, self.drawn = driven.timesteps, driven.drawn
+        self.inputs, self.outputs, self.samples, self.made, kept = (
+            np.array([tensor.reshape(-1).double().numpy() for tensor in tensors]).reshape(-1, width)
+            for tensors in (driven.inputs, driven.outputs, driven.samples, driven.made, driven.kept)
         )
+        self.blends = mask == KEPT
+        self.kept = kept if self.blends else np.zeros((calls, width))
         self.noises = [None if d is None else axis(2 + calls + d).reshape(-1).double().numpy() for d in self.drawn]
 
     def solve(self) -> Table:
         calls = len(self.timesteps)
-        if not np.isfinite(self.samples).all():
+        if not (np.isfinite(self.samples).all() and np.isfinite(self.made).all() and np.isfinite(self.kept).all()):
             raise ValueError("its coefficients are not finite")
         scale = np.einsum("ij,ij->i", self.inputs, self.samples[:-1]) / np.einsum("ij,ij->i", *[self.samples[:-1]] * 2)
         strays = np.linalg.norm(self.inputs - scale[:, None] * self.samples[:-1], axis=1)
         if (strays > CLOSE_ENOUGH * np.linalg.norm(self.inputs, axis=1)).any():
             raise ValueError("it does more than scale the network's input")
         weights = np.zeros((calls, SAMPLE_WINDOW + OUTPUT_WINDOW + 1))
+        # Samples that nothing is blended into hold what the oldest output had.
+        longest = OUTPUT_WINDOW if self.blends else OUTPUTS_KEPT
         for call in range(calls):
-            weights[call] = self._solve_step(call)
+            weights[call] = self._solve_step(call, longest)
         sample, output, noise = np.split(weights, [SAMPLE_WINDOW, SAMPLE_WINDOW + OUTPUT_WINDOW], axis=1)
         return Table(
             initial_scale=float(self.samples[0, 0]),
@@ -234,18 +285,20 @@ class _Run:
             output_weights=output.astype(np.float32),
             noise_weights=noise[:, 0].astype(np.float32),
             noise_drawn=np.array([noise is not None for noise in self.noises]),
+            keep_image=self.kept[:, 1].astype(np.float32),
+            keep_noise=self.kept[:, 0].astype(np.float32),
         )
 
-    def _solve_step(self, call: int) -> np.ndarray:
-        """The weights of the shortest window that reproduces the row of sample `call + 1`.
+    def _solve_step(self, call: int, longest: int) -> np.ndarray:
+        """The weights of the shortest window that reproduces the row of what was made of a call.
 
         Shortest first: in longer windows earlier samples are nearly combinations of later ones, and solving for
         all of them at once would give large weights that cancel.
         """
-        target = self.samples[call + 1]
+        target = self.made[call]
         best, best_residual = None, np.inf
         windows = sorted(
-            ((s, o) for s in range(1, SAMPLE_WINDOW + 1) for o in range(1, OUTPUT_WINDOW + 1)),
+            ((s, o) for s in range(1, SAMPLE_WINDOW + 1) for o in range(1, longest + 1)),
             key=lambda w: (sum(w), w),
         )
         for samples, outputs in windows:
@@ -266,11 +319,11 @@ class _Run:
             if residual <= CLOSE_ENOUGH:
                 break
         if best is None or best_residual > TOLERANCE:
-            raise ValueError(f"call {call} depends on more history than a table holds (residual {best_residual:.1e})")
+            raise LongHistory(f"call {call} depends on more history than a table holds (residual {best_residual:.1e})")
         return best
 
 
-def _agrees_off_basis(scheduler: Any, skipped: int | None, table: Table) -> bool:
+def _agrees_off_basis(scheduler: Any, skipped: int | None, mask: str | None, table: Table) -> bool:
     """Whether table and scheduler agree on large random vectors, where clipping of any kind would show."""
     import torch
 
@@ -285,12 +338,23 @@ def _agrees_off_basis(scheduler: Any, skipped: int | None, table: Table) -> bool
         noises.append(random())
         return noises[-1]
 
-    _, _, outputs, samples, drawn = _drive(scheduler, skipped, start, image, lambda *_: random(), noise)
-    trajectory = Trajectory(table, start.numpy(), None if skipped is None else image.numpy())
-    for call, output in enumerate(outputs):
-        draw = drawn[call]
+    blend = torch.rand(1, 1, 1, 1, generator=generator)
+    driven = _drive(
+        scheduler,
+        skipped,
+        mask,
+        start,
+        image,
+        outputs=random,
+        noises=noise,
+        following=lambda _, made, kept: (1 - blend) * kept + blend * made,
+    )
+    picture = None if skipped is None else image.numpy()
+    trajectory = Trajectory(table, start.numpy(), picture, blend.numpy() if mask == KEPT else None)
+    for call, output in enumerate(driven.outputs):
+        draw = driven.drawn[call]
         trajectory.advance(call, output.numpy(), None if draw is None else noises[draw].numpy())
-        expected = samples[call + 1].numpy()
+        expected = driven.samples[call + 1].numpy()
         if np.abs(trajectory.sample - expected).max() > 1e-3 * max(np.abs(expected).max(), 1e-6):
             return False
     return True

@@ -7,7 +7,7 @@ serves every step, and a captured one may be replayed. `schedule.step_onnx` writ
 import numpy as np
 
 from darkroom.contract import DRAWS, Stage, Tensor
-from darkroom.schedule.table import OUTPUT_WINDOW, ROW, SAMPLE_WINDOW, State, Table, network_input, state_of
+from darkroom.schedule.table import OUTPUTS_KEPT, ROW, SAMPLE_WINDOW, State, Table, network_input, state_of
 
 ROWS = 2048
 """Calls that a table has room for, and one more: Heun makes 1,999 of the 1,000 steps that a model may have."""
@@ -27,7 +27,7 @@ def step_stage(latents: Tensor) -> Stage:
     state = (
         Tensor("step", (1,), "int32"),
         Tensor("samples", (SAMPLE_WINDOW, batch, *rest)),
-        Tensor("outputs", (OUTPUT_WINDOW, batch, *rest)),
+        Tensor("outputs", (OUTPUTS_KEPT, batch, *rest)),
     )
     table = (Tensor("rows", (ROWS, ROW)), Tensor("noise_index", (ROWS,), "int32"))
     given = (Tensor("output", latents.shape), Tensor("noises", (DRAWS, *latents.shape)))

@@ -37,7 +37,7 @@ class Jax(Runtime):
     from_graph = False
     free_sizes = False
     threaded = False
-    revision = 2
+    revision = 3
 
     def __init__(self, options: Options) -> None:
         for package in BESIDE_JAX:

@@ -52,7 +52,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     compiles = True
     typed = True
-    revision = 2
+    revision = 3
 
     def __init__(self, options: Options) -> None:
         self.options = options

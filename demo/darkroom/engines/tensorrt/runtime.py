@@ -34,7 +34,7 @@ class TensorRt(Runtime):
     typed = True
     bounded = True
     threaded = False
-    revision = 2
+    revision = 3
 
     def __init__(self, options: Options, trt: Any = None, cuda_api: Any = None) -> None:
         self.options = options

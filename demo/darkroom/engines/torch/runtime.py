@@ -41,7 +41,7 @@ class Torch(Runtime):
 
     compiles = False
     from_graph = False
-    revision = 2
+    revision = 3
 
     def __init__(self, name: str, options: Options) -> None:
         self.name = name

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Stable Diffusion and SDXL: a prompt, and a map that the picture follows."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which python -P and -I leave out
+
+from darkroom.cli.start import Startup
+
+if __name__ == "__main__":
+    with Startup():
+        from darkroom.checkpoint.catalog import CONTROLNET
+        from darkroom.cli.main import run
+    raise SystemExit(run(CONTROLNET))
