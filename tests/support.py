@@ -631,7 +631,7 @@ class Diffusers:
             object.__setattr__(encoder, "text_model", encoder)
         self._from_image = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         self._from_image.set_progress_bar_config(disable=True)
-        self._own = self.pipeline.scheduler
+        self.own_scheduler = self.pipeline.scheduler
         self._made: dict[str, list[np.ndarray]] = {}
 
     def draw(
@@ -659,11 +659,11 @@ class Diffusers:
             if "mask_image" in more:
                 pipeline = diffusers.AutoPipelineForInpainting.from_pipe(self.pipeline)
                 pipeline.set_progress_bar_config(disable=True)
-            pipeline.scheduler = self._own
+            pipeline.scheduler = self.own_scheduler
             if scheduler is not None:
                 name, overrides = SCHEDULERS[scheduler]
                 overrides = overrides | (spacing or {})
-                pipeline.scheduler = getattr(diffusers, name).from_config(self._own.config, **overrides)
+                pipeline.scheduler = getattr(diffusers, name).from_config(self.own_scheduler.config, **overrides)
             if "negative_prompt" in more:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
             generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]

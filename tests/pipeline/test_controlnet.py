@@ -73,14 +73,15 @@ class Reference:
         step = "Img2Img" if "image" in more else ""
         loaded = [diffusers.ControlNetModel.from_pretrained(folder) for folder in self._folders[:count]]
         given = [Image.open(picture) for picture in pictures[:count]]
-        parts = {name: part for name, part in base.components.items() if part is not None}
+        own = self._diffusers.own_scheduler  # others may have left one of theirs
+        parts = {name: part for name, part in base.components.items() if part is not None} | {"scheduler": own}
         parts |= {} if kind else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         cls = getattr(diffusers, f"StableDiffusion{kind}ControlNet{step}Pipeline")
         pipeline = cls(**parts, controlnet=loaded[0] if count == 1 else loaded)
         pipeline.set_progress_bar_config(disable=True)
         if scheduler:
             name, overrides = SCHEDULERS[scheduler]
-            pipeline.scheduler = getattr(diffusers, name).from_config(base.scheduler.config, **overrides)
+            pipeline.scheduler = getattr(diffusers, name).from_config(own.config, **overrides)
         shown = given[0] if count == 1 else given
         asked = {"guidance_scale": 7.5, "num_inference_steps": 6} | more
         asked |= {"control_image": shown} if step else {"image": shown}
