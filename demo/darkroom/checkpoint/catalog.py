@@ -54,7 +54,7 @@ class Script:
     `pipeline` begins the names of its pictures; `real` is the version that people come for, where the default one is
     embedded; `unnamed` holds the defaults for a model that is given by folder or repository. `from_image` scripts start
     from a picture, and leave it by `strength` where nothing else is passed; those that `may_start` do so where one is
-    passed, and those that are `inpaints` paint a part of it anew. `refiner` is what `--enable-refiner` adds; `few_steps`
+    passed, and one that `inpaints` paints a part of it anew. `refiner` is what `--enable-refiner` adds; `few_steps`
     scripts make other models distilled ones with `--lcm-lora`; `flow` scripts run models of flow matching; `controlled`
     ones take ControlNets, and a `controlling` one knows the published ones.
     """
