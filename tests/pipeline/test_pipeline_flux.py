@@ -1,5 +1,6 @@
 """Pictures of Flux against diffusers' own pipelines: the kind with embedded guidance, and the one without."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.networks.test_lora import WITHOUT_TORCH
 from tests.pipeline.test_image_to_image import photograph
 from tests.support import (
+    SCRIPT,
     SENTENCE,
     Diffusers,
     Studio,
@@ -20,6 +23,7 @@ from tests.support import (
     changed_copy,
     edit_json,
     flags,
+    pixels,
     psnr,
     write_tiny_flux_model,
 )
@@ -211,3 +215,47 @@ def test_a_lora_makes_the_picture_of_diffusers(
     drawn = studio.draw(PROMPT, guidance_scale=3.5, lora_path=lora_of(naming, tmp_path), engine="torch", **SIZE)
     assert psnr(drawn.pictures[0], with_lora) >= SAME_AS_DIFFUSERS
     assert psnr(of_diffusers(references["dev"], PROMPT)[0], with_lora) < VISIBLE
+
+
+def test_an_image_of_a_batch_equals_the_image_alone_and_its_recipe_remakes_it(flux: tuple[Studio, Diffusers]) -> None:
+    studio, _ = flux
+    together = studio.draw(PROMPT, batch_size=2, engine="onnxruntime", **SIZE)
+    assert (
+        psnr(together.pictures[1], studio.draw(PROMPT, seed=6, engine="onnxruntime", **SIZE).pictures[0])
+        >= SAME_IN_A_BATCH
+    )
+    again = studio.draw(recipe=together.paths[1])
+    assert psnr(again.pictures[0], together.pictures[1]) >= SAME_IN_A_BATCH
+
+
+def test_slots_hold_images_of_other_steps_sizes_and_scales(flux: tuple[Studio, Diffusers]) -> None:
+    studio, diffusers = flux
+    embeds = diffusers.pipeline.transformer.config.guidance_embeds
+    rows = [
+        {"prompt": PROMPT, "seed": 5, "steps": 2, "guidance_scale": 3.5 if embeds else 0},
+        {"prompt": "the blue cat", "seed": 6, "steps": 5, "guidance_scale": 7.0 if embeds else 1},
+        {"prompt": "green dog", "seed": 7, "steps": 3, "guidance_scale": 1.0, "height": 96, "width": 32},
+    ]
+    file = studio.root / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = flags(prompts=file, model=studio.model, batch_size=2, json=True, engine="onnxruntime", **SIZE)
+    ended = studio.here(*asked, *studio.folders())
+    assert ended.code == 0, ended.err
+    made = sorted(json.loads(ended.out)["images"], key=lambda image: image["seed"])
+    for row, image in zip(rows, made, strict=True):
+        size = {name: row.get(name, SIZE[name]) for name in SIZE}
+        scale = float(row["guidance_scale"])
+        expected = of_diffusers(
+            diffusers, row["prompt"], seed=row["seed"], denoising_steps=row["steps"], guidance_scale=scale, **size
+        )
+        assert psnr(pixels(image["path"]), expected[0]) >= SAME_AS_DIFFUSERS, row
+
+
+def test_a_run_that_finds_its_engines_needs_no_torch(studio: Studio, models: Any) -> None:
+    studio = replace(studio, model=models["dev"], script="demo_txt2img_flux.py")
+    drawn = studio.draw(PROMPT, **SIZE)
+    asked = flags(model=studio.model, seed=5, denoising_steps=3, engine="openvino", **SIZE)
+    program = str(SCRIPT.with_name(studio.script))
+    ended = studio.shell(PROMPT, *asked, *studio.folders(), interpreter=("-c", WITHOUT_TORCH, program))
+    assert ended.code == 0, ended.err
+    np.testing.assert_array_equal(pixels(ended.out.splitlines()[-1]), drawn.pictures[0])
