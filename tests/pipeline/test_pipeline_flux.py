@@ -219,9 +219,9 @@ def test_a_lora_makes_the_picture_of_diffusers(
 
 def test_an_image_of_a_batch_equals_the_image_alone_and_its_recipe_remakes_it(flux: tuple[Studio, Diffusers]) -> None:
     studio, _ = flux
-    together = studio.draw(PROMPT, batch_size=2, engine="onnxruntime", **SIZE)
+    together = studio.draw(PROMPT, batch_size=2, engine="torch", **SIZE)
     assert (
-        psnr(together.pictures[1], studio.draw(PROMPT, seed=6, engine="onnxruntime", **SIZE).pictures[0])
+        psnr(together.pictures[1], studio.draw(PROMPT, seed=6, engine="torch", **SIZE).pictures[0])
         >= SAME_IN_A_BATCH
     )
     again = studio.draw(recipe=together.paths[1])
@@ -238,7 +238,7 @@ def test_slots_hold_images_of_other_steps_sizes_and_scales(flux: tuple[Studio, D
     ]
     file = studio.root / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = flags(prompts=file, model=studio.model, batch_size=2, json=True, engine="onnxruntime", **SIZE)
+    asked = flags(prompts=file, model=studio.model, batch_size=2, json=True, engine="torch", **SIZE)
     ended = studio.here(*asked, *studio.folders())
     assert ended.code == 0, ended.err
     made = sorted(json.loads(ended.out)["images"], key=lambda image: image["seed"])
