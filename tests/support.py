@@ -495,8 +495,8 @@ FLOW_SCHEDULER_CONFIG = {
 }
 """As published with FLUX.1-dev, but for pictures of a few tokens, whose steps would hardly differ otherwise."""
 
-SENTENCE = 16
-"""Tokens that the tiny models' T5 reads."""
+SENTENCE, SENTENCES = 16, 64
+"""Tokens that the T5 and the Qwen3 of tiny models read."""
 
 
 def write_tiny_flux_model(folder: Path, schnell: bool = False) -> Path:
@@ -537,6 +537,79 @@ def write_tiny_flux_model(folder: Path, schnell: bool = False) -> Path:
     config = FLOW_SCHEDULER_CONFIG | ({"use_dynamic_shifting": False, "shift": 1.0} if schnell else {})
     vae = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
     _finish(folder, "FluxPipeline", config, index, **vae, use_quant_conv=False, use_post_quant_conv=False)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""As published with Qwen3, for one message."""
+
+
+def write_tiny_klein_model(folder: Path, distilled: bool = True) -> Path:
+    """A FLUX.2 klein of random weights, for pictures of 64x64 pixels."""
+    import torch
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    silence_libraries()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate([*sorted(ByteLevel.alphabet()), "ed", "on", *special])}
+    tokenizer = Qwen2TokenizerFast(vocab=vocabulary, merges=[("e", "d"), ("o", "n")], model_max_length=131072)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = CHAT
+    torch.manual_seed(1357)
+    text = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=28,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=SENTENCES,
+            bos_token_id=vocabulary["<|endoftext|>"],
+            eos_token_id=vocabulary["<|im_end|>"],
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=48,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=SIZE
+    )
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2)
+    louder(text, 40, "embed_tokens", "o_proj", "down_proj")
+    louder(transformer, 3, "context_embedder", "attn.to_", "attn.add_", "modulation", "proj_out.weight")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    parts = {"text_encoder": text, "transformer": transformer, "vae": vae}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW_SCHEDULER_CONFIG))
+    index = {
+        "_class_name": "Flux2KleinPipeline",
+        "is_distilled": distilled,
+        "scheduler": ["diffusers", FLOW_SCHEDULER_CONFIG["_class_name"]],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -668,7 +741,7 @@ class Diffusers:
                 more["negative_prompt"] = [more["negative_prompt"]] * len(prompts)
             generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
             images = pipeline(
-                list(prompts),
+                prompt=list(prompts),
                 num_inference_steps=denoising_steps,
                 generator=generators,
                 **{"guidance_scale": 7.5} | more,

@@ -414,7 +414,7 @@ class Preparer:
         return [ReadOff(key, title, compile_table, arguments), *tokenizers]
 
     def _tokenizer(self, part: str, model: Checkpoint) -> "ReadOff":
-        source = folder, class_name, context, known = model.tokenizer_source(part)
+        source = folder, class_name, context, known, chat = model.tokenizer_source(part)
         facts = {
             "kind": "tokenizer",
             "class": class_name,
@@ -423,6 +423,7 @@ class Preparer:
             "vocab_size": known,
             "revision": TOKENIZER_REVISION,
         } | made_with("transformers", "tokenizers")
+        facts |= {"chat": True} if chat else {}
         return ReadOff(Key(f"{folder.name}-{self.name}", facts), "the tokenizer", compile_tokenizer, source)
 
     def _found_or_compiled(self, wanted: list["ReadOff"]) -> list[Path]:

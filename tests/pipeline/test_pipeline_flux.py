@@ -221,8 +221,7 @@ def test_an_image_of_a_batch_equals_the_image_alone_and_its_recipe_remakes_it(fl
     studio, _ = flux
     together = studio.draw(PROMPT, batch_size=2, engine="torch", **SIZE)
     assert (
-        psnr(together.pictures[1], studio.draw(PROMPT, seed=6, engine="torch", **SIZE).pictures[0])
-        >= SAME_IN_A_BATCH
+        psnr(together.pictures[1], studio.draw(PROMPT, seed=6, engine="torch", **SIZE).pictures[0]) >= SAME_IN_A_BATCH
     )
     again = studio.draw(recipe=together.paths[1])
     assert psnr(again.pictures[0], together.pictures[1]) >= SAME_IN_A_BATCH

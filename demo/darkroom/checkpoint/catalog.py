@@ -16,7 +16,7 @@ from darkroom.flags import (
     REFINING,
 )
 
-SD, SDXL, SD3, FLUX = "sd", "sdxl", "sd3", "flux"
+SD, SDXL, SD3, FLUX, FLUX2 = "sd", "sdxl", "sd3", "flux", "flux2-klein"
 """The names of the families that the scripts run."""
 
 LCM_LORAS = {SD: "latent-consistency/lcm-lora-sdv1-5", SDXL: "latent-consistency/lcm-lora-sdxl"}
@@ -243,22 +243,30 @@ TXT2IMG_SD35 = Script(
 )
 """Steps and scales are those of the models' cards."""
 
+FLUX_1 = _named(
+    Version("flux.1-dev", "black-forest-labs/FLUX.1-dev", 1024, steps=28, guidance_scale=3.5),
+    Version("flux.1-schnell", "black-forest-labs/FLUX.1-schnell", 1024, steps=4, guidance_scale=0.0, few_steps=True),
+)
+KLEIN = Version("flux2-klein", "black-forest-labs/FLUX.2-klein-4B", 1024, steps=4, guidance_scale=0.0, few_steps=True)
+
 TXT2IMG_FLUX = Script(
     "demo_txt2img_flux.py",
     "txt2img_flux",
-    (FLUX,),
-    _named(
-        Version("flux.1-dev", "black-forest-labs/FLUX.1-dev", 1024, steps=28, guidance_scale=3.5),
-        Version(
-            "flux.1-schnell", "black-forest-labs/FLUX.1-schnell", 1024, steps=4, guidance_scale=0.0, few_steps=True
-        ),
-    ),
+    (FLUX, FLUX2),
+    FLUX_1 | _named(KLEIN),
     real="flux.1-dev",
     unnamed=Version("", "", 0, steps=28, guidance_scale=3.5),
     flow=True,
 )
 
-IMG2IMG_FLUX = replace(TXT2IMG_FLUX, program="demo_img2img_flux.py", pipeline="img2img_flux", from_image=True)
+IMG2IMG_FLUX = replace(
+    TXT2IMG_FLUX,
+    program="demo_img2img_flux.py",
+    pipeline="img2img_flux",
+    families=(FLUX,),
+    versions=FLUX_1,
+    from_image=True,
+)
 
 _ALL = (
     TXT2IMG,

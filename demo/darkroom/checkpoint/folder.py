@@ -90,16 +90,18 @@ class Checkpoint:
             raise InvalidRequest(f"{file}: model_max_length must be a count from {LEAST_CONTEXT} up, not {padded!r}.")
         return int(padded)
 
-    def tokenizer_source(self, part: str) -> tuple[Path, str, int, int]:
+    def tokenizer_source(self, part: str) -> tuple[Path, str, int, int, bool]:
         """What a text encoder's tokenizer is compiled from: its folder, its class in transformers (CLIP's where the
-        model index names none), the tokens that are read, and how many the encoder knows."""
+        model index names none), the tokens that are read, how many the encoder knows, and whether it is a `chat`
+        model."""
         folder = self.tokenizer(part)
         match self.index.get(folder.name):
             case ["transformers", str(name)]:
                 class_name = name
             case _:
                 class_name = "CLIPTokenizer"
-        return folder, class_name, self.context(part), self.texts[part]["vocab_size"]
+        known, chat = self.texts[part]["vocab_size"], self.family.parts[part].chat
+        return folder, class_name, self.context(part), known, chat
 
     def is_large(self, part: str) -> bool:
         """Whether the weights of a network hold more than `LARGE` numbers."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from darkroom.families.family import Family
 from darkroom.families.flux import Flux
+from darkroom.families.flux2 import Flux2Klein
 from darkroom.families.stable_diffusion import StableDiffusion
 from darkroom.families.stable_diffusion_3 import StableDiffusion3
 from darkroom.families.stable_diffusion_xl import StableDiffusionXl
@@ -36,5 +37,5 @@ def family_of(index: dict[str, Any]) -> Family | None:
     return next((family for family in _FAMILIES.values() if kind in family.pipelines), None)
 
 
-for each in (StableDiffusion(), StableDiffusionXl(), StableDiffusion3(), Flux()):
+for each in (StableDiffusion(), StableDiffusionXl(), StableDiffusion3(), Flux(), Flux2Klein()):
     register(each)

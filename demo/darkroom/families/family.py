@@ -31,7 +31,7 @@ class Part:
     that a text encoder reads. `lora` begins the names of the tensors that LoRA files hold for it, in whatever layout.
     `original` has what begins its tensors' names in a file in the original layout, and which of `checkpoint.original`'s
     layouts they are in. Without one that is `optional` a model makes pictures too: where its index names none, and
-    where its folder is not there.
+    where its folder is not there. A `chat` model is given a prompt in its tokenizer's template, as its user's words.
     """
 
     cls: str
@@ -41,6 +41,7 @@ class Part:
     lora: tuple[str, ...] = ()
     original: tuple[tuple[str, str], ...] = ()
     optional: bool = False
+    chat: bool = False
 
 
 class Model(Protocol):

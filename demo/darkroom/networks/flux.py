@@ -4,6 +4,7 @@ It works on patches of 2x2 latents, each a token, and turns queries and keys by 
 2021). Outside the graph latents stay (B, C, h, w), and timesteps go from 0 to 1000.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ class Flux(nn.Module):
         self.conditions = conditions
         for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
             block.attn.set_processor(attend)
-        rates = [rotation_rates(axis, width) for axis, width in enumerate(transformer.config.axes_dims_rope)]
-        self.register_buffer("rates", torch.cat(rates, dim=1), persistent=False)
+        self.register_buffer("rates", rotation_rates(transformer.config.axes_dims_rope, THETA), persistent=False)
 
     def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         given = dict(zip(self.conditions, conditions, strict=True))
@@ -52,7 +52,8 @@ class Flux(nn.Module):
         text = network.context_embedder(given["text_embeddings"].to(dtype))
         patches = nn.functional.pixel_unshuffle(latents.to(dtype), PATCH)
         tokens = network.x_embedder(patches.flatten(2).transpose(1, 2))
-        rotation = self.rotation(text.shape[1], patches.shape[2], patches.shape[3])
+        places = torch.zeros(text.shape[1], 1, device=latents.device)
+        rotation = rotations(places, patches.shape[2], patches.shape[3], self.rates)
         for block in network.transformer_blocks:
             text, tokens = block(tokens, text, embedded, rotation)
         for block in network.single_transformer_blocks:
@@ -61,15 +62,15 @@ class Flux(nn.Module):
         made = made.transpose(1, 2).reshape(made.shape[0], made.shape[2], patches.shape[2], patches.shape[3])
         return nn.functional.pixel_shuffle(made, PATCH).float()
 
-    def rotation(self, words: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (words + rows * columns, D) float32: text stands at (0, 0, 0), a patch at (0, row, column).
-        diffusers computes them in float64, which some runtimes have not; angles stay so small that it does not show."""
-        device = self.rates.device
-        row = torch.arange(rows, device=device, dtype=torch.float32)[:, None, None] * self.rates[1]
-        column = torch.arange(columns, device=device, dtype=torch.float32)[None, :, None] * self.rates[2]
-        angles = (row + column).flatten(0, 1)
-        angles = torch.cat([torch.zeros(words, angles.shape[1], device=device), angles])
-        return angles.cos(), angles.sin()
+
+def rotations(words: Tensor, rows: int, columns: int, rates: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L + rows * columns, D) float32 of text, whose place along the last axis is `words` (L, 1), and
+    of patches at (0, row, column, ...). diffusers computes them in float64, which some runtimes do not have; angles
+    stay so small that it does not show."""
+    row = torch.arange(rows, device=rates.device, dtype=torch.float32)[:, None, None] * rates[1]
+    column = torch.arange(columns, device=rates.device, dtype=torch.float32)[None, :, None] * rates[2]
+    angles = torch.cat([words * rates[-1], (row + column).flatten(0, 1)])
+    return angles.cos(), angles.sin()
 
 
 def attend(
@@ -105,9 +106,11 @@ def rotated(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return (heads.float() * cosines + across.float() * sines).to(heads.dtype)
 
 
-def rotation_rates(axis: int, width: int) -> Tensor:
-    """Radians a position along one of three axes: (3, width) float32, where the other axes turn nothing."""
-    pairs = 1.0 / THETA ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-    rates = torch.zeros(3, width)
-    rates[axis] = pairs.repeat_interleave(2).float()
-    return rates
+def rotation_rates(widths: Sequence[int], theta: float) -> Tensor:
+    """Radians a position along each axis: (axes, D) float32, where an axis turns its own share of D alone."""
+    shares = []
+    for axis, width in enumerate(widths):
+        share = torch.zeros(len(widths), width)
+        share[axis] = (theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)).repeat_interleave(2).float()
+        shares.append(share)
+    return torch.cat(shares, dim=1)

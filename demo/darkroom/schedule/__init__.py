@@ -60,7 +60,8 @@ class Chosen:
     `config`: what the model's scheduler_config.json says. `own`: the class of the model's own scheduler where one was
     requested, which has `overrides` beyond the own one's configuration. `corrected`: whether the model's pipeline puts
     right what old configurations say. `mu` and `sigmas` are what the pipeline gives it beside the number of steps:
-    how far the picture's size shifts them (see `shift_mu`), and LINEAR_SIGMAS or None.
+    how far the picture's size shifts them (see `shift_mu`), by `mu_per_step` more for each of the steps, and
+    LINEAR_SIGMAS or None.
     """
 
     class_name: str
@@ -70,10 +71,11 @@ class Chosen:
     corrected: bool = False
     mu: float | None = None
     sigmas: str | None = None
+    mu_per_step: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What is not given is not there, as in the keys of schedules from before it was known."""
-        left_out = {name for name in ("mu", "sigmas") if getattr(self, name) is None}
+        left_out = {name for name in ("mu", "sigmas", "mu_per_step") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 

@@ -99,7 +99,7 @@ def _told(choice: Chosen, steps: int, share: float) -> dict[str, Any]:
     linear = choice.sigmas == LINEAR_SIGMAS
     told: dict[str, Any] = {"sigmas": np.linspace(1, 1 / steps, steps)} if linear else {"num_inference_steps": steps}
     if choice.mu is not None:
-        told["mu"] = choice.mu
+        told["mu"] = choice.mu + (choice.mu_per_step or 0.0) * steps
     return told if share == 1 else told | {"strength": share}
 
 

@@ -9,13 +9,19 @@ from darkroom.errors import InvalidRequest, gist
 from darkroom.files import read_json
 from darkroom.text.tokenizer import FILE, MORE, SOURCES, Tokenizer, tokenizer_files
 
+PROMPT = "prompt"
+"""What stands for one in a template."""
 
-def compile_tokenizer(folder: Path, class_name: str, context: int, known: int) -> tuple[str, bytes, dict[str, Any]]:
+
+def compile_tokenizer(
+    folder: Path, class_name: str, context: int, known: int, chat: bool = False
+) -> tuple[str, bytes, dict[str, Any]]:
     """The file's name, its content, which cuts and pads to `context` ids, and what is worth knowing of it.
 
     `class_name` is one of transformers' tokenizers, as a model index names it; `known` is the count of ids that the
-    text encoder has embeddings for. Runs in a child: it imports transformers. Raises `InvalidRequest` naming the files
-    of a tokenizer that cannot be read, is not whole, or is another text encoder's.
+    text encoder has embeddings for. With `chat` a prompt stands in the tokenizer's template, as its user's words, and
+    none of it is cut off. Runs in a child: it imports transformers. Raises `InvalidRequest` naming the files of a
+    tokenizer that cannot be read, is not whole, or is another text encoder's.
     """
     import tokenizers
     import transformers
@@ -39,6 +45,8 @@ def compile_tokenizer(folder: Path, class_name: str, context: int, known: int) -
 
             SentencePieceExtractor(str(folder / source[0]))  # transformers hides why it cannot, and tries other ways
         whole = kind.from_pretrained(folder, local_files_only=True)
+        if chat:
+            whole.backend_tokenizer.post_processor = _said_by_a_user(whole)
         whole("", padding="max_length", truncation=True, max_length=context)  # sets both for what follows
         text = whole.backend_tokenizer.to_str()
         content = text.encode()
@@ -57,6 +65,19 @@ def compile_tokenizer(folder: Path, class_name: str, context: int, known: int) -
             f"different models."
         )
     return FILE, content, {"largest": largest}
+
+
+def _said_by_a_user(tokenizer: Any) -> Any:
+    """Puts around a prompt what the template of a tokenizer puts around what a user says, up to where the answer
+    begins."""
+    from tokenizers.processors import TemplateProcessing
+
+    messages = [{"role": "user", "content": PROMPT}]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    frame = dict(zip(("before", "after"), whole.split(PROMPT), strict=True))
+    ids = {place: tokenizer.encode(text, add_special_tokens=False) for place, text in frame.items()}
+    parts = [{"id": place, "ids": each, "tokens": tokenizer.convert_ids_to_tokens(each)} for place, each in ids.items()]
+    return TemplateProcessing(single=["before", "$A", "after"], special_tokens=parts)
 
 
 def _check_merges(read: dict[str, Any], named: str) -> None:

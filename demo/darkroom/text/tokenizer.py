@@ -15,7 +15,7 @@ FILE = "tokenizer.json"
 SOURCES = (("vocab.json", "merges.txt"), (FILE,), ("spiece.model",))
 """What a tokenizer can be made of: each of these is enough."""
 
-MORE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MORE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 """What else is read of a model's tokenizer, where it is there."""
 
 SHOWN_OF_CUT = 500
