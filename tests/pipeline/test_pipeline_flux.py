@@ -76,6 +76,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a batch": ({"batch_size": 3}, {}),
     "not square": ({"height": 96, "width": 32}, {"height": 96, "width": 32}),
     "large, any size": ({"height": 128, "width": 96, "build_dynamic_shape": True}, {"height": 128, "width": 96}),
+    "a short text": ({"max_sequence_length": 4}, {"max_sequence_length": 4}),
     "more steps": ({"denoising_steps": 8}, {"denoising_steps": 8}),
 }
 

@@ -53,6 +53,10 @@ def compile_tokenizer(
         Tokenizer(content)
     except Exception as error:  # two libraries' ways of saying that files are none, or do not belong together
         raise InvalidRequest(f"{named} cannot be read as a {class_name}: {gist(error)}.") from error
+    if context <= (around := whole.num_special_tokens_to_add()):
+        raise InvalidRequest(
+            f"--max-sequence-length {context} leaves no room for a prompt: {folder} puts {around} tokens around one."
+        )
     read = json.loads(text)
     if not read["model"]["vocab"]:
         raise InvalidRequest(f"{named}: no vocabulary is there.")
