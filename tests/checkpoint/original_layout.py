@@ -67,10 +67,66 @@ def original(pipeline: Any) -> dict[str, Any]:
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
+def original_sd3(pipeline: Any) -> dict[str, Any]:
+    """The same of a Stable Diffusion 3, as ComfyUI and Stability AI publish it with its text encoders."""
+    tensors = {f"model.diffusion_model.{name}": value for name, value in mmdit(pipeline.transformer).items()}
+    vae = vae_tensors(pipeline.vae.state_dict(), len(pipeline.vae.encoder.down_blocks))
+    tensors |= {f"first_stage_model.{name}": value for name, value in vae.items()}
+    for clip, encoder in (("clip_l", pipeline.text_encoder), ("clip_g", pipeline.text_encoder_2)):
+        for name, value in encoder.state_dict().items():
+            model = "" if name.startswith(("text_model.", "text_projection.")) else "text_model."
+            tensors[f"text_encoders.{clip}.transformer.{model}{name}"] = value
+    t5 = pipeline.text_encoder_3.state_dict().items()
+    tensors |= {f"text_encoders.t5xxl.transformer.{name}": value for name, value in t5 if "embed_tokens" not in name}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def mmdit(transformer: Any) -> dict[str, Any]:
+    """The tensors of Stable Diffusion 3's transformer under their original names."""
+    import torch
+
+    state = transformer.state_dict()
+    made = {"pos_embed": state["pos_embed.pos_embed"]}
+    swapped = {"norm_out.linear": "final_layer.adaLN_modulation.1"}
+    names = {
+        "pos_embed.proj": "x_embedder.proj",
+        "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+        "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+        "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+        "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+        "context_embedder": "context_embedder",
+        "proj_out": "final_layer.linear",
+    }
+    last = len(transformer.transformer_blocks) - 1
+    for block in range(last + 1):
+        ours, theirs = f"transformer_blocks.{block}", f"joint_blocks.{block}"
+        for side, context, place, out, norm in (
+            ("x_block", "", "{}.to_{}", "to_out.0", "norm_{}"),
+            ("context_block", "_context", "{}.add_{}_proj", "to_add_out", "norm_added_{}"),
+        ):
+            names[f"{ours}.ff{context}.net.0.proj"] = f"{theirs}.{side}.mlp.fc1"
+            names[f"{ours}.ff{context}.net.2"] = f"{theirs}.{side}.mlp.fc2"
+            modulations = swapped if context and block == last else names
+            modulations[f"{ours}.norm1{context}.linear"] = f"{theirs}.{side}.adaLN_modulation.1"
+            for attention in ("attn", "attn2"):
+                names[f"{ours}.{attention}.{out}"] = f"{theirs}.{side}.{attention}.proj"
+                for each in "qk":
+                    names[f"{ours}.{attention}.{norm.format(each)}"] = f"{theirs}.{side}.{attention}.ln_{each}"
+                for kind in ("weight", "bias"):
+                    parts = [f"{ours}.{place.format(attention, each)}.{kind}" for each in "qkv"]
+                    if parts[0] in state:
+                        made[f"{theirs}.{side}.{attention}.qkv.{kind}"] = torch.cat([state[part] for part in parts])
+    for kind in ("weight", "bias"):
+        made |= {f"{its}.{kind}": state[f"{own}.{kind}"] for own, its in names.items() if f"{own}.{kind}" in state}
+        for own, its in swapped.items():
+            made[f"{its}.{kind}"] = torch.cat(state[f"{own}.{kind}"].chunk(2)[::-1])
+    return made
+
+
 def write(pipeline: Any, path: Path) -> Path:
     from safetensors.torch import save_file
 
-    save_file(original(pipeline), path)
+    save_file(original_sd3(pipeline) if hasattr(pipeline, "text_encoder_3") else original(pipeline), path)
     return path
 
 

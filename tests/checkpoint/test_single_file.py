@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.checkpoint.single_file import published_config  # noqa: E402
 from darkroom.errors import InvalidRequest  # noqa: E402
-from tests.checkpoint.original_layout import write  # noqa: E402
+from tests.checkpoint.original_layout import mmdit, write  # noqa: E402
 from tests.support import (  # noqa: E402
     SOON,
     Diffusers,
@@ -57,6 +57,22 @@ def test_sdxl(xl_studio: Studio, tiny_xl_model: Path, diffusers_tiny_xl: Diffuse
     assert psnr(drawn.pictures[0], diffusers_tiny_xl.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
 
 
+def test_stable_diffusion_3(studio: Studio, tiny_sd3_model: Path, tmp_path: Path) -> None:
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    diffusers, sd3 = Diffusers(tiny_sd3_model), replace(studio, script="demo_txt2img_sd3.py")
+    transformer = diffusers.pipeline.transformer.state_dict()
+    made = convert_sd3_transformer_checkpoint_to_diffusers(mmdit(diffusers.pipeline.transformer))
+    assert made.keys() == transformer.keys() and all(torch.equal(made[name], transformer[name]) for name in made)
+    file = write(diffusers.pipeline, tmp_path / "sd3.safetensors")
+    drawn = sd3.draw(PROMPT, model=file, config=tiny_sd3_model, guidance_scale=7.5, engine="torch")
+    assert psnr(drawn.pictures[0], diffusers.draw(PROMPT)[0]) >= SAME_AS_DIFFUSERS
+    save_file({name: value for name, value in load_file(file).items() if "t5xxl" not in name}, file)
+    without = sd3.draw(PROMPT, model=file, config=tiny_sd3_model, guidance_scale=7.5, engine="torch")
+    (expected,) = Diffusers(tiny_sd3_model, text_encoder_3=None, tokenizer_3=None).draw(PROMPT)
+    assert psnr(without.pictures[0], expected) >= SAME_AS_DIFFUSERS
+
+
 def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, half)
@@ -73,6 +89,9 @@ def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path,
         ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 768, "v1-5"),
         ("conditioner.embedders.1.model.positional_embedding", 1280, "xl-base-1.0"),
         ("conditioner.embedders.0.model.positional_embedding", 1280, "xl-refiner-1.0"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias", 4608, "3-medium-diffusers"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn2.qkv.bias", 4608, "3.5-medium"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias", 7296, "3.5-large"),
     ],
 )
 def test_the_published_architectures_are_told_by_their_tensors(

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.support import (
     COMPILED_MODULES,
@@ -30,7 +32,8 @@ from tests.support import (
 )
 
 PROMPT = "a red apple on the house"
-RUNTIMES = ("openvino", "onnxruntime", "torch", pytest.param("jax", marks=pytest.mark.slow))
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("jax", "torch-compile")]
+RUNTIMES = ("openvino", "onnxruntime", "torch", *SLOW)
 SAME_AS_DIFFUSERS, SAME_IN_A_BATCH = 45, 50
 """dB."""
 VISIBLE = 40
@@ -86,6 +89,11 @@ def test_what_is_asked_means_what_it_means_in_diffusers(asked: str, sd3: Studio,
     (expected,) = diffusers.draw(PROMPT, **theirs)
     assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
     assert psnr(diffusers.draw(PROMPT)[0], expected) < VISIBLE
+
+
+def test_its_blocks_are_computed_in_8_bits(sd3: Studio, diffusers: Diffusers) -> None:
+    drawn = sd3.draw(PROMPT, engine="torch", quantization="int8", guidance_scale=7.5)
+    assert 70 > psnr(drawn.pictures[0], diffusers.draw(PROMPT)[0]) >= 30
 
 
 @pytest.mark.parametrize("size", [(96, 32), (64, 64)])
@@ -221,6 +229,50 @@ def test_a_repository_for_triton_makes_pictures_of_its_own_schedulers(sd3: Studi
 )
 def test_what_it_cannot_do_is_refused_by_name(asked: dict[str, Any], words: tuple[str, ...], sd3: Studio) -> None:
     assert_refused(sd3.here(PROMPT, *flags(model=sd3.model, **asked), *sd3.folders()), *words)
+
+
+LAYERS = {
+    "joint_blocks.0.x_block.attn.qkv": (32, {f"transformer_blocks.0.attn.to_{each}": 32 for each in "qkv"}),
+    "joint_blocks.1.context_block.attn.qkv": (32, {f"transformer_blocks.1.attn.add_{each}_proj": 32 for each in "qkv"}),
+    "joint_blocks.1.x_block.attn2.proj": (32, {"transformer_blocks.1.attn2.to_out.0": 32}),
+    "joint_blocks.0.context_block.mlp.fc1": (32, {"transformer_blocks.0.ff_context.net.0.proj": 128}),
+    "joint_blocks.2.x_block.adaLN_modulation.1": (32, {"transformer_blocks.2.norm1.linear": 192}),
+    "context_embedder": (64, {"context_embedder": 32}),
+}
+"""Layers of the tiny model by their names in Stability AI's files, with the width of what goes in, and what they are in
+diffusers, with how many rows each."""
+NAMINGS = {
+    "diffusers": lambda layer: (f"transformer.{layer}", "lora_A", "lora_B"),
+    "kohya": lambda layer: (f"lora_unet_{layer.replace('.', '_')}", "lora_down", "lora_up"),
+    "ComfyUI": lambda layer: (f"diffusion_model.{layer}", "lora_A", "lora_B"),
+}
+
+
+def lora_of(naming: str, folder: Path) -> Path:
+    """The same random changes, by the names of a tool."""
+    chance, tensors = torch.Generator().manual_seed(0), {}
+    for fused, (into, layers) in LAYERS.items():
+        down = torch.randn(4, into, generator=chance) / into**0.5
+        up = torch.randn(sum(layers.values()), 4, generator=chance) / 4
+        split = dict(zip(layers, up.split(list(layers.values())), strict=True))
+        for layer, rows in (split if naming == "diffusers" else {fused: up}).items():
+            name, below, above = NAMINGS[naming](layer)
+            tensors |= {f"{name}.{below}.weight": down.clone(), f"{name}.{above}.weight": rows.contiguous()}
+    save_file(tensors, folder / f"{naming}.safetensors")
+    return folder / f"{naming}.safetensors"
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_lora_makes_the_picture_of_diffusers(naming: str, sd3: Studio, diffusers: Diffusers, tmp_path: Path) -> None:
+    drawn = sd3.draw(PROMPT, guidance_scale=7.5, lora_path=lora_of(naming, tmp_path), engine="torch")
+    (without,) = diffusers.draw(PROMPT)
+    diffusers.pipeline.load_lora_weights(str(lora_of("diffusers", tmp_path)))
+    try:
+        (expected,) = diffusers.draw(PROMPT, height=64)
+    finally:
+        diffusers.pipeline.unload_lora_weights()
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+    assert psnr(without, expected) < VISIBLE
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ accounted for: used, known to be of no use, or named.
 import importlib
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,25 @@ IN_BFL = {
     r"(single_blocks\.\d+)\.attn\.": r"\1.",
     r"\.norm_(added_)?q\.weight": ".norm.query_norm.scale",
     r"\.norm_(added_)?k\.weight": ".norm.key_norm.scale",
+}
+IN_MMDIT = {
+    r"^pos_embed\.pos_embed$": "pos_embed",
+    r"^pos_embed\.proj\.": "x_embedder.proj.",
+    r"^time_text_embed\.timestep_embedder\.": "t_embedder.",
+    r"^time_text_embed\.text_embedder\.": "y_embedder.",
+    r"_embedder\.linear_1\.": "_embedder.mlp.0.",
+    r"_embedder\.linear_2\.": "_embedder.mlp.2.",
+    r"^proj_out\.": "final_layer.linear.",
+    r"^norm_out\.linear\.": "final_layer.adaLN_modulation.1.",
+    r"^transformer_blocks\.": "joint_blocks.",
+    r"\.(norm1_context|ff_context|attn\.(?:add_|norm_added_|to_add_))": r".context_block.\1",
+    r"(\d)\.(norm1|ff|attn2?)\.": r"\1.x_block.\2.",
+    r"\.norm1(_context)?\.linear\.": ".adaLN_modulation.1.",
+    r"\.ff(_context)?\.net\.0\.proj\.": ".mlp.fc1.",
+    r"\.ff(_context)?\.net\.2\.": ".mlp.fc2.",
+    r"\.(to_out\.0|to_add_out)\.": ".proj.",
+    r"\.(to_[qkv]|add_[qkv]_proj)\.": ".qkv.",
+    r"\.norm_(?:added_)?([qk])\.": r".ln_\1.",
 }
 IN_OPEN_CLIP = {
     r"embeddings\.token_embedding": "token_embedding",
@@ -195,13 +215,46 @@ def of_bfl(name: str, config: dict[str, Any]) -> list[Source]:
     return [Source(theirs)] if theirs != name else []
 
 
+def of_mmdit(name: str, config: dict[str, Any]) -> list[Source]:
+    """What Stability AI calls a tensor of Stable Diffusion 3's transformer; queries, keys and values are thirds of one.
+    Shift and scale stand the other way round where nothing else is with them."""
+    theirs = _renamed(name, IN_MMDIT)
+    if found := re.search(r"\.(?:to|add)_([qkv])(?:_proj)?\.", name):
+        return [Source(theirs, partial(_third, "qkv".index(found[1])))]
+    last = f"transformer_blocks.{config['num_layers'] - 1}.norm1_context.linear."
+    return [Source(theirs, _halves_swapped if name.startswith(("norm_out.linear.", last)) else whole)]
+
+
+def _third(which: int, value: Any) -> Any:
+    count = len(value) // 3
+    return value[which * count : (which + 1) * count]
+
+
+def _halves_swapped(value: Any) -> Any:
+    half = len(value) // 2
+    return value[[*range(half, 2 * half), *range(half)]]
+
+
+def of_t5(name: str, config: dict[str, Any]) -> list[Source]:
+    """A tensor of a T5, which has its name; its embeddings have two."""
+    return [Source(name), *([Source("shared.weight")] if name == "encoder.embed_tokens.weight" else [])]
+
+
 def _renamed(name: str, table: dict[str, Any]) -> str:
     for ours, theirs in table.items():
         name = re.sub(ours, theirs, name)
     return name
 
 
-LAYOUTS = {"compvis": of_unet, "vae": of_vae, "clip": of_clip, "open_clip": of_open_clip, "bfl": of_bfl}
+LAYOUTS = {
+    "compvis": of_unet,
+    "vae": of_vae,
+    "clip": of_clip,
+    "open_clip": of_open_clip,
+    "t5": of_t5,
+    "bfl": of_bfl,
+    "mmdit": of_mmdit,
+}
 """The original names of a network's tensors, by the words of `Part.original`."""
 
 

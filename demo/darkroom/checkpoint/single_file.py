@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import SD, SDXL
+from darkroom.checkpoint.catalog import SD, SD3, SDXL
 from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header, read_metadata
 from darkroom.checkpoint.original import OriginalFile, empty_network, markers_in
 from darkroom.errors import InvalidRequest
@@ -25,11 +25,15 @@ REVISION = 2
 """Raised when a change makes other folders from the same file."""
 
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+JOINT_BLOCK = "model.diffusion_model.joint_blocks.0.x_block.{}.qkv.bias"
 PUBLISHED = (
     ("conditioner.embedders.1.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-base-1.0"),
     ("conditioner.embedders.0.model.positional_embedding", 1280, SDXL, "stabilityai/stable-diffusion-xl-refiner-1.0"),
     (CROSS_ATTENTION.format(1), 768, SD, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     (CROSS_ATTENTION.format(1), 1024, SD, None),
+    (JOINT_BLOCK.format("attn2"), 4608, SD3, "stabilityai/stable-diffusion-3.5-medium"),
+    (JOINT_BLOCK.format("attn"), 4608, SD3, "stabilityai/stable-diffusion-3-medium-diffusers"),
+    (JOINT_BLOCK.format("attn"), 7296, SD3, "stabilityai/stable-diffusion-3.5-large"),
 )
 """A tensor that tells an architecture, the last of its sizes, its family, and the repository that has its
 configuration; None where several have it, of OF_SD2."""
@@ -125,6 +129,8 @@ def unpacked(path: Path, config: Path, store: Store, other_vae: bool = False, ve
     for name, part in _parts(index, config).items():
         if any(key.startswith(prefix) for prefix, _ in part.original for key in names):
             parts.append(name)
+        elif part.optional:
+            continue
         elif name != VAE:
             raise InvalidRequest(f"{path} holds no {name}, which {config} describes.")
         elif not other_vae:
@@ -190,7 +196,8 @@ def unpack(path: Path, config: Path, folder: Path, parts: tuple[str, ...], says:
         file.check_all_used()
     for tokenizer in (part.tokenizer for part in described.values() if part.tokenizer):
         shutil.copytree(config / tokenizer, folder / tokenizer, dirs_exist_ok=True)
-    for name in described.keys() - set(parts):  # what another is put in the place of is described all the same
+    optional = {name for name, part in described.items() if part.optional}
+    for name in described.keys() - {*parts} - optional:  # what gets another in its place is described all the same
         (folder / name).mkdir()
         shutil.copyfile(config / name / "config.json", folder / name / "config.json")
     (folder / "scheduler").mkdir()

@@ -18,6 +18,7 @@ T5 = Part(
     "model",
     "tokenizer_3",
     ("text_encoder_3.", "lora_te3_", "t5xxl.transformer."),
+    (("text_encoders.t5xxl.transformer.", "t5"),),
     optional=True,
 )
 
@@ -28,6 +29,9 @@ TRANSFORMER = {
     "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
+    "num_layers": 18,
+    "num_attention_heads": 18,
+    "attention_head_dim": 64,
     "joint_attention_dim": 4096,
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 96,
@@ -50,7 +54,10 @@ class StableDiffusion3(Family):
         ),
         "text_encoder_3": T5,
         "transformer": Part(
-            "diffusers:SD3Transformer2DModel", TRANSFORMER, lora=("transformer.", "lora_transformer_", "lora_unet_")
+            "diffusers:SD3Transformer2DModel",
+            TRANSFORMER,
+            lora=("transformer.", "lora_transformer_", "lora_unet_", "lycoris_", "diffusion_model."),
+            original=(("model.diffusion_model.", "mmdit"),),
         ),
         "vae": VAE,
     }

@@ -27,6 +27,9 @@ class MmDit(nn.Module):
         self.transformer = transformer
         self.conditions = conditions
         self.words_of_zeros = words_of_zeros
+        self.levels = 2  # a token is a patch of 2x2 latents
+        # diffusers' fused attention leaves out second attentions, and the norms of queries and keys.
+        transformer.fuse_qkv_projections = None
 
     def forward(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         given = dict(zip(self.conditions, conditions, strict=True))

@@ -46,7 +46,7 @@ def fuse_projections(module: nn.Module) -> None:
     if any(nn.utils.parametrize.is_parametrized(layer) for layer in module.modules()):
         return
     for network in list(module.modules()):
-        if hasattr(network, "fuse_qkv_projections"):
+        if getattr(network, "fuse_qkv_projections", None):
             network.fuse_qkv_projections()
     for attention in module.modules():
         if getattr(attention, "fused_projections", False):
@@ -74,8 +74,8 @@ def check_quantization(kind: str, device: torch.device) -> None:
 def quantize(denoiser: nn.Module, kind: str) -> None:
     """Quantizes the linear layers of the transformer blocks, each row with a scale of its own.
 
-    Others have the rows of a batch alone, for which products in 8 bits have no kernels, and embed the time, which all
-    of the picture depends on.
+    Others, as those that norms are shifted and scaled by, have the rows of a batch alone, for which products in 8 bits
+    have no kernels, and embed the time, which all of the picture depends on.
     """
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
@@ -88,6 +88,7 @@ def quantize(denoiser: nn.Module, kind: str) -> None:
         return (
             isinstance(layer, nn.Linear)
             and "transformer_blocks." in name
+            and ".norm" not in name
             and layer.in_features % ALIGNED == layer.out_features % ALIGNED == 0
         )
 
