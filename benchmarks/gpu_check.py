@@ -3,10 +3,11 @@
 
 tools/gpu_check.sh [--wheels] [--dry-run] [--tiny] [--output DIR] [--parts NAME ...] [--seconds N] [--mode MODE]
 
-Parts run one after the other, each in processes of its own and within its own time; one that fails or runs out of time
-ends alone. Parity and table are comparisons of `demo/benchmark.py`, whose results are kept as they come in
-DIR/parity.jsonl and DIR/results.jsonl, which its `report` reads; what this machine has in there, with the same
-versions, is not measured again, so a second run, which also finds what the first compiled, goes on where that ended.
+Each part runs in processes of its own and within its own time, ends alone where it fails or runs out of time, and has a
+line of verdict: PASS, FAIL or SKIP, and why. Tests and parity (`parity.py`) run side by side, for they measure no time;
+then the parts of the table, one after the other. Those are comparisons of `demo/benchmark.py`, whose results are kept
+as they come in DIR/results.jsonl, which its `report` reads; what this machine has in there, with the same versions, is
+not measured again, so a second run, which also finds what the first compiled, goes on where that ended.
 
 Exit codes: 0, or 1 where a part failed or one that --parts asks for could not run, or 2 where none can run here.
 """
@@ -20,7 +21,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,8 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
-from darkroom.bench.machine import machine, nvidia  # noqa: E402
-from darkroom.bench.results import read  # noqa: E402
+from darkroom.bench.machine import nvidia  # noqa: E402
 
 SECONDS = 525.0
 """For all parts: nine minutes, less what starting and ending takes."""
@@ -85,14 +86,11 @@ PARITY = {
     "onnxruntime": (40, GRAPHS, "onnxruntime --precision fp32"),
     "openvino": (40, (*GRAPHS, "openvino"), "openvino --precision fp32"),
 }
-"""Engines whose pictures are held against diffusers in float32, the most important first: most seconds, what they
-need, and each way in which they are tried."""
+"""Engines that are held against diffusers in float32, the most important first: most seconds, what they need, and each
+way in which they are tried."""
 
-ALIKE = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
-"""Least PSNR in dB of these, by precision; what is quantized may differ as bf16 does."""
-
-FIRST = 3
-"""So many of these come before the table; and so many parts of that, before the rest of these."""
+SIDE_BY_SIDE = 4
+"""Of the parts that measure no time, so many at once: compilers keep several cores busy each, and the GPU hardly."""
 
 LEAST = 45.0
 """Seconds without which a part of the table is not begun: imports and networks alone take half of them."""
@@ -123,7 +121,8 @@ The last ones are seldom asked for; they are there for completeness."""
 class Job:
     """A part by its name: the most seconds that it gets, those without which it is not begun, and its commands.
 
-    `needs` are packages, or libraries that the loader finds; " or " stands between those of which one will do.
+    `needs` are packages, or libraries that the loader finds; " or " stands between those of which one will do. What is
+    `timed` has the machine to itself.
     """
 
     name: str
@@ -133,6 +132,7 @@ class Job:
     what: str
     needs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    timed: bool = False
 
     def lacks(self) -> str | None:
         """What keeps it from running on this machine; None where nothing does."""
@@ -154,30 +154,29 @@ def is_here(name: str) -> bool:
 
 
 def jobs(output: Path, mode: str, tiny: bool) -> list[Job]:
-    """The parts in their order: what everything else rests on, then the most important cells first."""
+    """The parts in their order: what everything else rests on, then the table, its most important cells first."""
     if tiny:
         asked = "--full-size tiny --batch-size 1 2 --denoising-steps 4 2 --engine torch --peer diffusers --keep-loaded"
-        table = Job("tiny", 400, 20, (_compared(output, "results", asked),), asked)
+        table = Job("tiny", 400, 20, (_compared(output, asked),), asked, timed=True)
         return [_parity(output, "torch", 400, (), "torch --precision fp32"), table]
     tests = (sys.executable, *"-m pytest -q -o addopts=--import-mode=importlib -m gpu".split(), str(ROOT / "tests/gpu"))
     parity = [_parity(output, name, *asked) for name, asked in PARITY.items()]
     table = [_table(output, mode, name, *asked) for name, asked in TABLE.items()]
-    first = Job("tests", 75, 20, (tests,), "the tests marked gpu")
-    return [first, *parity[:FIRST], *table[:FIRST], *parity[FIRST:], *table[FIRST:]]
+    return [Job("tests", 240, 20, (tests,), "the tests marked gpu"), *parity, *table]
 
 
-def _compared(output: Path, results: str, flags: str) -> tuple[str, ...]:
-    """A comparison in this environment, whose results go to DIR/`results`.jsonl."""
-    folders = f"--output {results}.jsonl --peer-dir peers --onnx-dir onnx --engine-dir engines"
+def _compared(output: Path, flags: str) -> tuple[str, ...]:
+    """A comparison in this environment."""
+    folders = "--output results.jsonl --peer-dir peers --onnx-dir onnx --engine-dir engines"
     named = [word if word.startswith("--") else str(output / word) for word in folders.split()]
     compare = (sys.executable, str(ROOT / "demo" / "benchmark.py"), "compare", "--peers-here", "--cold-starts", "0")
     return (*compare, *named, *flags.split())
 
 
 def _parity(output: Path, name: str, seconds: float, needs: tuple[str, ...], ways: str) -> Job:
-    """The embedded model's pictures by an engine: the last of seven, which captured graphs replay."""
-    work = "--peer diffusers --batch-size 2 --denoising-steps 4 --guidance-scale 4 --seed 5"
-    commands = tuple(_compared(output, "parity", f"{work} --engine {way}") for way in ways.split("; "))
+    """What an engine draws with the embedded model, in each of its ways."""
+    parity = (sys.executable, str(ROOT / "benchmarks" / "parity.py"), "--output", str(output))
+    commands = tuple((*parity, *way.split()) for way in ways.split("; "))
     environment = {"PYTHONPATH": str(output / "without-tensorrt")} if name == RTX else {}
     return Job(f"parity-{name}", seconds, 20, commands, f"against diffusers in float32: {ways}", needs, environment)
 
@@ -188,16 +187,19 @@ def _table(output: Path, mode: str, name: str, seconds: float, asked: str) -> Jo
     if "--engine" not in asked:
         asked += f" --engine torch-compile --use-cuda-graph --torch-inference {mode}"
     asked += " --precision bf16 --peer diffusers-bf16" + " diffusers-compile-bf16" * plain
-    command = _compared(output, "results", f"--full-size {asked} --keep-loaded --num-warmup-runs 3")
-    return Job(name, seconds, LEAST, (command,), asked, ("torchao",) if "--quantization" in asked else ())
+    command = _compared(output, f"--full-size {asked} --keep-loaded --num-warmup-runs 3")
+    return Job(name, seconds, LEAST, (command,), asked, ("torchao",) if "--quantization" in asked else (), timed=True)
 
 
 def run(job: Job, seconds: float, log: Path, environment: dict[str, str]) -> str | None:
-    """Runs a part. Returns why it failed, or None; what it says goes through, what libraries complain of into `log`."""
+    """Runs a part. Returns why it failed, or None; what it says goes through if it is `timed` and else beside `log`,
+    what libraries complain of into `log`."""
     reasons, ends = [], time.perf_counter() + seconds
     for command in job.commands:
-        with log.open("wb") as complaints:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=complaints, start_new_session=True)
+        with log.open("wb") as complaints, nullcontext() if job.timed else log.with_suffix(".txt").open("ab") as said:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=complaints, start_new_session=True
+            )
             try:
                 code = process.wait(timeout=max(0.0, ends - time.perf_counter()))
             except subprocess.TimeoutExpired:
@@ -219,38 +221,48 @@ def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False)
 
     Parts that were asked for `by_name` go wrong where they cannot run, too.
     """
-    began, wrong = time.perf_counter(), []
+    began, verdicts = time.perf_counter(), {}
     without = output / "without-tensorrt"
     without.mkdir(parents=True, exist_ok=True)
     # Lets TensorRT-RTX be found where plain TensorRT is installed too.
     (without / "tensorrt.py").write_text('raise ImportError("left out")\n', encoding="ascii")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output / "inductor"))
-    for job in parts:
+
+    def verdict(job: Job) -> str:
         left = seconds - (time.perf_counter() - began)
         late = f"{max(left, 0):.0f} s are left and it takes {job.least:.0f} or more" if left < job.least else None
         if reason := job.lacks() or late:
-            print(f"== {job.name}: skipped, {reason}", flush=True)
-            wrong += [f"{job.name} did not run: {reason}"] if by_name else []
-            continue
-        print(f"== {job.name}: {job.what}", flush=True)
+            return f"SKIP {job.name}: {reason}"
+        log = output / f"{job.name}.log"
+        log.with_suffix(".txt").unlink(missing_ok=True)
+        if job.timed:
+            print(f"== {job.name}: {job.what}", flush=True)
         start = time.perf_counter()
-        reason = run(job, min(job.seconds, left), output / f"{job.name}.log", environment | job.environment)
-        print(f"== {job.name}: {time.perf_counter() - start:.0f} s{f', {reason}' if reason else ''}", flush=True)
-        if reason:
-            wrong.append(f"{job.name} {reason}")
-    return wrong
+        reason = run(job, min(job.seconds, left), log, environment | job.environment)
+        return f"{'FAIL' if reason else 'PASS'} {job.name}: {reason or f'{time.perf_counter() - start:.0f} s'}"
 
+    def tell(job: Job, told: str) -> None:
+        said = output / f"{job.name}.txt"
+        ran = not told.startswith("SKIP") and said.exists()
+        verdicts[job.name] = told
+        print(
+            *(said.read_text(encoding="utf-8", errors="replace").splitlines() if ran else ()),
+            told,
+            sep="\n",
+            flush=True,
+        )
 
-def unlike(file: Path) -> Iterator[str]:
-    """Whose pictures, by this machine and these versions, are further from diffusers' than their precision allows."""
-    here = machine()
-    versions = here.pop("packages").items()
-    for row in read([file]) if file.exists() else []:
-        mine = here.items() <= row.machine.items() and row.machine["packages"].items() <= versions
-        least = ALIKE.get(row.settings["precision"] or "fp32", 0.0)
-        if mine and row["psnr"] is not None and row["psnr"] < least:
-            yield f"{row['contender']}: {row['psnr']:.1f} dB, at least {least:.0f} are expected"
+    untimed = [job for job in parts if not job.timed]
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        for job, told in zip(untimed, pool.map(verdict, untimed), strict=True):
+            tell(job, told)
+    for job in parts:
+        if job.timed:
+            tell(job, verdict(job))
+    print("Verdicts:", *verdicts.values(), sep="\n", flush=True)
+    bad = ("FAIL ", "SKIP ") if by_name else ("FAIL ",)
+    return [told for told in verdicts.values() if told.startswith(bad)]
 
 
 def requirements() -> dict[str, str]:
@@ -323,10 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_check.sh: {reason}", file=sys.stderr)
         return 2
     wrong = check(flags.output.absolute(), parts, flags.seconds, by_name=bool(flags.parts))
-    wrong += unlike(flags.output / "parity.jsonl")
     print(f"The table: demo/benchmark.py report {flags.output / 'results.jsonl'}")
-    for each in wrong:
-        print(f"WRONG: {each}")
     return 1 if wrong else 0
 
 

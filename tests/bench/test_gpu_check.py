@@ -10,20 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import PARITY, TABLE, Job, check, jobs, main, requirements, unlike
+from benchmarks import gpu_check, parity
+from benchmarks.gpu_check import PARITY, TABLE, Job, check, jobs, main, requirements
 from darkroom.bench.architectures import MODELS
 from darkroom.bench.results import read
+from darkroom.checkpoint.catalog import EMBEDDED
 from darkroom.cli.benchmark import parser
 from darkroom.engines import RUNTIMES
 from darkroom.engines.onnxruntime.providers import PACKAGES
-from darkroom.engines.runtime import ON_NVIDIA
+from darkroom.engines.runtime import ON_NVIDIA, Options
 from darkroom.engines.torch.tuning import QUANTIZATIONS
-from tests.bench.lines import MACHINE, line, write
 from tests.support import ROOT, SOON, until
 
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
@@ -37,7 +38,7 @@ def test_dry_run_names_every_part_and_runs_none(tmp_path: Path, capfd: pytest.Ca
     assert main(["--dry-run", "--output", str(tmp_path / "out")]) == 0
     said = capfd.readouterr().out
     names = [text.split(":")[0] for text in said.splitlines()]
-    assert names[:2] == ["tests", "parity-torch"] and names.index("sdxl") < names.index("parity-jax")
+    assert names[:2] == ["tests", "parity-torch"] and names.index("parity-jax") < names.index("sdxl")
     assert {f"parity-{part}" for part in PARITY} < set(names)
     assert set(TABLE) < set(names) and "--batch-size 8 --denoising-steps 20" in said
     assert not (tmp_path / "out").exists()
@@ -54,11 +55,11 @@ def asked_of_benchmark(output: Path) -> list[tuple[Job, argparse.Namespace]]:
 
 
 def test_parity_is_asked_of_every_engine_and_provider(tmp_path: Path) -> None:
-    asked = [flags for job, flags in asked_of_benchmark(tmp_path) if job.name.startswith("parity")]
-    assert {engine for flags in asked for engine in flags.engine} == set(RUNTIMES)
+    commands = [command for job in jobs(tmp_path, "default", False) for command in job.commands]
+    asked = [parity.parser().parse_args(command[2:]) for command in commands if command[1].endswith("parity.py")]
+    assert {flags.engine for flags in asked} == set(RUNTIMES)
     assert {flags.provider for flags in asked} - {None} == set(ON_NVIDIA)
     assert {flags.quantization for flags in asked} - {None} == set(QUANTIZATIONS)
-    assert all(flags.peer == ["diffusers"] and flags.peers_here for flags in asked)
 
 
 @pytest.fixture
@@ -90,10 +91,10 @@ def test_what_is_asked_for_by_name_must_run(tmp_path: Path, capfd: pytest.Captur
     ]
     assert check(tmp_path, parts, SOON - 1) == []
     said = capfd.readouterr().out
-    assert "needy: skipped, not here: libnone.so.3 or no-such-package" in said
+    assert "SKIP needy: not here: libnone.so.3 or no-such-package" in said
     assert "never" not in said and "done" in said
     wrong = check(tmp_path, parts, SOON - 1, by_name=True)
-    assert [each.split()[0] for each in wrong] == ["needy", "long"] and "no-such-package" in wrong[0]
+    assert [each.split()[1] for each in wrong] == ["needy:", "long:"] and "no-such-package" in wrong[0]
 
 
 def test_exit_code_says_that_a_part_asked_for_did_not_run(
@@ -104,7 +105,8 @@ def test_exit_code_says_that_a_part_asked_for_did_not_run(
     assert main(["--tiny", "--output", str(tmp_path)]) == 0
     capfd.readouterr()
     assert main(["--tiny", "--output", str(tmp_path), "--parts", "needy"]) == 1
-    assert [text for text in capfd.readouterr().out.splitlines() if text.startswith("WRONG: needy ")] != []
+    said = capfd.readouterr().out.splitlines()
+    assert [text for text in said[said.index("Verdicts:") :] if text.startswith("SKIP needy: ")] != []
 
 
 def test_parts_ask_for_all_cells_of_the_table(tmp_path: Path) -> None:
@@ -155,8 +157,9 @@ def test_part_that_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 2 and "sdxl-throughput" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("timed", [False, True])
 def test_part_that_fails_or_hangs_stops_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    timed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begun, hour = tmp_path / "begun", 3600
     # What it starts has the write end of a pipe, which is closed when the last of them is gone.
@@ -168,7 +171,7 @@ def test_part_that_fails_or_hangs_stops_no_other(
     )
     parts = [
         Job("broken", hour, 1, (python("raise ValueError('of memory')"),), "fails"),
-        Job("endless", 10, 1, (python(endless),), "hangs"),
+        Job("endless", 10, 1, (python(endless),), "hangs", timed=timed),
         Job("long", 2 * hour, 2 * hour, (python("print('never')"),), "does not fit"),
         Job("good", hour, 1, (python("print('done')"),), "works"),
     ]
@@ -188,25 +191,65 @@ def test_part_that_fails_or_hangs_stops_no_other(
     monkeypatch.setattr(gpu_check.subprocess, "Popen", Impatient)
     wrong = check(tmp_path, parts, 1.5 * hour)
     said = capfd.readouterr().out
-    assert [each.split()[0] for each in wrong] == ["broken", "endless"]
+    assert [each.split()[:2] for each in wrong] == [["FAIL", "broken:"], ["FAIL", "endless:"]]
     assert "of memory" in wrong[0] and "stopped" in wrong[1]
-    assert "long: skipped" in said and "never" not in said
-    assert "begun" in said and "done" in said and "== good: " in said
+    assert "SKIP long: " in said and "never" not in said
+    assert "begun" in said and "done" in said and "PASS good: " in said
     os.close(write)
     assert select.select([read], [], [], SOON)[0] and os.read(read, 1) == b"", "what it had started is gone, too"
     os.close(read)
 
 
-def test_pictures_are_held_against_the_precision_and_only_those_of_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_check, "machine", lambda: MACHINE | {"packages": dict(MACHINE["packages"])})
-    theirs = line("diffusers eager", 100.0, machine=MACHINE | {"packages": {"torch": "2.13.0"}})
-    good, bad = line("torch fp32", 90.0, psnr=45.1), line("torch bf16", 90.0, psnr=19.9)
-    old = line("jax fp32", 90.0, psnr=10.0, machine=MACHINE | {"packages": {"torch": "2.12.0"}})
-    file = write(tmp_path / "parity.jsonl", theirs, good, bad, old)
-    assert list(unlike(file)) == ["torch bf16: 19.9 dB, at least 20 are expected"]
-    assert list(unlike(tmp_path / "none.jsonl")) == []
+class TestParity:
+    """What is held against wrong pictures: the numbers are those of images of noise."""
+
+    @pytest.fixture
+    def right(self) -> parity.Drawn:
+        random = np.random.default_rng(0)
+        return parity.Drawn(random.standard_normal((2, 4, 8, 8)), random.random((2, 16, 16, 3)))
+
+    @staticmethod
+    def off(drawn: parity.Drawn, decibels: float, images: slice = slice(None)) -> parity.Drawn:
+        """With an error of so many dB in some of its images."""
+        random, share = np.random.default_rng(1), 10 ** (-decibels / 20)
+        latents, pictures = drawn.latents.copy(), drawn.pictures.copy()
+        latents[images] += share * random.standard_normal(latents.shape)[images] * drawn.latents.std()
+        pictures[images] += share * random.standard_normal(pictures.shape)[images]
+        return parity.Drawn(latents, pictures)
+
+    @pytest.mark.parametrize(
+        ("decibels", "images", "least", "good"),
+        [
+            (40, slice(None), 30, True),
+            (24, slice(None), None, False),  # within the margin of what is wrong
+            (40, slice(None), 45, False),
+            (24, slice(1, 2), None, False),  # one of two
+            (np.nan, slice(1, 2), None, False),
+        ],
+    )
+    def test_wrong_ones_are_beaten_by_a_margin(
+        self, right: parity.Drawn, decibels: float, images: slice, least: float | None, good: bool
+    ) -> None:
+        wrong = {"far": self.off(right, 3), "near": self.off(right, 20)}
+        found = self.off(right, decibels, images)
+        beaten, told = parity.verdict(right, wrong, found, least)
+        assert beaten == good and told.count("(near reaches ") == 2
+
+    @pytest.mark.slow
+    def test_the_probe_tells_wrong_ones_from_rounded_ones(self, tmp_path: Path) -> None:
+        """What diffusers itself draws in bfloat16 passes; every control, held against the others, does not."""
+        right, wrong = parity.references(EMBEDDED / "emoji", tmp_path)
+        (again,) = tmp_path.glob("references-*.npz")
+        before = again.stat().st_mtime_ns
+        assert np.array_equal(parity.references(EMBEDDED / "emoji", tmp_path)[0].latents, right.latents)
+        assert again.stat().st_mtime_ns == before
+        rounded = parity.by_engine(EMBEDDED / "emoji", tmp_path, "torch", "bf16", Options())
+        good, told = parity.verdict(right, wrong, rounded, parity.LEAST["bf16"])
+        assert good, told
+        for name, control in wrong.items():
+            others = {other: each for other, each in wrong.items() if other != name}
+            good, told = parity.verdict(right, others, control, None)
+            assert not good, f"{name}: {told}"
 
 
 @pytest.mark.slow
@@ -216,6 +259,10 @@ def test_tiny_check_runs_from_end_to_end(tmp_path: Path) -> None:
         [SCRIPT, "--tiny", "--output", tmp_path / "out"], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "== parity-torch: " in ended.stdout and "== tiny: " in ended.stdout
+    assert "PASS torch fp32: " in ended.stdout
+    assert [line.split(":")[0] for line in ended.stdout.partition("Verdicts:\n")[2].splitlines()[:2]] == [
+        "PASS parity-torch",
+        "PASS tiny",
+    ]
     rows = read([tmp_path / "out" / "results.jsonl"])
     assert len(rows) == 8 and min(row["psnr"] for row in rows if row["psnr"] is not None) > 60
