@@ -10,7 +10,7 @@ import pytest
 
 from darkroom.errors import InvalidRequest
 from darkroom.families.stable_diffusion import StableDiffusion
-from darkroom.request import NEWER, ControlChoice, LoraChoice, MaskChoice, Request, draw_seed
+from darkroom.request import NEWER, ControlChoice, EmbeddingChoice, LoraChoice, MaskChoice, Request, draw_seed
 from darkroom.store.fingerprints import hash_json
 
 
@@ -159,6 +159,8 @@ def test_digest_knows_every_field() -> None:
         "refiner_strength": 0.6,
         "loras": (LoraChoice(None, "00", 1.0, 1.0),),
         "vae": "other",
+        "drawn": ("e",),
+        "embeddings": (EmbeddingChoice("00", "toy"),),
         "prompt_2": "c",
         "negative_prompt_2": "d",
         "prompt_syntax": "a1111",

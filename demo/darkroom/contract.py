@@ -68,6 +68,18 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Inversion:
+    """A textual inversion: its file, the `word` that prompts call it by, its tensor for each text encoder, by the
+    names of parts, and the number of vectors in each."""
+
+    path: Path
+    sha256: str
+    word: str
+    tensors: dict[str, str]
+    vectors: int
+
+
+@dataclass(frozen=True)
 class Network:
     """A part of a model's folder, and its class as "library:Class"."""
 
@@ -81,9 +93,9 @@ class Stage:
 
     `module` names what makes the torch module of the stage and its networks, as "package.module:factory"; `role` is one
     of TEXT, DENOISER, DECODER and ENCODER. `options` are choices that change its graph; `steady` names the inputs that
-    stay the same for all steps of a picture, which a runtime may use. `loras` are fused into the networks' weights, and
-    `half_weights` tells whether those are kept in float16, at float32 precision too; `large`, whether a copy of them is
-    worth avoiding.
+    stay the same for all steps of a picture, which a runtime may use. `loras` are fused into the networks' weights, a
+    text encoder knows `inversions`, and `half_weights` tells whether those are kept in float16, at float32 precision
+    too; `large`, whether a copy of them is worth avoiding.
 
     A denoiser takes latents (B, C, h, w) and timestep (B,) first, and gives output (B, C, h, w).
     """
@@ -97,6 +109,7 @@ class Stage:
     options: dict[str, int | float | bool] = field(default_factory=dict)
     steady: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
+    inversions: tuple[Inversion, ...] = ()
     half_weights: bool = False
     large: bool = False
 

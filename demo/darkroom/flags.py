@@ -171,6 +171,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "plain (default): as diffusers reads prompts, cut off where the text encoder ends; a1111: of any length, "
             "with (words), (words:1.3), [words], BREAK and \\( for a bracket", use=REQUEST | RECIPE,
             default=SYNTAXES[0], choices=SYNTAXES),
+        Flag("wildcards", "DIR",
+            "each image draws, by its seed, one of {{red|green}} in its prompt, as with the syntax a1111, and for "
+            "__colour__ a line of colour.txt in this folder", use=RECIPE),
         Flag("height", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
             multiple=PIXEL_MULTIPLE, also=(BUILD, CLIENT)),
         Flag("width", "PIXELS", "a multiple of 8; default: {size}", int, REQUEST | ROW | RECIPE,
@@ -261,6 +264,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("lora_weight", "X", "how strongly each LoRA counts; default 1", float, RECIPE, together=True,
             needs="lora_path"),
         Flag("lora_scale", "X", "scales all of --lora-path; default 1", float, RECIPE, 1.0, needs="lora_path"),
+        Flag("embedding", "FILE",
+            "textual inversions, in safetensors files: words for prompts, called as their files are, or as those that "
+            "diffusers wrote say", together=True),
         Flag("lcm_lora", "", "make a model of many steps one of few, with the LCM LoRA of its family", bool, RECIPE,
             scripts=(FEW_STEPS,)),
         Flag("hf_token", "TOKEN", "for gated models on the hub; default: $HF_TOKEN", also=TOOLS),

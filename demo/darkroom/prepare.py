@@ -26,6 +26,8 @@ from darkroom.contract import (
     ENCODER,
     FREE,
     PRECISIONS,
+    TEXT,
+    Inversion,
     Job,
     Lora,
     Profile,
@@ -138,6 +140,8 @@ class Preparer:
         self.engines = engines
         self.name = name or checkpoint.folder.name
         self.loras = loras
+        self.inversions: tuple[Inversion, ...] = ()
+        """What the text encoders learn beside."""
         self.threads = threads
         self.batches = batches
         self.pixels = pixels
@@ -380,7 +384,8 @@ class Preparer:
             half = any(map(self.checkpoint.is_large, parts))
             large = half or self._weights_of(stage) >= LARGE
             loras = tuple(lora for lora in self.loras if not lora.networks.isdisjoint(parts))
-            contracts[name] = replace(stage, loras=loras, half_weights=half, large=large)
+            inversions = self.inversions if stage.role == TEXT else ()
+            contracts[name] = replace(stage, loras=loras, inversions=inversions, half_weights=half, large=large)
         return contracts
 
     def _stages(self, request: Request) -> dict[str, Stage]:
@@ -415,6 +420,7 @@ class Preparer:
 
     def _tokenizer(self, part: str, model: Checkpoint) -> "ReadOff":
         source = folder, class_name, context, known, chat = model.tokenizer_source(part)
+        learned = [(each.word, each.vectors) for each in self.inversions]
         facts = {
             "kind": "tokenizer",
             "class": class_name,
@@ -423,8 +429,9 @@ class Preparer:
             "vocab_size": known,
             "revision": TOKENIZER_REVISION,
         } | made_with("transformers", "tokenizers")
-        facts |= {"chat": True} if chat else {}
-        return ReadOff(Key(f"{folder.name}-{self.name}", facts), "the tokenizer", compile_tokenizer, source)
+        facts |= ({"chat": True} if chat else {}) | ({"learned": learned} if learned else {})
+        arguments = (*source, learned)
+        return ReadOff(Key(f"{folder.name}-{self.name}", facts), "the tokenizer", compile_tokenizer, arguments)
 
     def _found_or_compiled(self, wanted: list["ReadOff"]) -> list[Path]:
         """Their folders. What is missing is compiled in one child before the store is touched: what cannot be made
@@ -698,6 +705,8 @@ def _facts_of_weights(stage: Stage) -> dict[str, Any]:
     facts: dict[str, Any] = {"half_weights": True} if stage.half_weights else {}
     if stage.loras:
         facts["loras"] = [[lora.sha256, lora.weight, lora.scale, LORA_REVISION] for lora in stage.loras]
+    if stage.inversions:
+        facts["inversions"] = [[each.sha256, each.tensors] for each in stage.inversions]
     return facts
 
 

@@ -41,7 +41,8 @@ class Request:
     `negative_prompt_2` in their place. `prompt_syntax` is one of SYNTAXES. `input_image` is a hash of the pixels to
     start from, if any; `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second
     model that goes on from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of
-    the steps that it makes once more. `loras` are fused into the model. `vae` is another VAE than the model's own,
+    the steps that it makes once more. `loras` are fused into the model, and `embeddings` are words that it learns.
+    `drawn` are the prompts of the images, in order, where each drew its own. `vae` is another VAE than the model's own,
     named as `refiner` is. `mask` is what of the picture to start from is painted anew; None for all of it. `controls`
     are the model's ControlNets, in their order.
     """
@@ -71,6 +72,8 @@ class Request:
     refiner_strength: float | None = None
     loras: tuple["LoraChoice", ...] = ()
     vae: str | None = None
+    embeddings: tuple["EmbeddingChoice", ...] = ()
+    drawn: tuple[str, ...] = ()
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     prompt_syntax: str = DEFAULTS["prompt_syntax"]
@@ -88,7 +91,7 @@ class Request:
             raise InvalidRequest("no prompt was given: say what the picture should show, in quotes.")
         if self.prompt_2 is not None and not self.prompt_2.strip():
             raise InvalidRequest("--prompt-2 is empty: leave it out where both text encoders read the same.")
-        for prompt in self.prompts:
+        for prompt in (*self.prompts, *self.drawn):
             if not prompt.strip():
                 raise InvalidRequest("a prompt is empty: say what the picture should show.")
             if wrong := wrong_text(prompt):
@@ -99,6 +102,8 @@ class Request:
         if self.refiner_strength is not None:
             left = int(self.denoising_steps * self.refiner_strength)
             check_steps_left(self.denoising_steps, self.refiner_strength, left)
+        if len(self.drawn) not in (0, self.image_count):
+            raise InvalidRequest(f"{len(self.drawn)} prompts were drawn for {self.image_count} images.")
         if self.seed + self.image_count > SEED_LIMIT:
             raise InvalidRequest(
                 f"--seed must leave every image a seed from 0 to {SEED_LIMIT - 1}; {self.seed} does not. "
@@ -109,6 +114,11 @@ class Request:
     def guided(self) -> bool:
         """Whether classifier-free guidance is on: above a scale of 1, as in diffusers."""
         return self.guidance_scale > 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts that its images are made from, each once."""
+        return tuple(dict.fromkeys(self.drawn or self.prompts))
 
     @property
     def negative_prompts(self) -> dict[str, str]:
@@ -155,7 +165,8 @@ class Request:
         first = number * self.batch_size
         return Batch(
             first,
-            (self.prompts[number // self.batch_count],) * self.batch_size,
+            self.drawn[first : first + self.batch_size]
+            or (self.prompts[number // self.batch_count],) * self.batch_size,
             tuple(range(self.seed + first, self.seed + first + self.batch_size)),
         )
 
@@ -196,6 +207,8 @@ def check_published_steps(request: "Request") -> None:
 
 NEWER = (
     "loras",
+    "embeddings",
+    "drawn",
     "vae",
     "sigmas",
     "shift",
@@ -275,6 +288,14 @@ class LoraChoice:
             raise InvalidRequest(
                 f"--lora-weight {self.weight} times --lora-scale {self.scale} is more than {FLOAT32_MOST:.2g}."
             )
+
+
+@dataclass(frozen=True)
+class EmbeddingChoice:
+    """A textual inversion: its file's SHA-256, and the word that prompts call it by."""
+
+    sha256: str
+    word: str
 
 
 @dataclass(frozen=True)

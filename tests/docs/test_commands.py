@@ -80,6 +80,9 @@ def set_the_scene(root: Path, command: str) -> None:
     if "prompts.jsonl" in command:
         prompts = ("pizza", "a ghost, noto style")
         (root / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    if "--wildcards" in command:
+        (root / "wildcards").mkdir()
+        (root / "wildcards" / "style.txt").write_text("noto\nfluent\n")
     if "--lora-path" in command:
         save_file(_lora(), root / "ink.safetensors")
     if "--recipe" in command:

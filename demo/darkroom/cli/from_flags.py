@@ -19,8 +19,17 @@ from darkroom.engines import RUNTIMES
 from darkroom.engines.runtime import Runtime
 from darkroom.errors import InvalidRequest
 from darkroom.families import find_family
-from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, option
-from darkroom.request import DEFAULTS, ControlChoice, LoraChoice, MaskChoice, Request, draw_seed
+from darkroom.flags import FLAGS, OF_REQUEST, RECIPE, SYNTAXES, option
+from darkroom.request import (
+    DEFAULTS,
+    ControlChoice,
+    EmbeddingChoice,
+    LoraChoice,
+    MaskChoice,
+    Request,
+    draw_seed,
+)
+from darkroom.text.drawing import Drawing
 
 WORKED_OUT = ("model", "engine", "input_image", "image_strength", "refiner", "refiner_strength", "vae")
 """Fields of a request that are not a flag's value as it is."""
@@ -246,6 +255,7 @@ def request_of(
     loras: tuple[LoraChoice, ...] = (),
     strength: float | None = None,
     controls: tuple[ControlChoice, ...] = (),
+    embeddings: tuple[EmbeddingChoice, ...] = (),
 ) -> Request:
     """The request that the flags make, with the version's defaults for what they leave out; `strength` is the script's.
 
@@ -265,7 +275,8 @@ def request_of(
         height = width = version.size or PROVISIONAL_SIZE
     else:
         height, width = checkpoint.default_sizes
-    return make_request(
+    drawing = Drawing.asked(flags.prompt_syntax or SYNTAXES[0], flags.wildcards)
+    request = make_request(
         vars(flags),
         version,
         (height, width),
@@ -279,8 +290,10 @@ def request_of(
         refiner=None if refiner is None else refiner.name,
         refiner_strength=None if refiner is None else _or(flags.image_strength, DEFAULTS["refiner_strength"]),
         loras=loras,
+        embeddings=embeddings,
         vae=None if flags.vae is None else repository_of(flags.vae) or "",
     )
+    return drawing.drawn(request) if drawing else request
 
 
 def make_request(values: Mapping[str, Any], version: Version, size: tuple[int, int], **fields: Any) -> Request:

@@ -32,6 +32,7 @@ from darkroom.cli.from_flags import (
     vae_of,
     version_of,
 )
+from darkroom.cli.inversions import check_embedding_flags, chosen, inversions_of
 from darkroom.cli.loras import check_lora_flags, loras_of
 from darkroom.cli.opening import models_of, precision_asked, refuse_inpainting, runtime_of, say_what_ships
 from darkroom.cli.settings import Settings, make_folder
@@ -71,6 +72,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     version, second = version_of(flags, recipe, script), refiner_of(flags, recipe, script)
     vae = vae_of(flags, recipe)
     check_lora_flags(flags)
+    check_embedding_flags(flags)
     start = start_of(flags, recipe, script) if starts_from_image(flags, recipe, script) else None
     if start and start.mask is not None and not is_marked(start.mask).any():
         console.warn("the mask is dark everywhere: nothing of the picture is painted anew.")
@@ -102,8 +104,10 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
         _check_same_latents(base, refiner)
     refuse_inpainting(base, script)
     base.loras, choices = loras_of(flags, recipe, settings, base, console)
+    for each in filter(None, (base, refiner)):
+        each.inversions = inversions_of(flags, recipe, each, console)
     if recipe is None:
-        own = (base.checkpoint, runtime.name, choices, script.strength, controls.choices)
+        own = (base.checkpoint, runtime.name, choices, script.strength, controls.choices, chosen(base.inversions))
         request = request_of(flags, version, start, second, *own)
     else:
         request = Request.from_json(recipe["request"])

@@ -117,13 +117,14 @@ def _verdict(row: Row, store: Store, hashes_only: bool) -> Verdict:
 
 
 def _model(made: dict[str, Any], key: dict[str, Any], store: Store) -> Path | None:
-    """The folder that an engine's weights came from, if they and its LoRAs are still there."""
+    """The folder that an engine's weights came from, if they, its LoRAs and its embeddings are still there."""
     try:
         checkpoint = open_checkpoint(Path(made["model_folder"]), store.fingerprints)
         parts = [network["part"] for network in made["job"]["stage"]["networks"]]
         own = all(checkpoint.digests[part] == key["weights"][part] for part in parts)
-        loras = (lora for lora in made["job"]["stage"]["loras"])
-        there = all(store.fingerprints.sha256(Path(lora["path"])) == lora["sha256"] for lora in loras)
+        stage = made["job"]["stage"]
+        files = (*stage["loras"], *stage.get("inversions", ()))
+        there = all(store.fingerprints.sha256(Path(file["path"])) == file["sha256"] for file in files)
     except (DarkroomError, OSError, KeyError, TypeError):
         return None
     return checkpoint.folder if own and there else None

@@ -21,6 +21,7 @@ from darkroom.cli.from_flags import (
     vae_of,
     version_of,
 )
+from darkroom.cli.inversions import check_embedding_flags, chosen, inversions_of
 from darkroom.cli.loras import check_lora_flags, loras_of
 from darkroom.cli.opening import models_of, precision_asked, refuse_inpainting, runtime_of, say_what_ships
 from darkroom.cli.prompt_run import Run, alone
@@ -28,15 +29,16 @@ from darkroom.cli.settings import Settings, make_folder
 from darkroom.engines import RUNTIMES, find_runtime
 from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
 from darkroom.errors import InvalidRequest
-from darkroom.flags import SLOTS
+from darkroom.flags import SLOTS, SYNTAXES
 from darkroom.prepare import Preparer
 from darkroom.prompts.journal import ROWS, Past
 from darkroom.prompts.rows import Asked, Prompts
-from darkroom.request import LoraChoice, Request, draw_seed
+from darkroom.request import EmbeddingChoice, LoraChoice, Request, draw_seed
 from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.serving.planning import batches_for, compiled_schedules, planned, schedule_of, settled
 from darkroom.serving.service import Limits, Plan, in_fields
 from darkroom.serving.workers import CPU, Here, Orders, Tell, Worker, on_devices, visible_gpu
+from darkroom.text.drawing import Drawing
 
 
 def make_all(script: Script, flags: argparse.Namespace, console: Console) -> None:
@@ -52,6 +54,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     starts_from_image(flags, None, script)
     vae = vae_of(flags, None)
     check_lora_flags(flags)
+    check_embedding_flags(flags)
     engine = engine_of(flags)
     for _ in prompts.rows(_default(flags, version, None, engine)):
         pass
@@ -64,24 +67,33 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     preparer = models_of(script, settings, runtime, vae, console).preparer(version, config=flags.config)
     refuse_inpainting(preparer, script)
     preparer.loras, choices = loras_of(flags, None, settings, preparer, console)
-    default = _default(flags, version, preparer.checkpoint, runtime.name, choices)
+    preparer.inversions = inversions_of(flags, None, preparer, console)
+    words = chosen(preparer.inversions)
+    default = _default(flags, version, preparer.checkpoint, runtime.name, choices, words)
     say_what_ships(version, flags, script, console)
+    folder = folder_of(prompts.path, settings.output_dir)
+    default = replace(default, seed=_seed(flags, folder))
     plan = _plan(prompts, default, slots, preparer, script)
 
-    folder = make_folder(folder_of(prompts.path, settings.output_dir))
-    with alone(folder):
+    with alone(make_folder(folder)):
         past = Past(folder / ROWS)
-        seed = flags.seed
-        if seed is None:
-            seed = draw_seed() if past.seed is None else past.seed
-            console.say(f"seed: {seed}")
+        if flags.seed is None:
+            console.say(f"seed: {default.seed}")
         orders = Orders(plan, slots, folder, script.pipeline, settings.threads, device=plan.options.device)
-        default = replace(default, seed=seed, precision=plan.request.precision)
+        default = replace(default, precision=plan.request.precision)
         with contextlib.closing(Run(prompts, default, orders, past, console)) as run:
             if run.missing:
                 with _cluster(flags):
                     run.make(_starts(flags, runtime, orders))
             run.report()
+
+
+def _seed(flags: argparse.Namespace, folder: Path) -> int:
+    """The one that is meant, or that of an earlier run, or a new one."""
+    if flags.seed is not None:
+        return flags.seed
+    with contextlib.closing(Past(folder / ROWS)) as past:
+        return draw_seed() if past.seed is None else past.seed
 
 
 def folder_of(file: Path, output: Path) -> Path:
@@ -101,7 +113,7 @@ def _asked_prompts(flags: argparse.Namespace) -> Prompts:
     path = Path(flags.prompts)
     if not path.stem.strip("."):
         raise InvalidRequest(f"--prompts {flags.prompts!r}: no folder can be named after this file.")
-    return Prompts(path)
+    return Prompts(path, Drawing.asked(flags.prompt_syntax or SYNTAXES[0], flags.wildcards))
 
 
 def _default(
@@ -110,10 +122,12 @@ def _default(
     checkpoint: Checkpoint | None,
     engine: str,
     loras: tuple[LoraChoice, ...] = (),
+    embeddings: tuple[EmbeddingChoice, ...] = (),
 ) -> Request:
     """What rows leave out. Its seed is a stand-in where none is passed."""
     of_one_image = {"prompt": ["a picture"], "batch_size": 1, "batch_count": 1, "seed": flags.seed or 0}
-    return request_of(argparse.Namespace(**vars(flags) | of_one_image), version, None, None, checkpoint, engine, loras)
+    asked = argparse.Namespace(**vars(flags) | of_one_image)
+    return request_of(asked, version, None, None, checkpoint, engine, loras, embeddings=embeddings)
 
 
 def _check_devices(flags: argparse.Namespace, runtime: Runtime) -> None:

@@ -174,6 +174,7 @@ class StableDiffusion(UnetFamily):
             "model",
             "tokenizer",
             ("text_encoder.", "lora_te_", "lora_te1_", "clip_l.transformer."),
+            "clip_l",
             (("cond_stage_model.transformer.", "clip"), ("cond_stage_model.model.", "open_clip")),
         ),
         "unet": UNET,

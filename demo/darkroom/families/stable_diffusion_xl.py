@@ -41,6 +41,7 @@ class StableDiffusionXl(UnetFamily):
             "model",
             "tokenizer_2",
             ("text_encoder_2.", "lora_te2_", "clip_g.transformer."),
+            "clip_g",
             (("conditioner.embedders.1.model.", "open_clip"), ("conditioner.embedders.0.model.", "open_clip")),
         ),
         "unet": UNET,

@@ -55,6 +55,10 @@ def load_module(stage: Stage, folder: Path, dtype: torch.dtype = torch.float32) 
                 from darkroom.networks.lora import fuse
 
                 fuse(module, network.part, lora)
+        for inversion in stage.inversions:
+            from darkroom.networks.inversion import learn
+
+            learn(module, network.part, inversion)
         module.eval().requires_grad_(False)
         if halve:
             widen_when_used(module)

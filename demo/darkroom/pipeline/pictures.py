@@ -257,6 +257,8 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Model": request["model"] or "folder",
         "Clip skip": request["clip_skip"] + 1 if request["clip_skip"] else None,  # they count no skip as 1
         "Lora hashes": " ".join(lora["sha256"][:10] for lora in request["loras"]) or None,
+        "TI hashes": ", ".join(f"{each['word']}: {each['sha256'][:10]}" for each in request.get("embeddings", ()))
+        or None,
         "Denoising strength": request.get("image_strength"),
         "Mask blur": (request.get("mask") or {}).get("blur") or None,
         "Version": f"darkroom {recipe['darkroom']}",

@@ -12,7 +12,8 @@ from typing import Any
 from darkroom.errors import InvalidRequest, near_matches
 from darkroom.flags import NUM_IMAGES, OF_ROW
 from darkroom.request import Request
-from darkroom.serving.service import asked_for
+from darkroom.serving.service import asked_for, in_fields
+from darkroom.text.drawing import Drawing
 
 JSON_LINES = ".jsonl"
 OTHERS = (".csv", ".tsv", ".json")
@@ -44,13 +45,15 @@ class Asked:
 
 
 class Prompts:
-    """The rows of a file, which is read once and whole; they are parsed whenever they are gone through, not kept.
+    """The rows of a file, which is read once and whole; they are parsed whenever they are gone through, not kept. Each
+    image's prompt comes from `drawing`, if there is one.
 
     Raises `InvalidRequest`, with the file and line, for what is no prompt.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, drawing: Drawing | None = None) -> None:
         self.path = path
+        self.drawing = drawing
         if path.suffix.lower() in OTHERS:
             raise InvalidRequest(
                 f"--prompts {path}: {path.suffix} files are not read; a prompt a line, or in a {JSON_LINES} file an "
@@ -81,19 +84,28 @@ class Prompts:
         return self._places[bisect_right(self._firsts, number - 1) - 1]
 
     def rows(self, default: Request) -> Iterator[Asked]:
-        """The first image of each row; `default` is what rows leave unsaid, and image k of the file has its seed + k.
+        """The first image of each row, or every one where each draws its own prompt; `default` is what rows leave
+        unsaid, and image k of the file has its seed + k.
 
         Raises `InvalidRequest`, with the file and line, for what no picture could be made of.
         """
         for row, request in self._requests(default):
-            yield Asked(row.first + 1, row.line, request)
+            for image in range(row.images if self.drawing else 1):
+                yield self._image(row, request, image)
 
     def asked(self, default: Request) -> Iterator[Asked]:
         """Every image, in order: see `rows`."""
         for row, request in self._requests(default):
             for image in range(row.images):
-                each = replace(request, seed=request.seed + image) if image else request
-                yield Asked(row.first + image + 1, row.line, each)
+                yield self._image(row, request, image)
+
+    def _image(self, row: Row, request: Request, image: int) -> Asked:
+        each = replace(request, seed=request.seed + image) if image else request
+        try:
+            each = self.drawing.drawn(each) if self.drawing else each
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{self.place(row.line)}: {in_fields(str(error))}") from None
+        return Asked(row.first + image + 1, row.line, each)
 
     def _requests(self, default: Request) -> Iterator[tuple[Row, Request]]:
         for row in self._rows():

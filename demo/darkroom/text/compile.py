@@ -1,6 +1,7 @@
 """A model's tokenizer -> the one `tokenizer.json` that runs read, as transformers makes it."""
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,20 @@ PROMPT = "prompt"
 
 
 def compile_tokenizer(
-    folder: Path, class_name: str, context: int, known: int, chat: bool = False
+    folder: Path,
+    class_name: str,
+    context: int,
+    known: int,
+    chat: bool = False,
+    learned: Sequence[tuple[str, int]] = (),
 ) -> tuple[str, bytes, dict[str, Any]]:
     """The file's name, its content, which cuts and pads to `context` ids, and what is worth knowing of it.
 
     `class_name` is one of transformers' tokenizers, as a model index names it; `known` is the count of ids that the
     text encoder has embeddings for. With `chat` a prompt stands in the tokenizer's template, as its user's words, and
-    none of it is cut off. Runs in a child: it imports transformers. Raises `InvalidRequest` naming the files of a
-    tokenizer that cannot be read, is not whole, or is another text encoder's.
+    none of it is cut off. `learned` are words that the encoder learns beside, and how many ids each has: those that
+    follow, as `load_textual_inversion` of diffusers names them. Runs in a child: it imports transformers. Raises
+    `InvalidRequest` naming the files of a tokenizer that cannot be read, is not whole, or is another text encoder's.
     """
     import tokenizers
     import transformers
@@ -48,9 +55,14 @@ def compile_tokenizer(
         if chat:
             whole.backend_tokenizer.post_processor = _said_by_a_user(whole)
         whole("", padding="max_length", truncation=True, max_length=context)  # sets both for what follows
+        largest = max(whole.get_vocab().values())
+        for word, vectors in learned:
+            _learn(whole, word, vectors)
         text = whole.backend_tokenizer.to_str()
         content = text.encode()
         Tokenizer(content)
+    except InvalidRequest:
+        raise
     except Exception as error:  # two libraries' ways of saying that files are none, or do not belong together
         raise InvalidRequest(f"{named} cannot be read as a {class_name}: {gist(error)}.") from error
     if context <= (around := whole.num_special_tokens_to_add()):
@@ -62,11 +74,15 @@ def compile_tokenizer(
         raise InvalidRequest(f"{named}: no vocabulary is there.")
     if read["model"]["type"] == "BPE":
         _check_merges(read, named)
-    largest = max(whole.get_vocab().values())
     if largest >= known:
         raise InvalidRequest(
             f"{folder} has token ids up to {largest}, but its text encoder a vocab_size of {known}: the two are of "
             f"different models."
+        )
+    if learned and largest + 1 != known:
+        raise InvalidRequest(
+            f"--embedding: {folder} has {largest + 1} token ids, and its text encoder embeddings for {known}: which of "
+            f"them new words would have is unknown."
         )
     return FILE, content, {"largest": largest}
 
@@ -82,6 +98,14 @@ def _said_by_a_user(tokenizer: Any) -> Any:
     ids = {place: tokenizer.encode(text, add_special_tokens=False) for place, text in frame.items()}
     parts = [{"id": place, "ids": each, "tokens": tokenizer.convert_ids_to_tokens(each)} for place, each in ids.items()]
     return TemplateProcessing(single=["before", "$A", "after"], special_tokens=parts)
+
+
+def _learn(tokenizer: Any, word: str, vectors: int) -> None:
+    tokens = [word, *(f"{word}_{number}" for number in range(1, vectors))]
+    if taken := [token for token in tokens if token in tokenizer.get_vocab()]:
+        raise InvalidRequest(f"--embedding: the model knows {taken[0]!r} already: rename the file.")
+    if tokenizer.add_tokens(tokens) != vectors:
+        raise InvalidRequest(f"--embedding: no prompt can have the word {word!r}: rename the file.")
 
 
 def _check_merges(read: dict[str, Any], named: str) -> None:

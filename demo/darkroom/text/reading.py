@@ -114,7 +114,7 @@ def chunks(tokenizers: Sequence[Path], request: Request, guided: bool) -> int:
     """As `Reading.chunks`, of a request and the folders of its model's tokenizers."""
     if request.prompt_syntax == SYNTAXES[0]:
         return 1
-    return Reading.of(request).chunks([_loaded(folder) for folder in tokenizers], request.prompts, guided)
+    return Reading.of(request).chunks([_loaded(folder) for folder in tokenizers], request.texts, guided)
 
 
 def cuts(tokenizers: Sequence[Tokenizer], request: Request) -> list[str]:
@@ -122,7 +122,7 @@ def cuts(tokenizers: Sequence[Tokenizer], request: Request) -> list[str]:
     if request.prompt_syntax != SYNTAXES[0]:
         return []
     negative = request.negative_prompts if request.guided else {}
-    texts = ([*request.prompts, negative.get("negative_prompt")], [request.prompt_2, negative.get("negative_prompt_2")])
+    texts = ([*request.texts, negative.get("negative_prompt")], [request.prompt_2, negative.get("negative_prompt_2")])
     return [
         told_of_cut(cut, tokenizer.context)
         for tokenizer, own in zip(tokenizers, texts, strict=False)

@@ -1,5 +1,6 @@
 """Prompts -> token ids, by a `tokenizer.json` that transformers wrote and the `tokenizers` library alone."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +95,9 @@ class Tokenizer:
         """The prompt with `<cat>`, where `<cat>_1` and so on were added too, as `<cat> <cat>_1 ...`: diffusers'
         pipelines write it so for a textual inversion of many vectors."""
         if self._vectors:
-            for word in sorted(self._vectors.keys() & set(self._encoder.encode(prompt).tokens)):
-                prompt = prompt.replace(word, " ".join(self._vectors[word]))
+            for word in sorted(self._vectors.keys() & set(self._endless.encode(prompt).tokens)):
+                tokens = " ".join(self._vectors[word])
+                prompt = re.sub(re.escape(word), lambda _, tokens=tokens: tokens, prompt, flags=re.IGNORECASE)
         return prompt
 
 
