@@ -312,6 +312,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             also=BENCHMARKS, beside_prompts="engines are warmed up when loaded"),
         Flag("use_cuda_graph", "", "capture the networks and the loop as CUDA graphs, on engines that have CUDA", bool,
             also=BENCHMARKS),
+        Flag("low_vram", "", "load one network at a time, and let go of it for the next", bool,
+            beside_prompts="its engines stay loaded"),
         Flag("nvtx_profile", "", "mark the stages for NVIDIA's profilers", bool),
     ),
     "building TensorRT engines": (
@@ -329,6 +331,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("build_enable_refit", "", "has no effect: LoRAs are fused into the weights that an engine is built from",
             bool, also=TOOLS),
         Flag("ws", "", "stream weights to the GPU where its memory is short of them", bool, also=TOOLS),
+        Flag("t5_ws_percentage", "N",
+            "how much of T5's weights stays on the GPU, in percent; default: what there is room for", int, least=0,
+            most=100, scripts=(FLOW,), needs="ws"),
+        Flag("transformer_ws_percentage", "N", "the same of the transformer's", int, least=0, most=100,
+            scripts=(FLOW,), needs="ws"),
+        Flag("fp8", "", "has no effect: these engines compute in fp32, fp16 or bf16", bool, scripts=(FLOW,)),
+        Flag("quantization_level", "N", "has no effect, as --fp8", float, scripts=(FLOW,), needs="fp8"),
     ),
     "folders": (
         Flag("onnx_dir", "DIR", "ONNX graphs; default: onnx", also=(*TOOLS, STORES)),

@@ -38,6 +38,7 @@ from darkroom.contract import (
     spelled,
 )
 from darkroom.engines.runtime import Engine, Options, Progress, Runtime, asked_as
+from darkroom.engines.turns import Turns
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.flags import SYNTAXES, option
 from darkroom.forecast import Planned, disk_of, memory_of, refuse_what_cannot_fit
@@ -343,10 +344,15 @@ class Preparer:
         # Engines load side by side, one on each core, and the UNet's, which takes longest, first. torch's networks do
         # not: the libraries patch torch while they load one.
         side_by_side = min(len(jobs), os.cpu_count() or 1) if self.runtime.compiles else 1
+        turns = Turns() if self.runtime.options.low_vram else None
+
+        def engine(name: str) -> Engine:
+            load = partial(self.runtime.load, jobs[name], sources[name], self.threads)
+            return turns.engine(load) if turns else load()
+
         with ThreadPoolExecutor(max_workers=side_by_side) as pool:
             loading = {
-                name: pool.submit(self.runtime.load, jobs[name], sources[name], self.threads)
-                for name in sorted(jobs, key=lambda name: not jobs[name].stage.denoises)
+                name: pool.submit(engine, name) for name in sorted(jobs, key=lambda name: not jobs[name].stage.denoises)
             }
             schedule = Table.load(compiled.table_folder / TABLE_FILE)
             tokenizers = [Tokenizer.load(folder) for folder in compiled.tokenizers]

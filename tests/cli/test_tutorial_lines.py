@@ -35,14 +35,19 @@ TO_THE_HUB = [
     'demo_txt2img_sd3.py "a dog in a sweater" --version sd3 --input-image INPUT --hf-token=hf_x',
     'demo_txt2img_sd35.py "a mountain in spring" --version=3.5-medium --denoising-steps=30 --guidance-scale 3.5 '
     "--hf-token=hf_x --bf16 --download-onnx-models",
+    'demo_txt2img_sd35.py "a mountain in spring" --version=3.5-large --fp8 --download-onnx-models',
     'demo_txt2img_flux.py "a mountain in spring" --hf-token=hf_x',
+    'demo_txt2img_flux.py "a mountain in spring" --hf-token=hf_x --bf16 --download-onnx-models',
+    'demo_txt2img_flux.py "a mountain in spring" --quantization-level 4 --fp8 --download-onnx-models',
+    'demo_txt2img_flux.py "a mountain in spring" --hf-token=hf_x --version="flux.1-schnell" --bf16',
+    'demo_txt2img_flux.py "a mountain in spring" --low-vram --ws --t5-ws-percentage 50 '
+    "--transformer-ws-percentage 50 --build-static-batch",
     'demo_txt2img_flux.py "a latte" --hf-token=hf_x --lora-path "SebastianBodza/flux_lora_aquarel_watercolor" '
     "--lora-weight 1.0",
     'demo_img2img_flux.py "a house with two floors" --hf-token=hf_x --input-image INPUT --image-strength 0.95',
 ]
 
 REFUSED = [
-    ('demo_txt2img_sd35.py "a mountain in spring" --version=3.5-large --fp8 --download-onnx-models', "--fp8"),
     ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --int8', "--int8"),
     ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --fp8', "--fp8"),
     ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --int8', "--int8"),

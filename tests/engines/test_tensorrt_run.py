@@ -323,13 +323,15 @@ class TestStages:
     def three(self, loop: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         """A text encoder, a UNet and a decoder, all of which halve, in one session."""
 
-        def made(*device: Any, **options: Any) -> tuple[CudaStandIn, list[Any]]:
-            cuda, unet = loop(*device, **options)
+        def made(
+            cuda: Any = None, trt: Any = None, names: tuple[str, str] = (TEXT, DECODER), **options: Any
+        ) -> tuple[CudaStandIn, list[Any]]:
+            cuda, unet = loop(*filter(None, (cuda, trt)), **options)
             stage, profile = unet._network.stage, unet._network.profile
             plans = tmp_path / "engine.plan", tmp_path / "step.plan"
             text, vae = (
-                unet._session.load(Job(replace(stage, name=role, role=role), profile, "fp32"), *plans)
-                for role in (TEXT, DECODER)
+                unet._session.load(Job(replace(stage, name=name, role=role), profile, "fp32"), *plans)
+                for name, role in zip(names, (TEXT, DECODER), strict=True)
             )
             return cuda, [text, unet, vae]
 
@@ -370,6 +372,14 @@ class TestStages:
         else:  # what is called at every step has all that there is, and others nothing
             assert budgets == [0, 3 * self.GIB, 0, 0]
         assert cuda.cudaMemGetInfo()[1] >= HEADROOM - self.GIB // 100
+
+    def test_keep_as_much_of_their_weights_as_was_asked(self, three: Callable[..., Any]) -> None:
+        asked = {"ws": True, "t5_ws_percentage": 0, "transformer_ws_percentage": 25}
+        cuda = CudaStandIn(memory=16 * self.GIB)
+        _, (text, _, vae) = three(cuda, partial(TensorRtStandIn, weights=3 * self.GIB), ("t5", "transformer"), **asked)
+        for stage, kept in ((text, 0), (vae, 3 * self.GIB // 4)):
+            stage({"latents": np.ones((2, 4, 8, 8), np.float32), "timestep": np.zeros(2, np.float32)})
+            assert stage._network.engine.weight_streaming_budget_v2 == kept
 
     def test_stream_most_of_a_network_that_is_too_large(self, three: Callable[..., Any]) -> None:
         cuda = CudaStandIn(memory=2 * self.GIB)

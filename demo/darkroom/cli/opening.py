@@ -156,10 +156,11 @@ def _runtime(engine: str, options: Options, console: Console) -> Runtime:
     """The runtime that is meant. A line from a tutorial still makes its picture where there is no NVIDIA GPU."""
     if engine == "auto":
         engine = automatic(options)
-        fitting = options_for(engine, options, ["tensorrt"])
+        others, whose = (["openvino"], "other engines") if engine == "tensorrt" else (["tensorrt"], "NVIDIA GPUs")
+        fitting = options_for(engine, options, others)
         for name in options.asked():
             if name not in fitting.asked():
-                console.warn(f"{option(name)} does nothing here: it is for NVIDIA GPUs, and the engine is {engine}.")
+                console.warn(f"{option(name)} does nothing here: it is for {whose}, and the engine is {engine}.")
         options = fitting
     return find_runtime(engine, options)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from darkroom.cli.console import Console
-from darkroom.cli.flags import refuse_wrong
+from darkroom.cli.flags import refuse_without, refuse_wrong
 from darkroom.engines.runtime import Options
 from darkroom.errors import Failed, InvalidRequest
 from darkroom.flags import option
@@ -80,6 +80,10 @@ def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
 
 def options_of(flags: argparse.Namespace) -> Options:
     """The options that some engines alone take."""
+    for needed in ("ws", "fp8"):
+        if not getattr(flags, needed, None):
+            refuse_without(flags, needed)
+    refuse_wrong(flags, "t5_ws_percentage", "transformer_ws_percentage")
     asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
     if getattr(flags, "prompts", None) is not None:
         asked["devices"] = None  # there, they are workers

@@ -39,10 +39,10 @@ class Listed:
 
 
 TORCH = frozenset({"torch_inference", "quantization", "use_cuda_graph"})
-ONNXRUNTIME = frozenset({"provider", "use_cuda_graph"})
-OPENVINO = frozenset({"device"})
+ONNXRUNTIME = frozenset({"provider", "use_cuda_graph", "low_vram"})
+OPENVINO = frozenset({"device", "low_vram"})
 JAX = frozenset({"devices"})
-OTHERS = frozenset({"torch_inference", "quantization", "devices", *PLACES})
+OTHERS = frozenset({"torch_inference", "quantization", "devices", "low_vram", *PLACES})
 TENSORRT = frozenset(field.name for field in fields(Options)) - OTHERS
 
 RUNTIMES = {
@@ -55,7 +55,7 @@ RUNTIMES = {
     ),
     "openvino": Listed("openvino", ("openvino",), "pip install openvino", OPENVINO),
     "onnxruntime": Listed("onnxruntime", ("onnxruntime",), "pip install onnxruntime", ONNXRUNTIME),
-    "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH),
+    "torch": Listed("torch", ("torch",), "pip install torch==2.13.0", TORCH | {"low_vram"}),
     "torch-compile": Listed(
         "torch",
         ("torch",),

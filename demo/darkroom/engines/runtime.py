@@ -25,7 +25,8 @@ class Options:
     `timing_cache` is a file; `optimization_level` from 0, builds fastest, to 5, runs fastest; `torch_inference` is
     "eager" or a mode of torch.compile; `quantization` computes part of the UNet in 8 bits; `provider` is one of ONNX
     Runtime's, as "cuda", and `device` one of OpenVINO's, as "GPU.1" or "AUTO:GPU,CPU"; `devices` is how many make a
-    batch together, or "all".
+    batch together, or "all". `ws` streams weights, with the percentages of them that stay on the GPU; `low_vram` loads
+    one stage at a time.
     """
 
     use_cuda_graph: bool = False
@@ -35,7 +36,12 @@ class Options:
     workspace: float | None = None
     timing_cache: str | None = None
     build_enable_refit: bool = False
+    fp8: bool = False
+    quantization_level: float | None = None
     ws: bool = False
+    t5_ws_percentage: int | None = None
+    transformer_ws_percentage: int | None = None
+    low_vram: bool = False
     torch_inference: str | None = None
     quantization: str | None = None
     provider: str | None = None
@@ -46,6 +52,10 @@ class Options:
         """The names of those that are set."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return [name for name, value in values.items() if value is not None and value is not False]
+
+    def ws_percentage(self, stage: str) -> int | None:
+        """How much of the weights of a stage stays on the device where weights are streamed; None for what has room."""
+        return getattr(self, f"{stage}_ws_percentage", None)
 
     def place(self) -> dict[str, str]:
         """Those that set where networks run: manifests have them too."""

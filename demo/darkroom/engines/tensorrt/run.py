@@ -138,6 +138,8 @@ class Lane:
                 budget = own if free >= to_come else share
                 # TensorRT knows of needs that nobody else does; but only now, when the others have theirs.
                 budget = min(budget, network.engine.get_weight_streaming_automatic_budget())
+                if (percentage := self.session.options.ws_percentage(network.stage.name)) is not None:
+                    budget = own * percentage // 100
                 network.engine.weight_streaming_budget_v2 = budget
             network.make_context()
 
