@@ -279,7 +279,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "run the model as it is, in PyTorch: eager is --engine torch; default, reduce-overhead and max-autotune "
             "are --engine torch-compile in that mode", use=RECIPE, also=BENCHMARKS),
         Flag("quantization", "KIND",
-            "compute the UNet's transformer blocks in int8 or fp8, on torch engines, and report what that costs",
+            "compute the denoiser's transformer blocks in int8 or fp8, on torch engines, and report what that costs",
             use=RECIPE, also=BENCHMARKS,
             beside_prompts="what it costs in quality is reported of the pictures of one run"),
         Flag("bf16", "", "the same as --precision bf16", bool, RECIPE, scripts=(FLOW,)),
