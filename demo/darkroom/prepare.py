@@ -372,7 +372,7 @@ class Preparer:
             schedule,
             request,
             controls=controls,
-            start=None if image is None else _start(image, mask, of[ENCODER]),
+            start=None if image is None else InitialImage.of(image, mask, of[ENCODER]),
             chunks=next(job.profile.chunks for job in jobs.values() if job.stage.denoises),
         )
         return Prepared(request, pipeline, compiled.scheduler, compiled.artefacts, self.runtime.version())
@@ -523,6 +523,12 @@ class Preparer:
         """The scheduler of a request, with what the model's pipeline gives it for a picture of this size."""
         choice = self.checkpoint.scheduler(request.scheduler, request.sigmas, request.shift)
         return self.family.scheduler(self.checkpoint, choice, request.height, request.width)
+
+    def table(self, request: Request) -> tuple[str, Table]:
+        """The key's digest and the table of a request's schedule, compiled where it is not there. Raises as
+        `schedule_key` does."""
+        (folder,) = self._found_or_compiled(self._read_off(request)[:1])
+        return self.schedule_key(request)[1].digest, Table.load(folder / TABLE_FILE)
 
     def schedule_key(self, request: Request) -> tuple[str, Key]:
         """The scheduler's class, and its table's key. Raises `InvalidRequest` where a picture to start from leaves no
@@ -679,17 +685,6 @@ class Preparer:
             self.made.append(folder)
         self.graphs.note_use(folder)
         return folder / GRAPH
-
-
-def _start(image: np.ndarray, mask: np.ndarray | None, encoder: Engine) -> InitialImage:
-    """image: the pixels (H, W, 3) uint8 to start from; mask: (H, W) uint8."""
-    pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
-    return InitialImage(pixels, encoder, None if mask is None else is_marked(mask[None, None]).astype(np.float32))
-
-
-def is_marked(mask: np.ndarray) -> np.ndarray:
-    """Where a mask's uint8 mean that the picture is painted anew, as in diffusers."""
-    return mask >= 128
 
 
 def check_precision(runtime: Runtime, precision: str) -> None:

@@ -1,6 +1,7 @@
 """A request: everything that determines the pixels, validated, and nothing else."""
 
 import dataclasses
+import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -310,6 +311,11 @@ class Batch:
     def images(self) -> range:
         """The indices of its images in the run, from 0."""
         return range(self.first, self.first + len(self.seeds))
+
+
+def pixels_digest(pixels: Any) -> str:
+    """SHA-256 of an array of uint8 and its shape, in hex."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def draw_seed() -> int:

@@ -129,9 +129,3 @@ def test_who_hangs_up_frees_the_slots(server: Server, stream: bool) -> None:
                 opened.post(f"{server.url}/v1/images/generations", json=body, timeout=0.05)
     until(lambda: counted("slots_occupied") + counted("queue_images") == 0)
     assert counted("steps_total") - before < 8 * 50
-
-
-def test_edits_are_refused_by_name(server: Server) -> None:
-    with pytest.raises(openai.APIStatusError, match="not supported yet") as refused:
-        server.client().images.edit(image=b"x", prompt="a dog")
-    assert refused.value.status_code == 501

@@ -12,10 +12,9 @@ from darkroom.checkpoint.catalog import SD, SDXL, TXT2IMG, TXT2IMG_XL, Script, V
 from darkroom.checkpoint.controlnet import EDGES, published
 from darkroom.checkpoint.hub import repository_of
 from darkroom.cli.flags import given, refuse_without
-from darkroom.cli.from_flags import pixels_digest
 from darkroom.errors import InvalidRequest
 from darkroom.flags import option
-from darkroom.request import ControlChoice, Request
+from darkroom.request import ControlChoice, Request, pixels_digest
 
 
 @dataclass(frozen=True)

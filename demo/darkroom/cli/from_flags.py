@@ -1,7 +1,6 @@
 """Flags -> the model and the request."""
 
 import argparse
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from darkroom.request import (
     MaskChoice,
     Request,
     draw_seed,
+    pixels_digest,
 )
 from darkroom.text.drawing import Drawing
 
@@ -238,11 +238,6 @@ def _mask(
                 )
             mask = np.zeros((height, width), np.uint8)
     return blurred(np.pad(mask, added, constant_values=255), blur)
-
-
-def pixels_digest(pixels: np.ndarray) -> str:
-    """SHA-256 of uint8 pixels and their size, in hex."""
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def request_of(

@@ -41,9 +41,9 @@ from darkroom.contract import AUTO, spelled
 from darkroom.engines import find_runtime
 from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.families import find_family
-from darkroom.pipeline.pipeline import Pipeline
+from darkroom.pipeline.pipeline import Pipeline, is_marked
 from darkroom.pipeline.timing import StageClock, medians, table, throughput
-from darkroom.prepare import Preparer, check_precision, is_marked
+from darkroom.prepare import Preparer, check_precision
 from darkroom.request import DENOISED_BY, OF_REFINER, Batch, Request, check_published_steps, check_steps_left
 from darkroom.text.reading import cuts
 

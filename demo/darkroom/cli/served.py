@@ -44,5 +44,6 @@ def service_of(models: Models, script: Script, version: Version, wanted: Wanted,
         (preparer.traits.guided(request),),
         every_schedule(preparer, request, sizes, wanted.steps, wanted.schedulers),
         Limits(steps=wanted.steps),
+        from_image=True,
     )
-    return Service(plan, threads)
+    return Service(plan, threads, preparer.table)

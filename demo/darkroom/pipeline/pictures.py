@@ -75,7 +75,7 @@ def read_picture(path: Path) -> np.ndarray:
     """A picture of its own size, (H, W, 3) uint8, turned as its EXIF says and without its transparency."""
     try:
         with Image.open(path) as file:
-            return np.array(_of_8_bits(_upright(file)).convert("RGB"))
+            return np.array(_of_8_bits(upright(file)).convert("RGB"))
     except UNREADABLE as error:
         raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
 
@@ -91,7 +91,7 @@ def read_mask(path: Path, height: int, width: int) -> np.ndarray:
     """What is light in a picture: (H, W) uint8, resized as diffusers does; its transparency counts for nothing."""
     try:
         with Image.open(path) as file:
-            grey = _of_8_bits(_upright(file)).convert("L")
+            grey = _of_8_bits(upright(file)).convert("L")
     except UNREADABLE as error:
         raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
     return np.array(grey.resize((width, height), Image.Resampling.LANCZOS))
@@ -102,7 +102,7 @@ def read_transparency(path: Path, height: int, width: int) -> np.ndarray | None:
     with Image.open(path) as file:
         if not file.has_transparency_data:
             return None
-        alpha = _upright(file).convert("RGBA").getchannel("A")
+        alpha = upright(file).convert("RGBA").getchannel("A")
     mask = 255 - np.array(alpha.resize((width, height), Image.Resampling.LANCZOS))
     return mask if mask.any() else None
 
@@ -121,7 +121,8 @@ def with_the_rest(picture: np.ndarray, original: np.ndarray, mask: np.ndarray) -
     return (picture * share + original * (1 - share)).round().astype(np.uint8)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says."""
     from PIL import ImageOps  # not above: those who make pictures wait for it, and have no use for it
 
     return ImageOps.exif_transpose(image)

@@ -90,6 +90,12 @@ class InitialImage:
     encoder: Engine
     mask: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, pixels: np.ndarray, mask: np.ndarray | None, encoder: Engine) -> "InitialImage":
+        """Of pixels (H, W, 3) and a mask (H, W), both uint8."""
+        image = pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
+        return cls(image, encoder, None if mask is None else is_marked(mask[None, None]).astype(np.float32))
+
     def latents(self, streams: list[NoiseStream], masked: bool = False) -> np.ndarray:
         """A sample of the picture's latents for each image, drawn from its stream: (B, C, h, w); `masked`, of what the
         mask leaves of it, with grey for the rest. Nothing is drawn where the encoder has no deviation."""
@@ -98,6 +104,11 @@ class InitialImage:
         if "deviation" not in made:
             return mean.repeat(len(streams), axis=0)
         return mean + made["deviation"] * initial_latents(streams, mean.shape[1:])
+
+
+def is_marked(mask: np.ndarray) -> np.ndarray:
+    """Where a mask's uint8 mean that the picture is painted anew, as in diffusers."""
+    return mask >= 128
 
 
 class Begun(NamedTuple):
@@ -176,7 +187,7 @@ class Pipeline:
         def begin(turn: int) -> tuple[list[NoiseStream], Begun]:
             started[turn] = time.perf_counter()
             streams = [NoiseStream(seed) for seed in batches[turn].seeds]
-            return streams, self._begin(batches[turn], streams, None, clocks[turn])
+            return streams, self.begin(batches[turn], streams, None, clocks[turn])
 
         def finish(turn: int, latents: np.ndarray) -> np.ndarray:
             pictures = self._decode(latents, clocks[turn])
@@ -207,7 +218,7 @@ class Pipeline:
     ) -> np.ndarray:
         """`image`: latents to start from, (B, C, h, w), where another model has made them."""
         began = time.perf_counter()
-        begun = self._begin(batch, streams, image, clock)
+        begun = self.begin(batch, streams, image, clock)
         latents = self._denoised(streams, begun, clock, on_call)
         if self.refiner:
             clock.pipeline += 1000 * (time.perf_counter() - began)
@@ -226,7 +237,7 @@ class Pipeline:
             self.refiner = self.refiner.load()
         return self.refiner
 
-    def _begin(self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock) -> Begun:
+    def begin(self, batch: Batch, streams: list[NoiseStream], image: np.ndarray | None, clock: StageClock) -> Begun:
         """What is drawn is, of each image's stream, the picture's latents, the initial noise, and the latents of what
         the mask leaves of the picture: in diffusers' order, though not all of them may be used."""
         readers = {id(engine): engine for each in self.encoders for engine in (each.engine, each.negative)}

@@ -22,7 +22,7 @@ from darkroom.errors import DarkroomError, Failed, InvalidRequest
 from darkroom.families.family import Traits
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pipeline.assembly import assemble
-from darkroom.pipeline.pipeline import Pipeline, TextEncoder
+from darkroom.pipeline.pipeline import InitialImage, Pipeline, TextEncoder
 from darkroom.pipeline.timing import QUEUE, StageClock
 from darkroom.request import Request
 from darkroom.schedule.table import Table, Trajectory
@@ -54,10 +54,9 @@ class Unwanted(Failed):
 class Lane:
     """Engines for images that may share a UNet call: those of one size, all with guidance or all without.
 
-    `denoisers` by the batch that each is for; None for one that takes any; they take so many `chunks` of a prompt. The
-    other engines take one image. `costs`
-    are the least milliseconds that a call of each batch has taken, where that is measured.
-    """
+    `encoder` reads pictures that images start from, where any may. `denoisers` by the batch that each is for; None for
+    one that takes any; they take so many `chunks` of a prompt. The other engines take one image. `costs` are the least
+    milliseconds that a call of each batch has taken, where that is measured."""
 
     traits: Traits
     guided: bool
@@ -66,6 +65,7 @@ class Lane:
     vae: Engine
     costs: dict[int, float] = field(default_factory=dict)
     chunks: int = 1
+    encoder: Engine | None = None
 
     def parts(self, images: int) -> list[int]:
         """The batches whose calls advance so many images for the least: [4, 1] for five, where eight cost more.
@@ -115,6 +115,14 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class Original:
+    """What an image starts from: pixels (H, W, 3) uint8, and where they are painted anew (H, W) uint8, None for all."""
+
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Made:
     """A picture (H, W, 3) uint8, and the clock of its way: `Queue` is among its stages. `batches` are those of the
     denoisers that made its steps, as `Lane.denoisers` has them."""
@@ -149,6 +157,7 @@ class _Image:
     future: "Future[Made]"
     wanted: Callable[[], bool]
     watch: Callable[[Trajectory, int], None] | None
+    original: Original | None
     deadline: float | None
     arrived: float
     clock: StageClock = field(default_factory=StageClock)
@@ -227,12 +236,13 @@ class StepBatcher:
         seconds: float | None = None,
         wanted: Callable[[], bool] = lambda: True,
         watches: Sequence[Callable[[Trajectory, int], None]] = (),
+        original: Original | None = None,
     ) -> "list[Future[Made]]":
         """Queues requests for one image each, all of them or none; their results come in any order.
 
         Those not finished after so many seconds end with `Late`, those that are no longer `wanted` with `Unwanted`.
         `watches`, one for each image, get where it stands and the calls that were made after each of them; they are
-        called between two steps, and so have to return at once.
+        called between two steps, and so have to return at once. All start from the `original`, where there is one.
         Raises `InvalidRequest` for what cannot be made here, `Busy` when the queue has no room.
         """
         now = time.perf_counter()
@@ -256,6 +266,7 @@ class StepBatcher:
                     future=Future(),
                     wanted=wanted,
                     watch=watch,
+                    original=original,
                     deadline=None if seconds is None else now + seconds,
                     arrived=now,
                 )
@@ -325,21 +336,25 @@ class StepBatcher:
     def _begin(self, image: _Image) -> None:
         request, lane = image.request, image.lane
         try:
-            with image.clock.time(lane.traits.rows[0], *(engine.engine for engine in lane.encoders)):
-                engine = next(iter(lane.denoisers.values()))
-                image.pipeline = assemble(
-                    lane.traits,
-                    lane.encoders,
-                    engine,
-                    lane.vae,
-                    image.table,
-                    request,
-                    guided=lane.guided,
-                    chunks=lane.chunks,
-                )
-                image.conditions = image.pipeline.condition(request.prompts)
+            original, start = image.original, None
+            if original is not None:
+                assert lane.encoder is not None, "who plans engines for pictures to start from has an encoder's"
+                start = InitialImage.of(original.pixels, original.mask, lane.encoder)
+            image.pipeline = assemble(
+                lane.traits,
+                lane.encoders,
+                next(iter(lane.denoisers.values())),
+                lane.vae,
+                image.table,
+                request,
+                start,
+                guided=lane.guided,
+                chunks=lane.chunks,
+            )
             image.streams = [NoiseStream(request.seed)]
-            image.trajectory = Trajectory(image.table, initial_latents(image.streams, image.pipeline.latent_shape))
+            begun = image.pipeline.begin(request.batch(0), image.streams, None, image.clock)
+            image.conditions = begun.conditions
+            image.trajectory = Trajectory(image.table, begun.noise, begun.image, begun.mask)
         except Exception as error:
             image.fail(error)
 
@@ -382,7 +397,7 @@ class StepBatcher:
             if image.future.done():  # its text could not be encoded
                 continue
             waited = 1000 * (time.perf_counter() - image.arrived)
-            encoding = image.clock.milliseconds[image.lane.traits.rows[0]]
+            encoding = sum(image.clock.milliseconds.values())
             image.clock.milliseconds[QUEUE] = max(0.0, waited - encoding)
             self._running.append(image)
             joined = True
@@ -491,11 +506,14 @@ class StepBatcher:
 
     @staticmethod
     def _picture(image: _Image) -> Made:
-        from darkroom.pipeline.pictures import to_bytes
+        from darkroom.pipeline.pictures import to_bytes, with_the_rest
 
         with image.clock.time("VAE-Dec", image.lane.vae):
             (picture,) = image.pipeline.decode(image.trajectory.sample)
         pixels = to_bytes(picture, f"the picture (seed {image.request.seed})")
+        mask = image.request.mask
+        if mask is not None and mask.keep:
+            pixels = with_the_rest(pixels, image.original.pixels, image.original.mask)
         image.clock.pipeline = 1000 * (time.perf_counter() - image.arrived)
         return Made(pixels, image.clock, tuple(sorted(image.batches, key=lambda batch: batch or 0)))
 

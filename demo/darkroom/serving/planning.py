@@ -30,19 +30,21 @@ def planned(
     guided: Sequence[bool],
     schedules: Collection[Schedule],
     limits: Limits,
+    from_image: bool = False,
 ) -> Plan:
     """Builds what is not there: engines for every one of these sizes (height, width), with and without guidance as
     asked, and the schedules.
 
     `request` is what a request is by default. UNets are built for each of `batches`; None means one for any batch. With
-    a `request` whose build is "dynamic-shape", engines are for any size and batch.
+    a `request` whose build is "dynamic-shape", engines are for any size and batch. With `from_image`, images may start
+    from pictures.
     Raises `InvalidRequest` and `Failed` as `Preparer.compile` does; what does not fit is refused before any is built.
     """
     most = max(batch or 1 for batch in batches)
     for height, width in sizes:
         preparer.check(replace(request, height=height, width=width, batch_size=most))
     free = request.build == "dynamic-shape"
-    request = settled(preparer, request, sizes, batches, guided)
+    request = settled(preparer, request, sizes, batches, guided, from_image)
     denoiser, lanes = preparer.checkpoint.family.denoiser, []
     for height, width in sizes[:1] if free else sizes:
         for with_guidance in guided:
@@ -50,7 +52,7 @@ def planned(
             denoisers = {}
             for batch in [None] if free else batches:
                 denoisers[batch] = _part(preparer.compile(_of_batch(one, batch), {denoiser}), denoiser)
-            compiled = preparer.compile(one, preparer.stages_for(one, from_image=False) - {denoiser})
+            compiled = preparer.compile(one, preparer.stages_for(one, from_image) - {denoiser})
             parts = {name: _part(compiled, name) for name in compiled.jobs}
             lanes.append(LanePlan(with_guidance, None if free else (height, width), parts, denoisers))
     folder = compiled_schedules(preparer, request, schedules)
@@ -78,6 +80,7 @@ def settled(
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int | None],
     guided: Sequence[bool],
+    from_image: bool = False,
 ) -> Request:
     """The request with its precisions, measured where it leaves them open: with the first of the sizes and the most
     images. Whatever shares a batch is computed in the same."""
@@ -85,7 +88,7 @@ def settled(
         return request
     one = _one_image(request, sizes[0], guided[0])
     denoiser = preparer.checkpoint.family.denoiser
-    others = preparer.stages_for(one, from_image=False) - {denoiser}
+    others = preparer.stages_for(one, from_image) - {denoiser}
     chosen = preparer.chosen(_of_batch(one, batches[-1]), {denoiser}) | preparer.chosen(one, others)
     return replace(request, precision=spelled(chosen))
 

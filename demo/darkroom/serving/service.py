@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from darkroom import __version__
-from darkroom.contract import DECODER, Job
+from darkroom.contract import DECODER, ENCODER, Job
 from darkroom.engines import find_runtime
 from darkroom.engines.runtime import Engine, Options, Runtime, asked_as
 from darkroom.errors import Failed, InvalidRequest
@@ -24,11 +24,11 @@ from darkroom.families.family import Traits
 from darkroom.flags import NUM_IMAGES, OF_ROW, option
 from darkroom.pipeline.assembly import text_encoders
 from darkroom.pipeline.pipeline import TextEncoder
-from darkroom.request import DENOISED_BY, Request, draw_seed
+from darkroom.request import DENOISED_BY, MaskChoice, Request, draw_seed, pixels_digest
 from darkroom.schedule import SCHEDULERS
 from darkroom.schedule.bundle import Bundle, Schedule
 from darkroom.schedule.table import Table
-from darkroom.serving.batching import Counts, Lane, Made, StepBatcher
+from darkroom.serving.batching import Counts, Lane, Made, Original, StepBatcher
 from darkroom.store.store import Store
 from darkroom.text.reading import chunks
 from darkroom.text.tokenizer import Tokenizer
@@ -42,6 +42,12 @@ FIELDS = {name: flag for name, flag in OF_ROW.items() if name != NUM_IMAGES}
 """The fields of a request for each image."""
 
 MEASURED_CALLS = 3
+
+SCHEDULES_KEPT = 64
+"""Of those that start from pictures: they are kept on disk, too."""
+
+STARTING = {False: "demo_img2img.py", True: "demo_inpaint.py"}
+"""The scripts that replay pictures which start from others: without a mask, and with one."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,18 @@ class Plan:
         """How many chunks of the request's prompts a denoiser takes."""
         return chunks(self.tokenizers, request, self.traits.guided(request))
 
-    def recipe(self, request: Request, made: Made | None = None) -> dict[str, Any]:
+    def recipe(self, request: Request, made: Made | None = None, schedule: str | None = None) -> dict[str, Any]:
         """What a picture records of itself: the same as if it had been made alone, by the script, but for the denoisers
         that made its steps, which are known once it is `made`. Who shared the batch decides that, so they are no part
-        of what tells pictures apart."""
+        of what tells pictures apart. `schedule` is the key of one that is not among the plan's."""
         lane = self.lane_for(request)
-        keys = {name: part.key for name, part in lane.parts.items()}
+        unused = ENCODER if request.input_image is None else None
+        keys = {name: part.key for name, part in lane.parts.items() if part.job.stage.role != unused}
         denoisers = [lane.denoisers[batch].key for batch in made.batches] if made else []
-        keys |= {"schedule": self.schedule_keys[_schedule_of(request).among(self.schedule_keys)]}
+        keys |= {"schedule": schedule or self.schedule_keys[_schedule_of(request).among(self.schedule_keys)]}
         return {
             "darkroom": __version__,
-            "script": self.script,
+            "script": self.script if request.input_image is None else STARTING[request.mask is not None],
             "request": request.as_json(),
             "revision": self.revision,
             "scheduler": SCHEDULERS[request.scheduler][0] if request.scheduler else self.scheduler,
@@ -194,10 +201,18 @@ class Plan:
 
 
 class Service:
-    """A plan's engines, loaded. Raises `Failed` where one is damaged or cannot be loaded here."""
+    """A plan's engines, loaded. Raises `Failed` where one is damaged or cannot be loaded here.
 
-    def __init__(self, plan: Plan, threads: int | None = None) -> None:
+    `compiled` gives the key and the schedule of a request that starts from a picture, and may take seconds for one that
+    nobody has asked for before; None where none may.
+    """
+
+    def __init__(
+        self, plan: Plan, threads: int | None = None, compiled: Callable[[Request], tuple[str, Table]] | None = None
+    ) -> None:
         self.plan = plan
+        self._compiled = compiled
+        self._from_pictures: dict[Request, tuple[str, Table]] = {}
         runtime = find_runtime(plan.request.engine, plan.options)
         if reason := runtime.unusable():
             raise Failed(f"the engines cannot be run here: {reason}.")
@@ -258,13 +273,37 @@ class Service:
         self.table_of(first)
         return made
 
+    def starting(
+        self, requests: list[Request], original: Original, strength: float, mask: MaskChoice | None
+    ) -> list[Request]:
+        """Requests that `requests` made, from a picture: its pixels have their size. What takes seconds is done
+        here."""
+        from_image = {"input_image": pixels_digest(original.pixels), "image_strength": strength}
+        try:
+            made = [replace(each, mask=mask, **from_image) for each in requests]
+            self.table_of(made[0])
+        except InvalidRequest as error:
+            raise InvalidRequest(in_fields(str(error))) from None
+        return made
+
     def recipe(self, request: Request, made: Made | None = None) -> dict[str, Any]:
         """See `Plan.recipe`."""
-        return self.plan.recipe(request, made)
+        return self.plan.recipe(request, made, None if request.input_image is None else self._table(request)[0])
 
     def table_of(self, request: Request) -> Table:
         """The request's schedule."""
-        return self._bundle.table(_schedule_of(request))
+        return self._bundle.table(_schedule_of(request)) if request.input_image is None else self._table(request)[1]
+
+    def _table(self, request: Request) -> tuple[str, Table]:
+        """The key and the schedule of a request that starts from a picture, whichever that is."""
+        alike = replace(request, prompts=("a",), seed=0, input_image="", mask=request.mask and MaskChoice(""))
+        if alike not in self._from_pictures:
+            if self._compiled is None:
+                raise InvalidRequest("input_image: pictures that start from others are not made here.")
+            self._from_pictures[alike] = self._compiled(request)
+            while len(self._from_pictures) > SCHEDULES_KEPT:
+                self._from_pictures.pop(next(iter(self._from_pictures)))
+        return self._from_pictures[alike]
 
     def lane_of(self, request: Request) -> Lane:
         """The engines for a request: see `Plan.lane_for`."""
@@ -278,7 +317,8 @@ class Service:
             {batch: (denoisers[batch], part.job) for batch, part in lane.denoisers.items() if batch}
         )
         decoder = next(name for name, part in lane.parts.items() if part.job.stage.role == DECODER)
-        return Lane(self.plan.traits, lane.guided, encoders, denoisers, parts[decoder], costs, lane.chunks)
+        encoder = next((parts[name] for name, part in lane.parts.items() if part.job.stage.role == ENCODER), None)
+        return Lane(self.plan.traits, lane.guided, encoders, denoisers, parts[decoder], costs, lane.chunks, encoder)
 
     def _shared_encoders(self, encoders: tuple[TextEncoder, ...]) -> tuple[TextEncoder, ...]:
         """The same objects for lanes with the same engines, which then know what the others have encoded."""

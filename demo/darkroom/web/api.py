@@ -8,12 +8,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from starlette.requests import Request as HttpRequest
 
 from darkroom.errors import DarkroomError, InvalidRequest
-from darkroom.serving.batching import Busy, Late, Unwanted
+from darkroom.pipeline.pictures import UNREADABLE, blurred, resized, upright
+from darkroom.serving.batching import Busy, Late, Original, Unwanted
 from darkroom.web.models import Job, Models, Picture
+
+LARGEST_PICTURE = 4096**2
+"""Pixels of a picture that a client sends."""
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 """What pictures can be sent as, and Pillow's names for it."""
@@ -64,6 +69,31 @@ async def json_of(request: HttpRequest) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Refused(400, "the body must be a JSON object.", code="invalid_json")
     return body
+
+
+def picture_of(data: bytes, field: str) -> Image.Image:
+    """A picture that a client sent, turned as its EXIF says. Raises `Refused` for anything else; what would fill memory
+    is not unpacked."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=list(FORMATS.values()))
+        if image.width * image.height > LARGEST_PICTURE:
+            raise Refused(413, f"{field} has {image.width}x{image.height} pixels: too many.", field, "too_large")
+        return upright(image)
+    except (*UNREADABLE, EOFError) as error:
+        words = " ".join(str(error).split())
+        raise Refused(
+            400, f"{field} is no PNG, JPEG or WebP that can be read: {words}.", field, "invalid_image"
+        ) from None
+
+
+def original_of(image: Image.Image, mask: Image.Image | None, blur: float, size: tuple[int, int]) -> Original:
+    """What is started from, at this height and width. The mask is light where it is painted anew."""
+    height, width = size
+    pixels = resized(np.array(image.convert("RGB")), height, width)
+    if mask is None:
+        return Original(pixels)
+    grey = mask.convert("L").resize((width, height), Image.Resampling.LANCZOS)
+    return Original(pixels, blurred(np.array(grey), blur))
 
 
 def models_of(request: HttpRequest) -> Models:

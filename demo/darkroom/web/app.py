@@ -25,8 +25,10 @@ from darkroom.web.api import Refused, refusal_of
 from darkroom.web.models import Models
 
 PAGE = Path(__file__).with_name("page")
-LARGEST_BODY = 2**20
-"""Bytes of a request."""
+LARGEST_BODY, LARGEST_UPLOAD = 2**20, 2**25
+"""Bytes of a request, and of one that brings pictures."""
+
+UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img")
 
 COOKIE = "darkroom_key"
 OPEN = ("/", "/page/", "/health/", "/login")
@@ -56,7 +58,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = HttpRequest(scope)
-        if (refused := self._refusal(request)) is not None:
+        most = LARGEST_UPLOAD if request.url.path in UPLOADS else LARGEST_BODY
+        if (refused := self._refusal(request, most)) is not None:
             await answer_of(request, refused)(scope, receive, send)
             return
         read = 0
@@ -65,8 +68,8 @@ class Guard:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > LARGEST_BODY:
-                raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes.", code="too_large")
+            if read > most:
+                raise Refused(413, f"the body is larger than {most} bytes.", code="too_large")
             return message
 
         async def with_headers(message: Message) -> None:
@@ -76,15 +79,15 @@ class Guard:
 
         await self._app(scope, counted, with_headers)
 
-    def _refusal(self, request: HttpRequest) -> Refused | None:
+    def _refusal(self, request: HttpRequest, most: int) -> Refused | None:
         origin, host = request.headers.get("origin"), request.headers.get("host")
         if (origin and urlsplit(origin).netloc != host) or request.headers.get("sec-fetch-site") == "cross-site":
             if request.method != "GET" or request.url.path not in OPEN:
                 return Refused(403, "pages of other sites may not use this server.", code="other_origin")
         if not request.headers.get("content-length", "0").isdigit():
             return Refused(400, "Content-Length is no number.", code="invalid_header")
-        if int(request.headers.get("content-length", "0")) > LARGEST_BODY:
-            return Refused(413, f"the body is larger than {LARGEST_BODY} bytes.", code="too_large")
+        if int(request.headers.get("content-length", "0")) > most:
+            return Refused(413, f"the body is larger than {most} bytes.", code="too_large")
         path = request.url.path
         if self._key is None or path in OPEN or path.startswith(tuple(each for each in OPEN if len(each) > 1)):
             return None

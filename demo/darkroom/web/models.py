@@ -16,7 +16,7 @@ from darkroom.pipeline.pictures import save
 from darkroom.pipeline.timing import StageClock
 from darkroom.request import Request
 from darkroom.schedule.table import Trajectory
-from darkroom.serving.batching import Counts
+from darkroom.serving.batching import Counts, Original
 from darkroom.serving.service import Service
 from darkroom.web.previews import colours_for, preview
 
@@ -86,8 +86,15 @@ class Model:
         self.times: dict[str, tuple[int, float]] = {}
         """Of each stage, how many images it has made and in how many seconds."""
 
-    def submit(self, requests: list[Request], previews: int = 0, watch: Watch = lambda *_: None) -> Job:
-        """Queues what `Service.requests` made; `watch` gets so many previews of each image, evenly over its steps.
+    def submit(
+        self,
+        requests: list[Request],
+        previews: int = 0,
+        watch: Watch = lambda *_: None,
+        original: Original | None = None,
+    ) -> Job:
+        """Queues what `Service.requests` made, or `Service.starting` of an `original`; `watch` gets so many previews of
+        each image, evenly over its steps.
 
         Raises `InvalidRequest` and `Busy` as the batcher does.
         """
@@ -104,7 +111,10 @@ class Model:
             return called
 
         made = self._batcher.submit(
-            requests, wanted=lambda: job.wanted, watches=[watching(image) for image in range(len(requests))]
+            requests,
+            wanted=lambda: job.wanted,
+            watches=[watching(image) for image in range(len(requests))],
+            original=original,
         )
         self.jobs.add(job)
         for image, future in enumerate(made):

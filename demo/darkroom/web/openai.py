@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops
+from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from darkroom.checkpoint.catalog import IMG2IMG, INPAINT
 from darkroom.errors import InvalidRequest
 from darkroom.flags import pixel_size
+from darkroom.request import MaskChoice, Request, pixels_digest
+from darkroom.serving.batching import Original
 from darkroom.serving.service import FIELDS
 from darkroom.web.api import (
     BUSY_SECONDS,
@@ -30,7 +34,9 @@ from darkroom.web.api import (
     in_thread,
     json_of,
     models_of,
+    original_of,
     picture_file,
+    picture_of,
     refusal_of,
     waiting_for,
 )
@@ -48,6 +54,10 @@ IGNORED = ("user",)
 """Fields that say who asks, and change no picture."""
 
 OWN = ("model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "stream")
+STRENGTH = "image_strength"
+FORM_KINDS = {"n": int, "output_compression": int, "partial_images": int, "stream": bool, STRENGTH: float}
+"""The fields of a form that are no text, beside those of FIELDS."""
+
 KNOWN = (*OWN, "partial_images", *ONE_WAY, *IGNORED, *EXTENSIONS)
 
 
@@ -92,7 +102,14 @@ async def generations(request: HttpRequest) -> Response:
     wanted = served.service.requests(fields, images)
     if asked.stream:
         return await _streamed(request, served, wanted, asked)
-    job = served.submit(wanted)
+    return await _answered(request, served, wanted, asked)
+
+
+async def _answered(
+    request: HttpRequest, served: Model, wanted: list[Request], asked: Asked, original: Original | None = None
+) -> Response:
+    """All pictures at once."""
+    job = served.submit(wanted, original=original)
     async with waiting_for(request, job):
         pictures = await all_pictures(job)
     place = str(request.base_url)
@@ -101,8 +118,52 @@ async def generations(request: HttpRequest) -> Response:
 
 
 async def edits(request: HttpRequest) -> Response:
-    """Not there yet."""
-    raise Refused(501, "images/edits is not supported yet: use demo_img2img.py.", code="not_supported")
+    """A picture made of another: all of it, or what is transparent of the mask. Sent as a form, as OpenAI's clients
+    do."""
+    async with request.form(max_files=2, max_fields=100) as form:
+        files = {name: await value.read() for name, value in form.multi_items() if isinstance(value, UploadFile)}
+        if len(files) < sum(isinstance(value, UploadFile) for _, value in form.multi_items()):
+            raise Refused(400, "image takes one picture.", "image", "not_supported")
+        body = {name: _typed(name, value) for name, value in form.multi_items() if isinstance(value, str)}
+    files = {name.removesuffix("[]"): data for name, data in files.items()}
+    for name in files:
+        if name not in ("image", "mask"):
+            raise Refused(400, f"{name!r} is not a file of this API: image, and mask.", name, "unknown_field")
+    if "image" not in files:
+        raise Refused(400, "image is missing: the picture to start from.", "image", "missing_field")
+    strength = body.pop(STRENGTH, None)
+    served = _model_named(request, _of(body, "model", str))
+    fields, images, asked = _read(body, served.plan.limits.images)
+    wanted = served.service.requests(fields, images)
+
+    def begun() -> tuple[list[Request], Original]:
+        mask = None
+        if "mask" in files:
+            clear = picture_of(files["mask"], "mask")
+            if not clear.has_transparency_data:
+                raise Refused(400, "mask has no transparency, which says what to paint.", "mask", "invalid_image")
+            mask = ImageChops.invert(clear.convert("RGBA").getchannel("A"))
+        size = (wanted[0].height, wanted[0].width)
+        original = original_of(picture_of(files["image"], "image"), mask, 0.0, size)
+        choice = None if original.mask is None else MaskChoice(pixels_digest(original.mask))
+        far = (INPAINT if choice else IMG2IMG).strength if strength is None else strength
+        return served.service.starting(wanted, original, far, choice), original
+
+    requests, original = await in_thread(begun)
+    if asked.stream:
+        return await _streamed(request, served, requests, asked, original, "image_edit")
+    return await _answered(request, served, requests, asked, original)
+
+
+def _typed(name: str, text: str) -> Any:
+    """A field of a form as JSON would have it."""
+    kind = FIELDS[name].kind if name in FIELDS else FORM_KINDS.get(name, str)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise Refused(400, f"{name} must be a number, not {text!r}.", name, "invalid_type") from None
 
 
 def _model_named(request: HttpRequest, name: str | None) -> Model:
@@ -221,7 +282,14 @@ def _datum(picture: Picture, asked: Asked, place: str) -> dict[str, Any]:
     return shown | more | {"milliseconds": times | {"Pipeline": round(picture.clock.pipeline, 3)}}
 
 
-async def _streamed(request: HttpRequest, model: Model, wanted: list, asked: Asked) -> Response:
+async def _streamed(
+    request: HttpRequest,
+    model: Model,
+    wanted: list[Request],
+    asked: Asked,
+    original: Original | None = None,
+    begins: str = "image_generation",
+) -> Response:
     """Server-sent events: previews of each image, then the image. `image_index` says which of several it is."""
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -236,7 +304,7 @@ async def _streamed(request: HttpRequest, model: Model, wanted: list, asked: Ask
         put(event("partial_image", image, b64_json=data, partial_image_index=index, steps_made=calls))
 
     def event(kind: str, image: int, **more: Any) -> dict[str, Any]:
-        facts = {"type": f"image_generation.{kind}", "image_index": image, "created_at": int(time.time())}
+        facts = {"type": f"{begins}.{kind}", "image_index": image, "created_at": int(time.time())}
         return facts | _facts(wanted[image], asked) | more
 
     def finished(image: int, picture: Any) -> None:
@@ -247,7 +315,7 @@ async def _streamed(request: HttpRequest, model: Model, wanted: list, asked: Ask
             put({"type": "error", "image_index": image} | json.loads(error(refused).body))
 
     counts = [0] * len(wanted)
-    job = model.submit(wanted, asked.previews, watch)
+    job = model.submit(wanted, asked.previews, watch, original)
     for image, picture in enumerate(job.pictures):
         picture.add_done_callback(partial(finished, image))
     return StreamingResponse(
@@ -260,7 +328,7 @@ async def _events(job: Job, events: asyncio.Queue, images: int) -> AsyncIterator
     try:
         while images:
             event = await events.get()
-            images -= event["type"] in ("image_generation.completed", "error")
+            images -= event["type"] == "error" or event["type"].endswith(".completed")
             yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
     finally:
         job.give_up()

@@ -4,15 +4,20 @@ A field that is left at that program's own default means nothing special; any ot
 refused by its name.
 """
 
+import base64
 import json
+from dataclasses import replace
 from typing import Any
 
+from PIL import Image, ImageChops
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from darkroom.errors import InvalidRequest, check_known
+from darkroom.request import MaskChoice, Request, pixels_digest
 from darkroom.schedule import SCHEDULERS
+from darkroom.serving.batching import Original
 from darkroom.web.api import (
     BUSY_SECONDS,
     Refused,
@@ -22,6 +27,8 @@ from darkroom.web.api import (
     in_thread,
     json_of,
     models_of,
+    original_of,
+    picture_of,
     waiting_for,
 )
 from darkroom.web.models import Job, Model, Picture
@@ -55,7 +62,18 @@ ABSENT = (None, False, "", 0, [], {}, -1)
 """What stands in a field of a feature that is not used."""
 
 OWN = ("seed", "sampler_name", "sampler_index", "scheduler", "batch_size", "n_iter", "send_images", "save_images")
+STARTING = ("init_images", "mask", "denoising_strength", "mask_blur", "inpainting_mask_invert")
+"""The fields of img2img that act there alone."""
+
+STRENGTH, MASK_BLUR = 0.75, 4
+"""What is meant there where they are left out."""
+
 HARMLESS = {
+    "inpainting_fill": (1,),
+    "mask_blur_x": (4,),
+    "mask_blur_y": (4,),
+    "inpaint_full_res_padding": (32,),
+    "initial_noise_multiplier": (1, 1.0),
     "denoising_strength": (0.7, 0.75),
     "do_not_save_samples": (True,),
     "do_not_save_grid": (True,),
@@ -80,12 +98,27 @@ def error(refused: Refused) -> Response:
 async def txt2img(request: HttpRequest) -> Response:
     """Pictures from a prompt, as base64."""
     body = await json_of(request)
+    served, requests = _asked(request, body)
+    return await _answered(request, served, requests, body)
+
+
+def _asked(request: HttpRequest, body: dict[str, Any]) -> tuple[Model, list[Request]]:
     served = _model(request, body.get("override_settings"))
     count = [body.get(name, 1) for name in ("batch_size", "n_iter")]
     if not all(isinstance(each, int) and each >= 1 for each in count):
         raise Refused(422, "batch_size and n_iter must be whole numbers from 1.", "batch_size")
-    requests = served.service.requests(_fields(body), count[0] * count[1])
-    job = served.submit(requests, previews=max(request.denoising_steps for request in requests))
+    return served, served.service.requests(_fields(body), count[0] * count[1])
+
+
+async def _answered(
+    request: HttpRequest,
+    served: Model,
+    requests: list[Request],
+    body: dict[str, Any],
+    original: Original | None = None,
+) -> Response:
+    steps = max(each.denoising_steps for each in requests)
+    job = served.submit(requests, previews=steps, original=original)
     async with waiting_for(request, job):
         pictures = await all_pictures(job)
     sent = body.get("send_images", True)
@@ -94,8 +127,45 @@ async def txt2img(request: HttpRequest) -> Response:
 
 
 async def img2img(request: HttpRequest) -> Response:
-    """Not there yet."""
-    raise Refused(501, "img2img is not supported yet: use demo_img2img.py.", code="not_supported")
+    """Pictures made of another: all of it, or what is white in the mask."""
+    body = await json_of(request)
+    own = {name: body.pop(name) for name in STARTING if name in body}
+    served, requests = _asked(request, body)
+
+    def begun() -> tuple[list[Request], Original]:
+        pictures = own.get("init_images")
+        if not isinstance(pictures, list) or len(pictures) != 1:
+            raise Refused(422, "init_images must be a list of one picture, in base64.", "init_images")
+        mask = own.get("mask") or None
+        for name in ("denoising_strength", "mask_blur"):
+            if not isinstance(own.get(name, 0), int | float) or isinstance(own.get(name), bool):
+                raise Refused(422, f"{name} must be a number, not {own[name]!r}.", name)
+        blur = float(own.get("mask_blur", MASK_BLUR)) if mask else 0.0
+        marked = _picture(mask, "mask") if mask else None
+        if marked is not None and own.get("inpainting_mask_invert"):
+            marked = ImageChops.invert(marked.convert("L"))
+        choice = MaskChoice("", blur)  # refused before it is done
+        original = original_of(
+            _picture(pictures[0], "init_images"), marked, blur, (requests[0].height, requests[0].width)
+        )
+        if original.mask is not None:
+            choice = replace(choice, sha256=pixels_digest(original.mask))
+        strength = float(own.get("denoising_strength", STRENGTH))
+        return served.service.starting(requests, original, strength, choice if mask else None), original
+
+    started, original = await in_thread(begun)
+    return await _answered(request, served, started, body | own, original)
+
+
+def _picture(text: Any, field: str) -> Image.Image:
+    """A picture in base64, or in an address that holds it so."""
+    if not isinstance(text, str):
+        raise Refused(422, f"{field} must be a picture in base64.", field)
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError:
+        raise Refused(422, f"{field} is not base64.", field) from None
+    return picture_of(data, field)
 
 
 async def progress(request: HttpRequest) -> Response:
