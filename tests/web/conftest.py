@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import ROOT, free_ports, until
 
-STARTS_WITHIN = 120.0
+STARTS_WITHIN = 300.0
 
 
 @dataclass(frozen=True)
