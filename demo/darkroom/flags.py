@@ -257,7 +257,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "another VAE than the model's own: a file, its folder, a model's folder that has it, or a hub repository",
             use=REQUEST),
         Flag("controlnet", MODEL,
-            "ControlNets to steer the picture with, in folders or hub repositories; each needs its --control-image",
+            "ControlNets to steer the picture with: folders, safetensors files or hub repositories; each needs its "
+            "--control-image",
             together=True, scripts=(CONTROLLED,), beside_prompts="its maps are of one picture"),
         Flag("lora_path", "FILE_OR_REPO",
             "LoRA weights to fuse into the model, in safetensors files or hub repositories", together=True),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.checkpoint.original import of_controlnet
+from darkroom.files import read_json
 from darkroom.pipeline.edges import canny
 from tests.pipeline.test_image_to_image import PROMPT, photograph
 from tests.support import Diffusers, Studio, assert_refused, edit_json, flags, listing, louder, psnr
@@ -123,15 +125,26 @@ def test_the_picture_is_that_of_diffusers(count: int, pair: Any, maps: list[Path
     assert psnr(made, reference.draw(count, maps[::-1])) < VISIBLE
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.34, 1.0), (0.2, 0.7), (0.9, 0.95)])
-@pytest.mark.parametrize("scheduler", ["DDIM", "EulerA"])
+@pytest.mark.parametrize(
+    ("pair", "start", "end", "scheduler", "engine"),
+    [
+        ("sd", 0.0, 0.5, "DDIM", "openvino"),
+        ("xl", 0.34, 1.0, "EulerA", "openvino"),
+        ("xl", 0.2, 0.7, "DDIM", "openvino"),
+        ("sd", 0.9, 0.95, "EulerA", "openvino"),
+        # These begin or end between two calls at one timestep.
+        ("sd", 0.0, 0.3, "PNDM", "openvino"),
+        ("sd", 0.28, 1.0, "PNDM", "jax"),
+        ("xl", 0.28, 1.0, "Heun", "onnxruntime"),
+    ],
+    indirect=["pair"],
+)
 def test_it_counts_in_its_share_of_the_steps(
-    start: float, end: float, scheduler: str, pair: Any, maps: list[Path]
+    start: float, end: float, scheduler: str, engine: str, pair: Any, maps: list[Path]
 ) -> None:
     studio, folders, reference = pair
-    made = draw(
-        studio, folders[:1], maps, "--control-start", str(start), "--control-end", str(end), scheduler=scheduler
-    )
+    share = "--control-start", str(start), "--control-end", str(end)
+    made = draw(studio, folders[:1], maps, *share, scheduler=scheduler, engine=engine)
     expected = reference.draw(1, maps, scheduler, control_guidance_start=start, control_guidance_end=end)
     assert psnr(made, expected) >= SAME_AS_DIFFUSERS
 
@@ -153,6 +166,33 @@ def test_without_guidance_and_from_a_picture(pair: Any, maps: list[Path], tmp_pa
     # There it would be 0.8 where nothing is passed.
     expected = reference.draw(1, maps, image=Image.open(maps[1]), strength=0.7, controlnet_conditioning_scale=1.0)
     assert psnr(made, expected) >= SAME_AS_DIFFUSERS
+
+
+def original(folder: Path, prefix: str, file: Path) -> Path:
+    """The ControlNet of a folder under the names of the original, which are those that diffusers reads."""
+    from diffusers import ControlNetModel
+    from safetensors.torch import load_file, save_file
+
+    config = read_json(folder / "config.json")
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    save_file({prefix + of_controlnet(name, config)[0].name: value for name, value in tensors.items()}, file)
+    read = ControlNetModel.from_single_file(str(file), config=str(folder)).state_dict()
+    assert read.keys() == tensors.keys() and all(value.equal(tensors[name]) for name, value in read.items())
+    return file
+
+
+@pytest.mark.parametrize(("pair", "prefix"), [("xl", None), ("sd", "control_model."), ("sd", "")], indirect=["pair"])
+def test_a_single_file_is_read_in_either_layout(
+    prefix: str | None, pair: Any, maps: list[Path], tmp_path: Path
+) -> None:
+    studio, folders, reference = pair
+    file = tmp_path / "net.safetensors"
+    if prefix is None:
+        shutil.copy(folders[0] / "diffusion_pytorch_model.safetensors", file)
+    else:
+        original(folders[0], prefix, file)
+    made = draw(studio, [file], maps, engine="torch")
+    assert psnr(made, reference.draw(1, maps)) >= SAME_AS_DIFFUSERS
 
 
 @pytest.mark.parametrize("pair", ["sd"], indirect=True)
@@ -185,6 +225,21 @@ class TestControlNets:
         (ready,) = Controls(("a/b",), (picture,), (ControlChoice("a/b", ""),)).maps(64, 64)
         np.testing.assert_array_equal(ready, picture)
 
+    def test_files_of_prompts_take_none(self, pair: Any, maps: list[Path], tmp_path: Path) -> None:
+        studio, folders, _ = pair
+        (file := tmp_path / "prompts.txt").write_text("a red apple\n")
+        for more in (["--controlnet", str(folders[0])], ["--control-image", str(maps[0])], ["--control-scale", "2"]):
+            ended = studio.here("--prompts", str(file), f"--model={studio.model}", *more, *studio.folders())
+            assert_refused(ended, more[0])
+
+    def test_a_dry_run_fetches_none(self, pair: Any, maps: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        studio = pair[0]
+        monkeypatch.setattr("darkroom.cli.dry_run.is_offline", lambda: False)
+        monkeypatch.setattr("darkroom.cli.dry_run.to_fetch", lambda *_: {"config.json": 1})
+        asked = ["--controlnet", "someone/net", "--control-image", str(maps[0]), "--dry-run", *studio.folders()]
+        ended = studio.here(PROMPT, f"--model={studio.model}", *asked)
+        assert ended.code == 0 and "someone/net/config.json" in ended.out + ended.err
+
     @pytest.mark.parametrize(
         ("more", "said"),
         [
@@ -196,6 +251,8 @@ class TestControlNets:
             (["--controlnet", "missing", "--control-image", "MAP"], "missing"),
             (["--controlnet", "WRONG", "--control-image", "MAP"], "cross_attention_dim"),
             (["--controlnet", "UNET", "--control-image", "MAP"], "UNet2DConditionModel"),
+            (["--controlnet", "UNET-FILE", "--control-image", "MAP"], "holds no ControlNet"),
+            (["--controlnet", "MAP", "--control-image", "MAP"], "no safetensors file"),
             (["--controlnet", "BGR", "--control-image", "MAP"], "controlnet_conditioning_channel_order"),
             (
                 ["--controlnet", "NET", "--control-image", "MAP", "--control-start", "0.7", "--control-end", "0.5"],
@@ -223,6 +280,7 @@ class TestControlNets:
             "WRONG": controlnets["xl"][0],
             "MAP": maps[0],
             "UNET": studio.model / "unet",
+            "UNET-FILE": studio.model / "unet" / "diffusion_pytorch_model.safetensors",
             "BGR": tmp_path / "bgr",
         }
         before = listing(studio.output)

@@ -177,6 +177,23 @@ def _in_resnet(rest: str) -> str:
     return f".{IN_RESNET.get(first, first)}.{behind}" if behind else rest
 
 
+def of_controlnet(name: str, config: dict[str, Any]) -> list[Source]:
+    """What the original calls a tensor of a ControlNet: as in the half of a UNet that it is, but for its own layers.
+    Those that read maps have an activation between any two."""
+    kind, _, rest = name.partition(".")
+    if kind == "controlnet_down_blocks":
+        index, rest = rest.split(".")
+        return [Source(f"zero_convs.{index}.0.{rest}")]
+    if kind == "controlnet_mid_block":
+        return [Source(f"middle_block_out.0.{rest}")]
+    if kind != "controlnet_cond_embedding":
+        return of_unet(name, config)
+    layer, _, rest = rest.removeprefix("blocks.").partition(".")
+    blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
+    place = {"conv_in": 0, "conv_out": blocks + 1}.get(layer)
+    return [Source(f"input_hint_block.{2 * (int(layer) + 1 if place is None else place)}.{rest}")]
+
+
 def of_vae(name: str, config: dict[str, Any]) -> list[Source]:
     """What the original calls a tensor of an AutoencoderKL."""
     levels = len(config["block_out_channels"])
@@ -248,6 +265,7 @@ def _renamed(name: str, table: dict[str, Any]) -> str:
 
 LAYOUTS = {
     "compvis": of_unet,
+    "controlnet": of_controlnet,
     "vae": of_vae,
     "clip": of_clip,
     "open_clip": of_open_clip,

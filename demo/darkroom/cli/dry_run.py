@@ -15,13 +15,18 @@ LATER = "what it needs is known then"
 
 
 def first_of_all(
-    models: Iterable[str], folders: Folders, vae: str | None = None, loras: Iterable[str] = ()
+    models: Iterable[str],
+    folders: Folders,
+    vae: str | None = None,
+    loras: Iterable[str] = (),
+    controlnets: Iterable[str] = (),
 ) -> list[Planned]:
     """What has to be fetched or unpacked before anything else can be known: the names of models that do not ship with
-    Darkroom, of a VAE and of LoRAs."""
+    Darkroom, of a VAE, of LoRAs and of ControlNets."""
     planned = []
     others: list[tuple[str, list[str] | None]] = [(vae, NETWORK_FILES)] if vae else []
     others += [(source, LORA_FILES) for source in loras]
+    others += [(source, NETWORK_FILES) for source in controlnets]
     # What is on disk of these is found when they are opened, and offline mode reported.
     others = [(source, files) for source, files in others if repository_of(source) and not is_offline()]
     for source, files in [*((source, None) for source in models), *others]:

@@ -94,7 +94,7 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             check_published_steps(asked)
     if flags.dry_run:
         models_asked = [each.source for each in (version, second) if each and not each.embedded]
-        if first := first_of_all(models_asked, settings, vae, flags.lora_path or ()):
+        if first := first_of_all(models_asked, settings, vae, flags.lora_path or (), controls.sources):
             show_plan(first, flags.json, console)
             return
     models = models_of(script, settings, runtime, vae, console, controls.sources)

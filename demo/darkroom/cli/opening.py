@@ -8,7 +8,7 @@ from typing import Any
 
 from darkroom.checkpoint.catalog import INPAINT, MOVED, Script, Version
 from darkroom.checkpoint.combined import INDEX, combined
-from darkroom.checkpoint.controlnet import KIND, check_controlnet
+from darkroom.checkpoint.controlnet import KIND, check_controlnet, controlnet_folder
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.checkpoint.hub import fetch, fetch_network, on_disk, repository_of
 from darkroom.checkpoint.other_vae import check_vae, vae_folder
@@ -63,12 +63,14 @@ class Models:
         if self.vae is not None:
             vae = vae_folder(_open_vae(self.vae, folders, console), folder, graphs, console.verbose)
             folder = combined(folder, {"vae": vae}, {}, graphs, "other-vae")
-        if self.controlnets:
-            family = family_of(read_json(folder / INDEX))
-            room = len(family.controlnets) if family else 0
+        # A folder of no family is refused when it is opened.
+        if self.controlnets and (family := family_of(read_json(folder / INDEX))):
+            room = len(family.controlnets)
             if len(self.controlnets) > room:
                 raise InvalidRequest(f"--controlnet: this model takes at most {room}, not {len(self.controlnets)}.")
-            found = [_open_controlnet(each, folders, console) for each in self.controlnets]
+            opened = [_open_controlnet(each, folders, console) for each in self.controlnets]
+            unet = read_json(folder / family.denoiser / "config.json")
+            found = [controlnet_folder(each, unet, graphs, console.verbose) for each in opened]
             parts = dict(zip(family.controlnets, found, strict=False))
             kinds = {part: ["diffusers", KIND] for part in parts}
             folder = combined(folder, parts, kinds, graphs, "controlled")

@@ -12,6 +12,7 @@ from pathlib import Path
 from darkroom.checkpoint.catalog import Script, Version
 from darkroom.checkpoint.folder import Checkpoint
 from darkroom.cli.console import Console
+from darkroom.cli.flags import refuse_without
 from darkroom.cli.from_flags import (
     engine_of,
     refiner_of,
@@ -52,6 +53,8 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
     version = version_of(flags, None, script)
     refiner_of(flags, None, script)
     starts_from_image(flags, None, script)
+    for needed in ("controlnet", "controlnet_type"):
+        refuse_without(flags, needed)
     vae = vae_of(flags, None)
     check_lora_flags(flags)
     check_embedding_flags(flags)

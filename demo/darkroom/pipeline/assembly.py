@@ -35,6 +35,7 @@ def assemble(
     denoiser is the one that the request takes. `controls` are the maps (H, W, 3) uint8 of the request's ControlNets."""
     guided = traits.guided(request) if guided is None else guided
     family = find_family(traits.family)
+    common, scales_by_call = _controlled(request, table, controls)
     return Pipeline(
         encoders=encoders,
         denoiser=denoiser,
@@ -52,38 +53,43 @@ def assemble(
         and traits.zeros_for_empty_prompt,
         added=family.conditions(traits, request),
         added_negative=family.conditions(traits, request, negative=True),
-        common=_controlled(request, table, controls),
+        common=common,
+        scales_by_call=scales_by_call,
         inpaints=traits.inpaints,
         start=start,
         rows=traits.rows,
     )
 
 
-def _controlled(request: Request, table: Table, maps: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """What ControlNets are given of the maps (H, W, 3) uint8 of a request: see `contract.CONTROLS`.
+def _controlled(
+    request: Request, table: Table, maps: Sequence[np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """What ControlNets are given of the maps (H, W, 3) uint8 of a request: see `contract.CONTROLS`; and where their
+    timesteps do not tell the calls in which they count, the scales of each call, (calls, K).
 
     A ControlNet counts in the calls that lie within its share of all of them, as in diffusers. Its bounds lie halfway
-    between their timesteps and those of their neighbours, where no rounding blurs them.
+    between their timesteps and those of their neighbours, where no rounding blurs them. Schedulers that call a network
+    twice at a timestep, as PNDM and Heun do, may have a neighbour at the same.
     """
     if not maps:
-        return {}
+        return {}, None
     given = {name: each.transpose(2, 0, 1).astype(np.float32) / 255 for name, each in zip(CONTROLS, maps, strict=False)}
-    bounds, calls, times = [], len(table), np.asarray(table.timesteps, np.float32)
+    times, calls = np.asarray(table.timesteps, np.float32), np.arange(len(table))
+    everywhere = times.max() + 1, times.min() - 1
+    around = np.concatenate([everywhere[:1], (times[1:] + times[:-1]) / 2, everywhere[1:]])
+    bounds, counts = [], []
     for control in request.controls:
-        counts = [call for call in range(calls) if call / calls >= control.start and (call + 1) / calls <= control.end]
-        if not counts:
-            bounds.append((-1.0, -1.0))
-            continue
-        first, last = counts[0], counts[-1]
-        upper = times[0] + 1 if first == 0 else (times[first] + times[first - 1]) / 2
-        lower = times[-1] - 1 if last == calls - 1 else (times[last] + times[last + 1]) / 2
-        bounds.append((upper, lower))
-    scales = [control.scale for control in request.controls]
-    rows = (scales, *zip(*bounds, strict=True))
-    return given | {
-        name: np.array(row, np.float32)
-        for name, row in zip((CONTROL_SCALES, CONTROL_FROM, CONTROL_UNTIL), rows, strict=True)
-    }
+        within = (calls / len(table) >= control.start) & ((calls + 1) / len(table) <= control.end)
+        counts.append(within)
+        found = calls[within]
+        bounds.append((around[found[0]], around[found[-1] + 1]) if len(found) else (-1.0, -1.0))
+    scales = np.array([control.scale for control in request.controls], np.float32)
+    of_call, by_time = np.stack(counts, axis=1), [(times <= first) & (times >= last) for first, last in bounds]
+    told = np.array_equal(of_call, np.stack(by_time, axis=1))
+    rows = (scales, *zip(*(bounds if told else [everywhere] * len(bounds)), strict=True))
+    for name, row in zip((CONTROL_SCALES, CONTROL_FROM, CONTROL_UNTIL), rows, strict=True):
+        given[name] = np.array(row, np.float32)
+    return given, None if told else scales * of_call
 
 
 def text_encoders(traits: Traits, tokenizers: list[Tokenizer], loaded: dict[str, Engine]) -> tuple[TextEncoder, ...]:

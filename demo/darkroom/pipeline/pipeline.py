@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from darkroom.contract import GUIDANCE_SCALE, MASK, MASKED, NEGATIVE
+from darkroom.contract import CONTROL_SCALES, GUIDANCE_SCALE, MASK, MASKED, NEGATIVE
 from darkroom.engines.runtime import Denoiser, Engine
 from darkroom.noise import NoiseStream, initial_latents
 from darkroom.pipeline.timing import StageClock
@@ -139,11 +139,12 @@ class Pipeline:
     `latent_shape` is (C, h, w), of one image. `guidance_scale` is None where the denoiser's engine has no guidance.
     `reading` is how prompts are read, and `chunks` how many of a prompt the denoiser's engine takes; `zero_negative`
     makes the negative prompt's embeddings zeros. `added` are conditions beside the text, () or (N,) each, the same for
-    every image; `added_negative` what guidance leads away from in their place; `common` those of `contract.COMMON`. A
-    denoiser that `inpaints` is given the mask of the picture that images start from; with others, the table blends it
-    in. `start` is the picture to start from, if any. `rows` name text encoders and denoiser in the timing table. `vae`
-    is None where a `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner` takes this
-    model's place: a single batch can be made.
+    every image; `added_negative` what guidance leads away from in their place; `common` those of `contract.COMMON`.
+    `scales_by_call` (calls, K) are those of ControlNets, where they change from call to call otherwise than by the
+    timestep. A denoiser that `inpaints` is given the mask of the picture that images start from; with others, the table
+    blends it in. `start` is the picture to start from, if any. `rows` name text encoders and denoiser in the timing
+    table. `vae` is None where a `refiner` goes on from this model's latents. One that comes as a `DeferredRefiner`
+    takes this model's place: a single batch can be made.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -158,6 +159,7 @@ class Pipeline:
     added: dict[str, np.ndarray] = field(default_factory=dict)
     added_negative: dict[str, np.ndarray] = field(default_factory=dict)
     common: dict[str, np.ndarray] = field(default_factory=dict)
+    scales_by_call: np.ndarray | None = None
     inpaints: bool = False
     start: InitialImage | None = None
     rows: tuple[str, str] = ("CLIP", "UNet")
@@ -323,10 +325,11 @@ class Pipeline:
         """Yields the latents (B, C, h, w) after every network call.
 
         An image's stream goes on with whatever its scheduler draws, in diffusers' order. Where the latents stay on a
-        device, None stands for all but the last; where a picture is blended into them, they do not.
+        device, None stands for all but the last; where a picture is blended into them, or `scales_by_call` are given,
+        they do not.
         """
         trajectory = Trajectory(self.table, begun.noise, begun.image, begun.mask)
-        if isinstance(self.denoiser, Denoiser) and begun.mask is None:
+        if isinstance(self.denoiser, Denoiser) and begun.mask is None and self.scales_by_call is None:
             noises = [initial_latents(streams, self.latent_shape) for drawn in self.table.noise_drawn if drawn]
             yield from self.denoiser.denoise(self.table, trajectory.sample, noises, begun.conditions)
             return
@@ -335,7 +338,9 @@ class Pipeline:
                 "latents": trajectory.network_input(call),
                 "timestep": np.full(len(streams), timestep, np.float32),
             }
-            output = self.denoiser(changing | begun.conditions)["output"]
+            if self.scales_by_call is not None:
+                changing[CONTROL_SCALES] = np.tile(self.scales_by_call[call], (len(streams), 1))
+            output = self.denoiser(begun.conditions | changing)["output"]
             noise = initial_latents(streams, self.latent_shape) if self.table.noise_drawn[call] else None
             trajectory.advance(call, output, noise)
             yield trajectory.sample
