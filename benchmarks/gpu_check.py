@@ -228,6 +228,7 @@ def check(output: Path, parts: list[Job], seconds: float, by_name: bool = False)
     (without / "tensorrt.py").write_text('raise ImportError("left out")\n', encoding="ascii")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output / "inductor"))
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of the memory
 
     def verdict(job: Job) -> str:
         left = seconds - (time.perf_counter() - began)

@@ -22,6 +22,7 @@ from darkroom.cli.artefacts import Runtimes, readable_size, rows_of
 from darkroom.cli.doctor import findings
 from darkroom.cli.prebuild import run
 from darkroom.engines import RUNTIMES, Listed
+from darkroom.engines.cuda import missing, runtime_api
 from darkroom.store.archive import pack
 from darkroom.store.fingerprints import hash_json
 from darkroom.store.manifest import MANIFEST, read_manifest, write_manifest
@@ -135,7 +136,7 @@ def test_several_engines_and_precisions_in_one_call(empty_studio: Studio) -> Non
     assert unet["tensors"]["engine.plan"]["latents"]["most"] == [1, 4, 8, 8]
     shown = prebuild(empty_studio, "list", "--verbose")
     assert "input guidance_scale: FLOAT [1]" in shown.out
-    assert "4 cannot be used here: there is no NVIDIA driver on this machine." in shown.out
+    assert f"4 cannot be used here: {missing(runtime_api())}." in shown.out
 
 
 def test_an_engine_of_another_version_or_machine_is_listed_as_such(studio: Studio) -> None:

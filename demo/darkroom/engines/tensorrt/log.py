@@ -2,6 +2,9 @@
 
 from typing import Any
 
+NO_GPU = {35: "cudaErrorInsufficientDriver", 100: "cudaErrorNoDevice"}
+"""CUDA's errors where there is no driver, and where a driver has no GPU, or one that CUDA_VISIBLE_DEVICES hides."""
+
 
 def make_log(trt: Any) -> Any:
     """A logger that keeps what TensorRT calls errors, in `errors`."""
@@ -12,8 +15,8 @@ def make_log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            # Without a driver it queries the GPU all the same, and logs that this failed.
-            noise = "cudaError 35" in message or "cudaErrorInsufficientDriver" in message
+            # Without a driver, or a GPU, it queries that all the same, and logs that this failed.
+            noise = any(f"cudaError {each}" in message or name in message for each, name in NO_GPU.items())
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not noise:
                 self.errors.append(" ".join(message.split()))
 
