@@ -60,6 +60,15 @@ def test_of_a_network_that_is_kept_halved_the_halved_file_is_taken(asked: Any) -
     assert asked(safetensors=10 * GIGA) == [f"{UNET}.safetensors"]
 
 
+def test_of_a_network_in_parts_the_halved_ones_are_taken(asked: Any) -> None:
+    from fnmatch import fnmatch
+
+    patterns = asked(safetensors_index_json=1, safetensors_index_fp16_json=1)
+    names = [f"{UNET}-00001-of-00002.safetensors", f"{UNET}.fp16-00001-of-00002.safetensors"]
+    names += [f"{UNET}-00001-of-00002.fp16.safetensors", f"{UNET}.safetensors.index.fp16.json"]
+    assert [any(fnmatch(name, pattern) for pattern in patterns) for name in names] == [False, True, True, True]
+
+
 def test_without_the_plain_file_what_there_is_is_taken(asked: Any) -> None:
     assert f"{UNET}.fp16.safetensors" in asked(fp16_safetensors=GIGA)
 

@@ -87,6 +87,8 @@ def _wanted(repository: str, api: "HfApi", weights: bool) -> list[str]:
         if {plain, halved} <= set(files) and api.get_paths_info(repository, plain)[0].size > 4 * LARGE:
             # Kept in float16 whatever it comes in (`Checkpoint.is_large`): half of the plain file is for nothing.
             patterns = [*(pattern for pattern in patterns if pattern != plain), halved]
+        elif {f"{plain}.index.json", f"{plain}.index.fp16.json"} <= set(files):  # in parts, so it is as large
+            patterns += [f"{stem}*fp16*.safetensors", f"{plain}.index.fp16.json"]
         elif plain not in files:
             patterns += [halved, f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"]
     return patterns
