@@ -261,7 +261,7 @@ class ControlChoice:
 
     def __post_init__(self) -> None:
         if not abs(self.scale) <= FLOAT32_MOST:
-            raise InvalidRequest(f"--control-scale must be a number up to {FLOAT32_MOST:.2g}, not {self.scale}.")
+            raise InvalidRequest(f"a ControlNet's scale must be a number up to {FLOAT32_MOST:.2g}, not {self.scale}.")
         if not 0 <= self.start < self.end <= 1:
             raise InvalidRequest(
                 f"--control-start {self.start} and --control-end {self.end} are shares of the steps, from 0 to 1, and "

@@ -306,11 +306,18 @@ def test_the_edges_are_those_that_opencv_draws() -> None:
 
 @pytest.mark.parametrize("version", [None, "xl-1.0"])
 def test_published_ones_are_named_by_their_types(version: str | None, studio: Studio, maps: list[Path]) -> None:
-    asked = flags(version=version, engine="openvino")
     ours = replace(studio, script="demo_controlnet.py")
-    ended = ours.here(PROMPT, *asked, "--controlnet-type", "canny", "--input-image", str(maps[0]), *studio.folders())
+    asked = [PROMPT, *flags(version=version, engine="openvino"), *studio.folders()]
+    canny_of = [*asked, "--controlnet-type", "canny", "--input-image", str(maps[0])]
+    ended = ours.here(*canny_of, "--control-end", "0.5")
     assert ended.code == 1 and "could not be fetched" in ended.err
-    ended = ours.here(PROMPT, *asked, "--controlnet-type", "cany", "--input-image", str(maps[0]), *studio.folders())
-    assert_refused(ended, "--controlnet-type", "canny")
-    assert_refused(ours.here(PROMPT, *asked, "--controlnet-type", "canny", *studio.folders()), "--input-image")
-    assert_refused(ours.here(PROMPT, *asked, *studio.folders()), "--controlnet-type TYPE, or --controlnet")
+    assert_refused(ours.here(*canny_of, "--control-scale", "0.5"), "--controlnet-scale")
+    assert_refused(ours.here(*canny_of, "--controlnet-scale", "nan"), "scale", "nan")
+    assert_refused(
+        ours.here(*asked, "--controlnet-type", "cany", "--input-image", str(maps[0])), "--controlnet-type", "canny"
+    )
+    assert_refused(ours.here(*asked, "--controlnet-type", "canny"), "--input-image")
+    assert_refused(ours.here(*asked), "--controlnet-type TYPE, or --controlnet")
+    if version is None:  # of architectures that no published one is for
+        for other in ("emoji", "2.1"):
+            assert_refused(ours.here(*canny_of, "--version", other), "--controlnet-type goes with --version 1.4")

@@ -6,7 +6,6 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import SD, SDXL
 from darkroom.checkpoint.combined import link
 from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header, weight_files
 from darkroom.checkpoint.original import OriginalFile, empty_network
@@ -28,18 +27,21 @@ EDGES = "canny"
 """The type whose maps are drawn here of a picture; maps of the others are passed as they are."""
 
 PUBLISHED = {
-    SD: {
+    ("1.4", "1.5", "dreamshaper-7"): {
         name: f"lllyasviel/sd-controlnet-{name}"
         for name in (EDGES, "depth", "hed", "mlsd", "normal", "openpose", "scribble", "seg")
     },
-    SDXL: {name: f"diffusers/controlnet-{name}-sdxl-1.0" for name in (EDGES, "depth")},
+    ("xl-1.0", "xl-turbo"): {name: f"diffusers/controlnet-{name}-sdxl-1.0" for name in (EDGES, "depth")},
 }
-"""Repositories by the family of their models, and by their types, as NVIDIA's demo calls them."""
+"""Repositories by the versions that they fit, and by their types, as NVIDIA's demo calls them."""
 
 
-def published(kind: str, family: str) -> str:
-    """The repository of a type of ControlNet. Raises `InvalidRequest` where there is none."""
-    known = PUBLISHED[family]
+def published(kind: str, version: str) -> str:
+    """The repository of a type of ControlNet for a version. Raises `InvalidRequest` where there is none."""
+    known = next((types for versions, types in PUBLISHED.items() if version in versions), None)
+    if known is None:
+        fitting = ", ".join(name for versions in PUBLISHED for name in versions)
+        raise InvalidRequest(f"--controlnet-type goes with --version {fitting}; beside others, name a --controlnet.")
     if kind not in known:
         raise InvalidRequest(f"--controlnet-type {unknown(kind, list(known))}.")
     return known[kind]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.checkpoint.catalog import SD, SDXL, TXT2IMG, TXT2IMG_XL, Script, Version
+from darkroom.checkpoint.catalog import Script, Version
 from darkroom.checkpoint.controlnet import EDGES, published
 from darkroom.checkpoint.hub import repository_of
 from darkroom.cli.flags import given, refuse_without
@@ -56,8 +56,10 @@ def controls_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script
     else:
         if flags.controlnet:
             raise InvalidRequest("--controlnet and --controlnet-type each name the ControlNets: leave one of them out.")
-        refuse_without(flags, "controlnet")
-        names = [published(kind, _family(version)) for kind in flags.controlnet_type]
+        for name, instead in (("control_image", "input_image"), ("control_scale", "controlnet_scale")):
+            if given(flags, name):
+                raise InvalidRequest(f"{option(name)} is for --controlnet: --controlnet-type has {option(instead)}.")
+        names = [published(kind, version.name) for kind in flags.controlnet_type]
     kinds = flags.controlnet_type if typed else [None] * len(names)
     flag = "input_image" if typed else "control_image"
     files = getattr(flags, flag) or []
@@ -96,13 +98,6 @@ def _replayed(flags: argparse.Namespace, recipe: dict[str, Any], script: Script)
         if pixels_digest(picture) != choice.sha256:
             raise InvalidRequest(f"{option(flag)} {file} is not the picture that {flags.recipe} was made with.")
     return Controls(tuple(sources), pictures, choices)
-
-
-def _family(version: Version) -> str:
-    for script, family in ((TXT2IMG, SD), (TXT2IMG_XL, SDXL)):
-        if version.name in script.versions:
-            return family
-    raise InvalidRequest("--controlnet-type goes with a --version; beside --model, name the ControlNet: --controlnet.")
 
 
 def _for_each(flags: argparse.Namespace, name: str, usual: float, count: int) -> Sequence[float]:
