@@ -1,12 +1,15 @@
 """Files are written whole, or not at all."""
 
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from darkroom.errors import Failed
-from darkroom.files import write_whole, written
+from darkroom.files import sweep, write_whole, written
 
 
 def test_two_threads_may_write_one_file(tmp_path: Path) -> None:
@@ -36,3 +39,17 @@ def test_file_stays_as_it_was_until_another_is_whole(tmp_path: Path) -> None:
 def test_folder_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="cannot be written: No such file or directory"):
         write_whole(tmp_path / "nowhere" / "file", b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
+def test_what_a_killed_process_left_is_swept_up_and_that_of_others_is_not(tmp_path: Path) -> None:
+    kill = "written(Path('gone.png')).__enter__().touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    program = f"import os, signal; from pathlib import Path; from darkroom.files import written; {kill}"
+    killed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    (left,) = tmp_path.iterdir()
+    elsewhere = left.with_name(left.name.replace(left.name.split(".")[-2].split("-")[0], "0123abcd"))
+    elsewhere.touch()
+    with written(tmp_path / "here.png") as temporary:
+        temporary.touch()
+        sweep(tmp_path)
+        assert killed.returncode == -signal.SIGKILL and set(tmp_path.iterdir()) == {elsewhere, temporary}

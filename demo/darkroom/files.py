@@ -3,7 +3,10 @@
 import contextlib
 import json
 import os
+import re
+import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when the block ends well. Raises `Failed` for want of room or rights."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -38,6 +41,33 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed on this machine left half-written in a folder, if anything."""
+    if sys.platform == "win32":  # where asking whether a process is there ends it
+        return
+    mine = re.compile(rf"\..*\.{_machine()}-(\d+)-\d+\.tmp")
+    for path in folder.glob(".*.tmp"):
+        if (found := mine.fullmatch(path.name)) and not _runs(int(found[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _machine() -> str:
+    """What tells this machine, or container, from others that write to the same folders."""
+    name = os.uname().nodename if hasattr(os, "uname") else ""
+    return f"{zlib.crc32(name.encode()):08x}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> Path:

@@ -11,6 +11,7 @@ from darkroom.cli.console import Console
 from darkroom.cli.flags import refuse_without, refuse_wrong
 from darkroom.engines.runtime import Options
 from darkroom.errors import Failed, InvalidRequest
+from darkroom.files import sweep
 from darkroom.flags import option
 from darkroom.prepare import BATCHES
 from darkroom.store.store import Store
@@ -115,8 +116,10 @@ def bounds_of(flags: argparse.Namespace, name: str) -> tuple[int, int, int] | No
 
 
 def make_folder(folder: Path) -> Path:
+    """A folder that files are written to, without what killed runs left of theirs. Raises `Failed`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
     except OSError as error:
         raise Failed(f"{folder} cannot be made: {error.strerror}.") from None
     return folder
