@@ -202,6 +202,15 @@ def test_two_processes_make_an_artefact_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("built-*"))) == 1
 
 
+def test_a_store_that_is_removed_meanwhile_is_said_in_one_line(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, object]:
+        shutil.rmtree(tmp_path / "engines")
+        raise RuntimeError("cannot open engine.bin")  # as libraries say it
+
+    with pytest.raises(Failed, match="engines was removed while something was made in it"):
+        Store(tmp_path / "engines").make(KEY, build)
+
+
 class TestDamage:
     def test_any_flipped_byte_is_noticed(self, tmp_path: Path) -> None:
         store = Store(tmp_path)

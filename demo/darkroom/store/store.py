@@ -285,6 +285,8 @@ class Store:
         except (InvalidRequest, OSError):
             raise
         except Exception as error:
+            if not self.root.is_dir():
+                raise Failed(f"{self.root} was removed while something was made in it; start again.") from error
             if shutil.disk_usage(self.root).free < SCARCE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
