@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from darkroom.cli import client
+from darkroom.cli.start import STOPPED
 from darkroom.errors import Failed
 from darkroom.pipeline.pictures import read_recipe
 from darkroom.triton.album import Album
 from darkroom.triton.answers import Image
 from darkroom.triton.client import Server, address_of
 from darkroom.triton.environment import Installed
+from darkroom.triton.load import Load, Tally
 from darkroom.triton.server import Address, Triton
 from tests.support import ROOT, Ended, assert_refused, free_ports, one_line, pixels, until
 
@@ -352,9 +355,11 @@ def test_connection_that_breaks_in_the_middle_fails_what_is_left(
     assert set(kept) == set(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "protocol,how", [*((protocol, signal.SIGINT) for protocol in PROTOCOLS), (PROTOCOLS[0], signal.SIGTERM)]
+)
 def test_interrupted_run_reports_what_ended_and_cancels_the_rest(
-    protocol: str, toy_server: Toy, tmp_path: Path
+    protocol: str, how: signal.Signals, toy_server: Toy, tmp_path: Path
 ) -> None:
     asked = ["--prompt", "a cat", "slow", "--requests=2", "--save-image", "--verbose", f"--output-dir={tmp_path}"]
     command = [sys.executable, str(ROOT / "demo" / "client.py"), *toy_server.flags(protocol), *asked]
@@ -369,11 +374,12 @@ def test_interrupted_run_reports_what_ended_and_cancels_the_rest(
     said = [process.stderr.readline(), process.stderr.readline()]
     assert said[1].startswith("request 1: "), said
     toy_server.until_it_says("toy: slow has begun", begun + 1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=WAIT)
-    assert process.returncode == 130
+    code, words = STOPPED[how]
+    assert process.returncode == code
     assert one_line(err)
-    assert "stopped" in err
+    assert words in err
     assert "1 of 2" in out
     picture = next(tmp_path.glob("*.png"))
     assert str(picture) in out.splitlines()
@@ -382,6 +388,31 @@ def test_interrupted_run_reports_what_ended_and_cancels_the_rest(
         toy_server.until_it_says("a request was cancelled", cancelled + 1)
     else:
         toy_server.wake()  # over HTTP this Triton does not notice that a client is gone
+
+
+@pytest.mark.parametrize("how", STOPPED)
+@pytest.mark.parametrize("sending", [True, False])
+def test_what_ended_is_reported_whichever_signal_stops_it(
+    how: signal.Signals, sending: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def stopped(address: Address, load: Load, *_: object) -> Tally:
+        signal.raise_signal(how)
+        if not sending:
+            await asyncio.sleep(WAIT)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(WAIT)
+        return Tally({0: 5.0}, seconds=1.0, stopped=True)
+
+    monkeypatch.setattr(client, "_send", stopped)
+    before = signal.getsignal(how)
+    try:
+        code = client.run(["--requests=2"])
+    finally:
+        signal.signal(how, before)
+    out, err = capsys.readouterr()
+    expected, words = STOPPED[how]
+    assert code == expected and one_line(err) and words in err
+    assert ("1 of 2 requests ended" in out) == sending
 
 
 def test_pictures_that_cannot_be_kept_end_it_in_one_line(

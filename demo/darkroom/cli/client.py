@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.cli.console import Console
-from darkroom.cli.exit import exit_code
+from darkroom.cli.exit import exit_code, interrupting
 from darkroom.cli.flags import add_flags, refuse_below
 from darkroom.cli.parser import Parser, named
 from darkroom.cli.settings import make_folder, output_folder
@@ -105,10 +105,17 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.timeout is not None and not 1e-6 <= flags.timeout <= LONGEST_TIMEOUT:
         raise InvalidRequest(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {flags.timeout:g}.")
     address, load = address_of(flags.url, flags.protocol), load_of(flags)
-    tally = asyncio.run(_send(address, load, flags, console))
-    _report(tally, load, address, flags, console)
-    if tally.stopped:
-        raise KeyboardInterrupt
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        sending = loop.create_task(_send(address, load, flags, console))
+        with interrupting(lambda: loop.call_soon_threadsafe(sending.cancel) and None):
+            try:
+                tally = loop.run_until_complete(sending)
+            except asyncio.CancelledError:  # before anything was sent
+                raise KeyboardInterrupt from None
+            _report(tally, load, address, flags, console)
+            if tally.stopped:
+                raise KeyboardInterrupt
     if tally.unkept:
         raise tally.unkept
     if tally.failures:
