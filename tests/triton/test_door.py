@@ -3,6 +3,7 @@
 The exploit is the one that worked before there was a door: a model that is loaded from a request's own files.
 """
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -26,6 +27,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.grpc import service_pb2
 
+from darkroom.triton import door
 from darkroom.triton.door import MOST_BYTES, OPEN_PATHS
 from darkroom.triton.environment import Installed
 from darkroom.triton.server import HTTP_SOCKET, LOCKED, SHARED, Address, Triton, command
@@ -300,6 +302,34 @@ def test_a_message_that_is_too_large_is_refused(guarded: Guarded) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         guarded.call("ModelInfer", model_name="toy", raw_input_contents=[b" " * 5 * 2**20])
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_a_call_whose_message_never_comes_whole_is_ended(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever is behind the door."""
+    monkeypatch.setattr(door, "SECONDS_TO_SEND", 0.2)
+    monkeypatch.setattr(door, "SECONDS_IDLE", 0.2)
+    (port,) = free_ports(1)
+
+    def send_half() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+            head = malformed.frame(4, 0, 0, b"") + malformed.frame(1, 4, 1, malformed.literal(malformed.head(method)))
+            connection.sendall(malformed.PREFACE + head + malformed.frame(0, 0, 1, bytes([0, 0, 0, 0, 9])))
+            answer = b""
+            while b"did not come" not in answer and (more := connection.recv(2**16)):
+                answer += more
+            return answer
+
+    async def ask() -> bytes:
+        opened = door.GrpcDoor(tmp_path / "socket", ["toy"])
+        await opened.open("127.0.0.1", port)
+        answer = await asyncio.to_thread(send_half)
+        await opened.close()
+        return answer
+
+    assert b"did not come" in asyncio.run(ask())
 
 
 def test_a_door_that_has_died_is_opened_again(guarded: Guarded) -> None:

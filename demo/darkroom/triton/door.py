@@ -184,6 +184,7 @@ class GrpcDoor(grpc.GenericRpcHandler):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.server_handshake_timeout_ms", 1000 * SECONDS_TO_SEND),
+                ("grpc.max_connection_idle_ms", 1000 * SECONDS_IDLE),
             ],
         )
 
@@ -199,19 +200,29 @@ class GrpcDoor(grpc.GenericRpcHandler):
         if call.method == STREAM:
             return grpc.stream_stream_rpc_method_handler(self._stream)
 
-        async def answer(request: bytes, context: Any) -> bytes:
+        async def answer(requests: Any, context: Any) -> bytes:
             try:
                 if call.method not in OPEN_CALLS:
                     raise Refused(grpc.StatusCode.PERMISSION_DENIED, CLOSED)
+                request = await _next(requests, SECONDS_TO_SEND)
+                if request is None:
+                    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message.")
                 return await self._forward(call.method, request, context)
             except Refused as refused:
                 await context.abort(refused.code, refused.text)
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        # As if there could be several requests: gRPC waits for a single one itself, and has no limit for that.
+        return grpc.stream_unary_rpc_method_handler(answer)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         """Requests for inference, one after another: each has one answer."""
-        async for request in requests:
+        while True:
+            try:
+                request = await _next(requests, SECONDS_IDLE)
+            except Refused as refused:
+                await context.abort(refused.code, refused.text)
+            if request is None:
+                return
             try:
                 infer_response = service_pb2.ModelInferResponse.FromString(await self._forward(INFER, request, context))
                 answer = service_pb2.ModelStreamInferResponse(infer_response=infer_response)
@@ -240,6 +251,16 @@ class GrpcDoor(grpc.GenericRpcHandler):
             if code is grpc.StatusCode.UNAVAILABLE and any(words in text.lower() for words in BROKEN):
                 raise Refused(code, NOT_THERE) from None
             raise Refused(code, f"{text}{_hint(model, self._models)}") from None
+
+
+async def _next(requests: Any, seconds: float) -> bytes | None:
+    """The next request of a call, None where there are no more. Raises `Refused` where it does not come in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(requests, None)
+    except TimeoutError:
+        text = f"the request did not come within {seconds} seconds."
+        raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
 
 
 class Refused(Exception):
