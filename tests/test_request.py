@@ -160,6 +160,7 @@ def test_digest_knows_every_field() -> None:
         "loras": (LoraChoice(None, "00", 1.0, 1.0),),
         "vae": "other",
         "drawn": ("e",),
+        "upscale": 2.0,
         "embeddings": (EmbeddingChoice("00", "toy"),),
         "prompt_2": "c",
         "negative_prompt_2": "d",

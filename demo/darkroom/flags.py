@@ -191,6 +191,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "the model's own", float, REQUEST | RECIPE, least=0, most=FLOAT32_MOST, scripts=(FLOW,), also=(BUILD,)),
         Flag("max_sequence_length", "N", "tokens of a prompt that T5 reads; default: the model's own", int,
             REQUEST | RECIPE, least=2, scripts=(FLOW,), also=(BUILD,)),
+        Flag("upscale", "FACTOR", "enlarge the finished pictures so many times, to 8, by Lanczos resampling; default 1",
+            float, REQUEST | RECIPE, default=1.0, least=1, most=8),
         Flag("seed", "S", "image k gets the seed S+k; default: {seed}", int, REQUEST | ROW | RECIPE, least=0,
             most=SEED_LIMIT - 1, also=(*BENCHMARKS, CLIENT)),
         Flag("clip_skip", "N", "leave out the last N layers of the text encoder", int, REQUEST | RECIPE, default=0,
@@ -203,6 +205,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("prompts", "FILE",
             "a picture of every line: a prompt, or in a .jsonl file a JSON object with prompt and any of {fields}; the "
             "same command goes on where it was stopped", scripts=(FROM_TEXT,)),
+        Flag("grid", "NAME=VALUES",
+            "a picture of each combination, as of steps=10,20,30 guidance-scale=3,5, and a labelled sheet of them; any "
+            "field of files of prompts has such an axis", use=RECIPE, together=True, scripts=(FROM_TEXT,),
+            beside_prompts="its lines are combinations already"),
         Flag("recipe", "PNG", "remake the picture in this file, from the recipe it carries",
             beside_prompts="it is of one picture"),
         Flag("input_image", "FILE", "the picture to start from, turned as its EXIF says and without its transparency",

@@ -43,9 +43,9 @@ class Request:
     start from, if any; `image_strength`, from 0 to 1, the share of the steps that are made then. `refiner` is a second
     model that goes on from the latents, named as `model` is with "" for a folder, and `refiner_strength` the share of
     the steps that it makes once more. `loras` are fused into the model, and `embeddings` are words that it learns.
-    `drawn` are the prompts of the images, in order, where each drew its own. `vae` is another VAE than the model's own,
-    named as `refiner` is. `mask` is what of the picture to start from is painted anew; None for all of it. `controls`
-    are the model's ControlNets, in their order.
+    `drawn` are the prompts of the images, in order, where each drew its own. The finished pictures are enlarged
+    `upscale` times. `vae` is another VAE than the model's own, named as `refiner` is. `mask` is what of the picture to
+    start from is painted anew; None for all of it. `controls` are the model's ControlNets, in their order.
     """
 
     model: str | None
@@ -75,6 +75,7 @@ class Request:
     vae: str | None = None
     embeddings: tuple["EmbeddingChoice", ...] = ()
     drawn: tuple[str, ...] = ()
+    upscale: float = DEFAULTS["upscale"]
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     prompt_syntax: str = DEFAULTS["prompt_syntax"]
@@ -214,6 +215,7 @@ NEWER = (
     "sigmas",
     "shift",
     "max_sequence_length",
+    "upscale",
     "prompt_2",
     "negative_prompt_2",
     "prompt_syntax",

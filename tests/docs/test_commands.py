@@ -40,7 +40,7 @@ LEFT_OUT = {
 """What a command line holds, or ends with, that is not run, and why."""
 
 FROM_THE_HUB = re.compile(r"--version (1\.5|xl-1\.0|sd-turbo)\b|_flux\.py|_sd35?\.py")
-SLOW = ("benchmark.py run ", "--engine jax", "--prompts")
+SLOW = ("benchmark.py run ", "--engine jax", "--prompts", "--grid")
 SCRIPT = ".venv/bin/python "
 
 

@@ -66,13 +66,13 @@ def refuse_flags_for_prompts(flags: argparse.Namespace) -> None:
         raise InvalidRequest(f"--devices has no effect without --prompts or --engine {' or '.join(dividing)}.")
 
 
-def refuse_flags_beside_prompts(flags: argparse.Namespace) -> None:
+def refuse_flags_beside_prompts(flags: argparse.Namespace, beside: str = "--prompts") -> None:
     """Raises `InvalidRequest` for flags that have no effect, or another one, in a run of a whole file."""
     if flags.prompt:
         raise InvalidRequest("a prompt cannot be given beside --prompts, which names a file of them.")
     for flag in FLAGS:
         if flag.beside_prompts and given(flags, flag.name):
-            raise InvalidRequest(f"{option(flag.name)} cannot be given beside --prompts: {flag.beside_prompts}.")
+            raise InvalidRequest(f"{option(flag.name)} cannot be given beside {beside}: {flag.beside_prompts}.")
 
 
 def version_of(flags: argparse.Namespace, recipe: dict[str, Any] | None, script: Script) -> Version:

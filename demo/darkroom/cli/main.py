@@ -61,6 +61,11 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     console = Console(flags.verbose, flags.quiet, flags.json)
     if given(flags, "download_onnx_models"):
         console.warn("--download-onnx-models does nothing: graphs are exported from the model's own weights.")
+    if getattr(flags, "grid", None) and flags.prompts is None and flags.recipe is None:
+        from darkroom.cli.grid import make_grid
+
+        make_grid(script, flags, console)
+        return
     if getattr(flags, "prompts", None) is not None:
         from darkroom.cli.prompt_file import make_all  # not above: a run of its own kind, which others need nothing of
 
@@ -296,7 +301,7 @@ def _keep(
     pipeline: str,
 ) -> Iterator[dict[str, Any]]:
     """Saves the pictures of a batch, one by one; when a recipe is replayed, the one that it is for."""
-    from darkroom.pipeline.pictures import save, to_bytes, with_the_rest
+    from darkroom.pipeline.pictures import save, to_bytes, upscaled, with_the_rest
 
     for slot, (prompt, seed, picture) in enumerate(zip(batch.prompts, batch.seeds, pictures, strict=True)):
         image = batch.first + slot + 1
@@ -306,7 +311,7 @@ def _keep(
         if start and start.choice and start.choice.keep:
             pixels = with_the_rest(pixels, start.pixels, start.mask)
         its_own = {"image": image, "seed": seed, "slot": slot, "prompt": prompt}
-        path = save(pixels, folder, pipeline, facts | its_own)
+        path = save(upscaled(pixels, facts["request"]["upscale"]), folder, pipeline, facts | its_own)
         yield {"path": str(path), "image": image, "seed": seed, "prompt": prompt}
 
 

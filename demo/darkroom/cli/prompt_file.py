@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from darkroom.engines.runtime import ON_NVIDIA, Runtime, asked_as
 from darkroom.errors import InvalidRequest
 from darkroom.flags import SLOTS, SYNTAXES
 from darkroom.prepare import Preparer
-from darkroom.prompts.journal import ROWS, Past
+from darkroom.prompts.journal import ROWS, Past, Record
 from darkroom.prompts.rows import Asked, Prompts
 from darkroom.request import EmbeddingChoice, LoraChoice, Request, draw_seed
 from darkroom.schedule.bundle import Bundle, Schedule
@@ -42,8 +42,16 @@ from darkroom.serving.workers import CPU, Here, Orders, Tell, Worker, on_devices
 from darkroom.text.drawing import Drawing
 
 
-def make_all(script: Script, flags: argparse.Namespace, console: Console) -> None:
-    """Runs a script with --prompts. What can be refused is refused before a model is fetched or an engine built."""
+def make_all(
+    script: Script,
+    flags: argparse.Namespace,
+    console: Console,
+    sheet: Callable[[Path, Sequence[Record]], Path] | None = None,
+) -> None:
+    """Runs a script with --prompts. What can be refused is refused before a model is fetched or an engine built.
+
+    `sheet` makes one picture of those in a folder, of which the records tell, and returns where it is.
+    """
     refuse_flags_beside_prompts(flags)
     settings = Settings.from_flags(flags)
     prompts = _asked_prompts(flags)
@@ -88,7 +96,7 @@ def make_all(script: Script, flags: argparse.Namespace, console: Console) -> Non
             if run.missing:
                 with _cluster(flags):
                     run.make(_starts(flags, runtime, orders))
-            run.report()
+            run.report(sheet)
 
 
 def _seed(flags: argparse.Namespace, folder: Path) -> int:

@@ -136,9 +136,11 @@ class Run:
                     f"the same command goes on from there."
                 )
 
-    def report(self) -> None:
-        """Reports what was made, and raises `Failed` for what was not."""
+    def report(self, sheet: Callable[[Path, Sequence[Record]], Path] | None = None) -> None:
+        """Reports what was made, and raises `Failed` for what was not. A `sheet` of it is made first, if there is to be
+        one."""
         self._gallery.write(self._failures, running=False)
+        drawn = sheet(self._orders.folder, list(self._journal)) if sheet else None
         console = self._console
         if self._cuts > SHOWN:
             console.warn(f"{self._cuts - SHOWN} more prompts were cut off.")
@@ -146,12 +148,13 @@ class Run:
             console.say(self._table())
         failing = bool(self._problem or self._failures)
         if console.machine:
-            console.result(json.dumps(self._as_json()), failing)
+            said = self._as_json() | ({"sheet": str(drawn)} if drawn else {})
+            console.result(json.dumps(said), failing)
         elif console.quiet:
             for record in self._journal:
                 console.result(str(self._orders.folder / record.file), failing)
         else:
-            console.result(str(self._gallery.index), failing)
+            console.result(str(drawn or self._gallery.index), failing)
         if self._problem:
             raise self._problem
         if self._failures:

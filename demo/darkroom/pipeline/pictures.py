@@ -190,12 +190,12 @@ def save(pixels: np.ndarray, folder: Path, pipeline: str, recipe: dict[str, Any]
     return path
 
 
-def upscaled(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> the same `factor` times as large."""
+def upscaled(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """(H, W, 3) uint8 -> the same `factor` times as large, by Lanczos resampling."""
     if factor == 1:
         return pixels
-    height, width = pixels.shape[:2]
-    return np.array(Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.LANCZOS))
+    height, width = (round(side * factor) for side in pixels.shape[:2])
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def encoded(pixels: np.ndarray, kind: str, recipe: dict[str, Any] | None) -> bytes:
@@ -260,6 +260,7 @@ def _text_chunks(recipe: dict[str, Any]) -> PngImagePlugin.PngInfo:
         "Lora hashes": " ".join(lora["sha256"][:10] for lora in request["loras"]) or None,
         "TI hashes": ", ".join(f"{each['word']}: {each['sha256'][:10]}" for each in request.get("embeddings", ()))
         or None,
+        "Upscale": request.get("upscale", 1) if request.get("upscale", 1) != 1 else None,
         "Denoising strength": request.get("image_strength"),
         "Mask blur": (request.get("mask") or {}).get("blur") or None,
         "Version": f"darkroom {recipe['darkroom']}",

@@ -506,7 +506,7 @@ class StepBatcher:
 
     @staticmethod
     def _picture(image: _Image) -> Made:
-        from darkroom.pipeline.pictures import to_bytes, with_the_rest
+        from darkroom.pipeline.pictures import to_bytes, upscaled, with_the_rest
 
         with image.clock.time("VAE-Dec", image.lane.vae):
             (picture,) = image.pipeline.decode(image.trajectory.sample)
@@ -515,7 +515,8 @@ class StepBatcher:
         if mask is not None and mask.keep:
             pixels = with_the_rest(pixels, image.original.pixels, image.original.mask)
         image.clock.pipeline = 1000 * (time.perf_counter() - image.arrived)
-        return Made(pixels, image.clock, tuple(sorted(image.batches, key=lambda batch: batch or 0)))
+        batches = tuple(sorted(image.batches, key=lambda batch: batch or 0))
+        return Made(upscaled(pixels, image.request.upscale), image.clock, batches)
 
 
 def all_of(futures: Iterable["Future[Made]"], then: Callable[[list[Made] | BaseException], None]) -> None:
