@@ -403,6 +403,37 @@ class TestBothFlavours:
         assert not {name for name in attributes if not hasattr(api, name) and name not in names}
 
 
+PLAIN = """
+import json, sys
+from pathlib import Path
+from darkroom.engines.runtime import Options
+from darkroom.engines.tensorrt.runtime import TensorRt
+from tests.engines.stand_ins import CudaStandIn
+from tests.engines.test_tensorrt_build import JOB, graph
+folder = Path(sys.argv[1])
+options = Options(ws=True, workspace=0.5, optimization_level=2, timing_cache=str(folder / "times"))
+runtime = TensorRt(options, cuda_api=CudaStandIn(capability=(9, 0)))
+made = runtime.build(JOB, graph(folder / "model.onnx"), folder, lambda *_: True)
+print(json.dumps([runtime.version(), runtime.device(), runtime.is_meant_for_this_gpu(), made]))
+"""
+"""Builds by plain TensorRT, in a process of its own: Polygraphy knows one flavour alone."""
+
+
+def test_plain_tensorrt_builds_for_the_gpu_at_hand(tmp_path: Path) -> None:
+    path = os.pathsep.join(map(str, (ROOT / "tests" / "engines" / "plain", ROOT / "demo", ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    version, device, meant, made = json.loads(done.stdout.splitlines()[-1])
+    assert (version, device, meant) == ("tensorrt 11.4.0", "Stand-In 9000 (9.0)", True)
+    assert made["engines"]["engine.plan"]["tensors"]["latents"]["most"] == [1, 4, 8, 8]
+    assert (tmp_path / "engine.plan").stat().st_size > 1000 and (tmp_path / "times").exists()
+
+
 def test_every_option_that_changes_engines_changes_the_key() -> None:
     asked = [
         {},
