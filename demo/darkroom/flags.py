@@ -343,8 +343,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             most=100, scripts=(FLOW,), needs="ws"),
         Flag("transformer_ws_percentage", "N", "the same of the transformer's", int, least=0, most=100,
             scripts=(FLOW,), needs="ws"),
-        Flag("fp8", "", "has no effect: these engines compute in fp32, fp16 or bf16", bool, scripts=(FLOW,)),
-        Flag("quantization_level", "N", "has no effect, as --fp8", float, scripts=(FLOW,), needs="fp8"),
+        Flag("int8", "", "has no effect: these engines compute in fp32, fp16 or bf16", bool),
+        Flag("fp8", "", "has no effect, as --int8", bool),
+        Flag("quantization_level", "N", "has no effect, as --int8", float),
     ),
     "folders": (
         Flag("onnx_dir", "DIR", "ONNX graphs; default: onnx", also=(*TOOLS, STORES)),

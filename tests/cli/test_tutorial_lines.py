@@ -12,6 +12,8 @@ from tests.support import Studio, assert_refused
 
 TO_THE_HUB = [
     'demo_txt2img.py "a mountain in spring" --hf-token=hf_x --version 1.5',
+    'demo_txt2img.py "a mountain in spring" --hf-token=hf_x --version 1.5 --int8',
+    'demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --fp8 --quantization-level 3',
     'demo_img2img.py "a dreamlike valley" --hf-token=hf_x --input-image=INPUT --version 1.5',
     'demo_inpaint.py "a robot on a bench" --hf-token=hf_x --input-image=INPUT --mask-image=INPUT --version 1.5',
     'demo_controlnet.py "a lecture in a bright hall" --controlnet-type depth --hf-token=hf_x --denoising-steps 20 '
@@ -45,13 +47,6 @@ TO_THE_HUB = [
     'demo_txt2img_flux.py "a latte" --hf-token=hf_x --lora-path "SebastianBodza/flux_lora_aquarel_watercolor" '
     "--lora-weight 1.0",
     'demo_img2img_flux.py "a house with two floors" --hf-token=hf_x --input-image INPUT --image-strength 0.95',
-]
-
-REFUSED = [
-    ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --int8', "--int8"),
-    ('demo_txt2img.py "a mountain in spring" --hf-token=hf_x --fp8', "--fp8"),
-    ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --int8', "--int8"),
-    ('demo_txt2img_xl.py "a rider on mars" --version xl-1.0 --fp8 --quantization-level 3', "is not a flag"),
 ]
 
 
@@ -92,7 +87,11 @@ def test_bf16_acts_where_the_machine_has_it(offered: tuple[str, ...], away: Stud
     assert ("--bf16 does nothing here" in ended.err) == ("bf16" not in offered)
 
 
-@pytest.mark.parametrize(("line", "said"), REFUSED)
-def test_line_is_refused_by_the_flag(line: str, said: str, away: Studio) -> None:
-    its, words = given(line, away)
-    assert_refused(its.here(*words, *away.folders()), said)
+def test_eight_bits_are_a_warning_where_auto_takes_an_engine_without_and_refused_of_tensorrt(away: Studio) -> None:
+    its, words = given('demo_txt2img.py "a mountain" --version 1.5 --int8 --fp8 --quantization-level 3', away)
+    where = [f"--framework-model-dir={away.root / 'models'}", *away.folders()[-1:]]
+    ended = its.here(*words, *where)
+    assert ended.code == 1 and ended.err.count("does nothing here") == 3
+    for flag in ("--int8", "--fp8", "--quantization-level=3"):
+        ended = its.here("a mountain", "--version=1.5", flag, "--engine=tensorrt", *where)
+        assert_refused(ended, flag.split("=")[0])

@@ -81,9 +81,8 @@ def stores_of(folders: Folders, console: Console) -> tuple[Store, Store]:
 
 def options_of(flags: argparse.Namespace) -> Options:
     """The options that some engines alone take."""
-    for needed in ("ws", "fp8"):
-        if not getattr(flags, needed, None):
-            refuse_without(flags, needed)
+    if not getattr(flags, "ws", None):
+        refuse_without(flags, "ws")
     refuse_wrong(flags, "t5_ws_percentage", "transformer_ws_percentage")
     asked = {field.name: getattr(flags, field.name) for field in fields(Options) if hasattr(flags, field.name)}
     if getattr(flags, "prompts", None) is not None:

@@ -36,6 +36,7 @@ class Options:
     workspace: float | None = None
     timing_cache: str | None = None
     build_enable_refit: bool = False
+    int8: bool = False
     fp8: bool = False
     quantization_level: float | None = None
     ws: bool = False

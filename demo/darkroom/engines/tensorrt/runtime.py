@@ -164,11 +164,14 @@ class TensorRt(Runtime):
                 "--build-enable-refit has no effect: LoRAs are fused into an engine's weights, and another LoRA makes "
                 "another engine. Leave it out."
             )
-        if options.fp8:
-            raise InvalidRequest(
-                "--fp8 is not supported: TensorRT engines compute in fp32, fp16 or bf16. Leave it out, or take "
-                "--quantization fp8 with --engine torch-compile."
-            )
+        for kind in ("int8", "fp8"):
+            if getattr(options, kind):
+                raise InvalidRequest(
+                    f"--{kind} is not supported: TensorRT engines compute in fp32, fp16 or bf16. Leave it out, or take "
+                    f"--quantization {kind} with --engine torch-compile."
+                )
+        if options.quantization_level is not None:
+            raise InvalidRequest("--quantization-level is not supported: TensorRT engines compute in no 8 bits.")
         if options.optimization_level is not None and options.optimization_level not in LEVELS:
             raise InvalidRequest(
                 f"--optimization-level must be from {LEVELS[0]} to {LEVELS[-1]}, not {options.optimization_level}."
