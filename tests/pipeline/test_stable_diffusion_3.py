@@ -32,8 +32,7 @@ from tests.support import (
 )
 
 PROMPT = "a red apple on the house"
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("jax", "torch-compile")]
-RUNTIMES = ("openvino", "onnxruntime", "torch", *SLOW)
+RUNTIMES = ("openvino", "onnxruntime", "torch", pytest.param("jax", marks=pytest.mark.slow))
 SAME_AS_DIFFUSERS, SAME_IN_A_BATCH = 45, 50
 """dB."""
 VISIBLE = 40
