@@ -218,6 +218,7 @@ TXT2IMG_SD3 = Script(
     unnamed=Version("", "", 0, steps=28, guidance_scale=7.0),
     flow=True,
     may_start=True,
+    strength=0.6,
 )
 
 TXT2IMG_SD35 = Script(
@@ -240,8 +241,9 @@ TXT2IMG_SD35 = Script(
     unnamed=Version("", "", 0, steps=40, guidance_scale=4.5),
     flow=True,
     may_start=True,
+    strength=0.6,
 )
-"""Steps and scales are those of the models' cards."""
+"""Steps and scales are those of the models' cards, the strength that of diffusers' pipeline."""
 
 FLUX_1 = _named(
     Version("flux.1-dev", "black-forest-labs/FLUX.1-dev", 1024, steps=28, guidance_scale=3.5),

@@ -20,7 +20,6 @@ WORDS = {
     "of_prompts": "",
     "workers": "",
     "warmup_runs": "0",
-    "strength": "0.8",
 }
 """The words in the help of flags that depend on the script, unless it has its own."""
 
@@ -41,13 +40,13 @@ def parsed(script: Script, arguments: Sequence[str] | None = None) -> argparse.N
 def parser_of(script: Script) -> Parser:
     """Every flag of a script that makes pictures. One that is left out is None, or False where it takes no value."""
     versions = list(script.versions)
-    words = {"versions": ", ".join(versions), "version": versions[0]}
+    words = {"versions": ", ".join(versions), "version": versions[0], "strength": f"{script.strength:g}"}
     if script.refiner:
         words |= {"version": f"{versions[0]}, with --enable-refiner {script.real}", "refiner": script.refiner.source}
     if script.few_steps:
         words["version"] = f"{versions[0]}, with --lcm-lora {script.of_many_steps}"
     if script.from_image:
-        words |= {"size": "the input image's own", "strength": f"{script.strength:g}"}
+        words["size"] = "the input image's own"
     else:
         words |= {"of_prompts": f", with --prompts {SLOTS}", "workers": WORKERS}
     parser = Parser(
