@@ -72,7 +72,16 @@ def test_brackets_escapes_and_breaks(prompt: str, parts: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a [cat:dog:0.5]", "[cat:5]", "[cat|dog]", "a cat AND a dog", "a <lora:style:0.8> cat"]
+    "prompt",
+    [
+        "a [cat:dog:0.5]",
+        "[cat:5]",
+        "[cat|dog]",
+        "a cat AND a dog",
+        "a <lora:style:0.8> cat",
+        "(cat:-99999)",
+        f"{'(' * 99}cat",
+    ],
 )
 def test_what_the_syntax_has_beside_is_refused_by_name(prompt: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="--prompt-syntax a1111: "):

@@ -22,6 +22,9 @@ from darkroom.text.tokenizer import Tokenizer, told_of_cut
 STRONGER, WEAKER = 1.1, 1 / 1.1
 """What (round) and [square] brackets multiply weights by."""
 
+MOST_WEIGHT = 1000
+"""More is a slip of the keyboard, and comes to what is no number."""
+
 BACK_TO_COMMA = 20
 """Where a chunk ends within so many tokens behind a comma, these begin the next one: the web interface's default."""
 
@@ -198,6 +201,10 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> tuple[Chunk, ...]:
         if part is None:
             end(len(ids))
             continue
+        if abs(part[1]) > MOST_WEIGHT:
+            raise InvalidRequest(
+                f"--prompt-syntax a1111: {part[0][:40]!r} counts {part[1]:g} times; {MOST_WEIGHT} is the most."
+            )
         for word in tokenizer.words(part[0]):
             if len(ids) + len(word) > room:
                 back = comma is not None and len(ids) == room and len(ids) - comma < BACK_TO_COMMA
