@@ -123,10 +123,62 @@ def mmdit(transformer: Any) -> dict[str, Any]:
     return made
 
 
+def original_flux(pipeline: Any) -> dict[str, Any]:
+    """The same of a Flux.1, as ComfyUI publishes it with its text encoders."""
+    tensors = {f"model.diffusion_model.{name}": value for name, value in bfl(pipeline.transformer).items()}
+    vae = vae_tensors(pipeline.vae.state_dict(), len(pipeline.vae.encoder.down_blocks))
+    tensors |= {f"vae.{name}": value for name, value in vae.items()}
+    for name, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"text_encoders.clip_l.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    t5 = pipeline.text_encoder_2.state_dict().items()
+    tensors |= {f"text_encoders.t5xxl.transformer.{name}": value for name, value in t5 if "embed_tokens" not in name}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def bfl(transformer: Any) -> dict[str, Any]:
+    """The tensors of Flux's transformer under the names of Black Forest Labs."""
+    import torch
+
+    state, made = transformer.state_dict(), {}
+    names = {"context_embedder": "txt_in", "x_embedder": "img_in", "proj_out": "final_layer.linear"}
+    for ours, theirs in (("timestep", "time"), ("guidance", "guidance"), ("text", "vector")):
+        for number, layer in ((1, "in_layer"), (2, "out_layer")):
+            names[f"time_text_embed.{ours}_embedder.linear_{number}"] = f"{theirs}_in.{layer}"
+    fused = {}
+    for block in range(len(transformer.transformer_blocks)):
+        ours, theirs = f"transformer_blocks.{block}", f"double_blocks.{block}"
+        for side, context, place, out, norm in (
+            ("img", "", "to_{}", "to_out.0", "norm_{}"),
+            ("txt", "_context", "add_{}_proj", "to_add_out", "norm_added_{}"),
+        ):
+            names[f"{ours}.norm1{context}.linear"] = f"{theirs}.{side}_mod.lin"
+            names[f"{ours}.ff{context}.net.0.proj"] = f"{theirs}.{side}_mlp.0"
+            names[f"{ours}.ff{context}.net.2"] = f"{theirs}.{side}_mlp.2"
+            names[f"{ours}.attn.{out}"] = f"{theirs}.{side}_attn.proj"
+            fused[f"{theirs}.{side}_attn.qkv"] = [f"{ours}.attn.{place.format(each)}" for each in "qkv"]
+            for each, word in (("q", "query"), ("k", "key")):
+                weight = state[f"{ours}.attn.{norm.format(each)}.weight"]
+                made[f"{theirs}.{side}_attn.norm.{word}_norm.scale"] = weight
+    for block in range(len(transformer.single_transformer_blocks)):
+        ours, theirs = f"single_transformer_blocks.{block}", f"single_blocks.{block}"
+        names |= {f"{ours}.norm.linear": f"{theirs}.modulation.lin", f"{ours}.proj_out": f"{theirs}.linear2"}
+        fused[f"{theirs}.linear1"] = [*(f"{ours}.attn.to_{each}" for each in "qkv"), f"{ours}.proj_mlp"]
+        for each, word in (("q", "query"), ("k", "key")):
+            made[f"{theirs}.norm.{word}_norm.scale"] = state[f"{ours}.attn.norm_{each}.weight"]
+    for kind in ("weight", "bias"):
+        made |= {f"{its}.{kind}": state[f"{own}.{kind}"] for own, its in names.items() if f"{own}.{kind}" in state}
+        made |= {f"{its}.{kind}": torch.cat([state[f"{each}.{kind}"] for each in own]) for its, own in fused.items()}
+        last = state[f"norm_out.linear.{kind}"]
+        made[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat(last.chunk(2)[::-1])
+    return made
+
+
 def write(pipeline: Any, path: Path) -> Path:
     from safetensors.torch import save_file
 
-    save_file(original_sd3(pipeline) if hasattr(pipeline, "text_encoder_3") else original(pipeline), path)
+    kind = type(pipeline).__name__
+    layouts = {"FluxPipeline": original_flux, "StableDiffusion3Pipeline": original_sd3}
+    save_file(layouts.get(kind, original)(pipeline), path)
     return path
 
 

@@ -1,5 +1,6 @@
 """One file in the original layout is the same model as the folder it was written from."""
 
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from darkroom.checkpoint.single_file import published_config  # noqa: E402
 from darkroom.errors import InvalidRequest  # noqa: E402
-from tests.checkpoint.original_layout import mmdit, write  # noqa: E402
+from tests.checkpoint.original_layout import bfl, mmdit, write  # noqa: E402
 from tests.support import (  # noqa: E402
+    SENTENCE,
     SOON,
     Diffusers,
     Studio,
@@ -23,6 +25,7 @@ from tests.support import (  # noqa: E402
     edit_json,
     one_line,
     psnr,
+    write_tiny_flux_model,
 )
 
 PROMPT = "a red apple on the house"
@@ -73,6 +76,22 @@ def test_stable_diffusion_3(studio: Studio, tiny_sd3_model: Path, tmp_path: Path
     assert psnr(without.pictures[0], expected) >= SAME_AS_DIFFUSERS
 
 
+def test_flux(studio: Studio, tmp_path: Path) -> None:
+    from diffusers.loaders import single_file_utils
+
+    model, flux = write_tiny_flux_model(tmp_path / "flux"), replace(studio, script="demo_txt2img_flux.py")
+    diffusers = Diffusers(model)
+    transformer = diffusers.pipeline.transformer.state_dict()
+    convert = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
+    exec(convert.replace("3072", "48"), scope := dict(vars(single_file_utils)))  # it is for one width
+    made = scope["convert_flux_transformer_checkpoint_to_diffusers"](bfl(diffusers.pipeline.transformer))
+    assert made.keys() == transformer.keys() and all(torch.equal(made[name], transformer[name]) for name in made)
+    file, size = write(diffusers.pipeline, tmp_path / "flux.safetensors"), {"height": 64, "width": 64}
+    drawn = flux.draw(PROMPT, model=file, config=model, guidance_scale=3.5, engine="torch", **size)
+    (expected,) = diffusers.draw(PROMPT, guidance_scale=3.5, max_sequence_length=SENTENCE, **size)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+
+
 def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, half)
@@ -92,6 +111,8 @@ def test_its_own_precision_is_kept(studio: Studio, tiny_model: Path, file: Path,
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias", 4608, "3-medium-diffusers"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn2.qkv.bias", 4608, "3.5-medium"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.bias", 7296, "3.5-large"),
+        ("model.diffusion_model.guidance_in.in_layer.weight", 256, "FLUX.1-dev"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.bias", 9216, "FLUX.1-schnell"),
     ],
 )
 def test_the_published_architectures_are_told_by_their_tensors(

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.catalog import SD, SD3, SDXL
+from darkroom.checkpoint.catalog import FLUX, SD, SD3, SDXL
 from darkroom.checkpoint.folder import SAFETENSORS, in_lower_case, read_header, read_metadata
 from darkroom.checkpoint.original import OriginalFile, empty_network, markers_in
 from darkroom.errors import InvalidRequest
@@ -34,6 +34,8 @@ PUBLISHED = (
     (JOINT_BLOCK.format("attn2"), 4608, SD3, "stabilityai/stable-diffusion-3.5-medium"),
     (JOINT_BLOCK.format("attn"), 4608, SD3, "stabilityai/stable-diffusion-3-medium-diffusers"),
     (JOINT_BLOCK.format("attn"), 7296, SD3, "stabilityai/stable-diffusion-3.5-large"),
+    ("model.diffusion_model.guidance_in.in_layer.weight", 256, FLUX, "black-forest-labs/FLUX.1-dev"),
+    ("model.diffusion_model.double_blocks.0.img_attn.qkv.bias", 9216, FLUX, "black-forest-labs/FLUX.1-schnell"),
 )
 """A tensor that tells an architecture, the last of its sizes, its family, and the repository that has its
 configuration; None where several have it, of OF_SD2."""

@@ -27,17 +27,23 @@ class Flux(Family):
     title = "Flux.1"
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline")
     parts: ClassVar = {
-        "text_encoder": replace(StableDiffusion.parts["text_encoder"], original=()),
+        "text_encoder": replace(
+            StableDiffusion.parts["text_encoder"], original=(("text_encoders.clip_l.transformer.", "clip"),)
+        ),
         "text_encoder_2": Part(
-            "transformers:T5EncoderModel", {"d_model": 512, "vocab_size": 32128}, "model", "tokenizer_2"
+            "transformers:T5EncoderModel",
+            {"d_model": 512, "vocab_size": 32128},
+            "model",
+            "tokenizer_2",
+            original=(("text_encoders.t5xxl.transformer.", "t5"),),
         ),
         "transformer": Part(
             "diffusers:FluxTransformer2DModel",
             {"in_channels": 64, "num_attention_heads": 24, "attention_head_dim": 128},
             lora=("transformer.", "lora_transformer_", "lora_unet_", "lycoris_", "diffusion_model."),
-            original=(("model.diffusion_model.", "bfl"), ("", "bfl")),
+            original=(("model.diffusion_model.", "bfl"),),
         ),
-        "vae": replace(VAE, original=()),
+        "vae": replace(VAE, original=(("vae.", "vae"), *VAE.original)),
     }
     denoiser = "transformer"
     multiple = 16
