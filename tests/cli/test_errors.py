@@ -317,7 +317,6 @@ def test_flags_for_nvidia_gpus_are_a_warning_where_auto_takes_another_engine(stu
     [
         (("--t5-ws-percentage=50",), "--t5-ws-percentage has no effect without --ws"),
         (("--ws", "--transformer-ws-percentage=101"), "--transformer-ws-percentage must be a number from 0 to 100"),
-        (("--quantization-level=4",), "--quantization-level has no effect without --fp8"),
         (("--low-vram", "--engine=jax"), "--low-vram has no effect with --engine jax"),
     ],
 )
