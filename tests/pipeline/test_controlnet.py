@@ -13,7 +13,7 @@ from darkroom.checkpoint.original import of_controlnet
 from darkroom.files import read_json
 from darkroom.pipeline.edges import canny
 from tests.pipeline.test_image_to_image import PROMPT, photograph
-from tests.support import Diffusers, Studio, assert_refused, edit_json, flags, listing, louder, psnr
+from tests.support import Diffusers, Studio, assert_refused, changed_copy, edit_json, flags, listing, louder, psnr
 
 SAME_AS_DIFFUSERS, VISIBLE = 45, 40
 """dB."""
@@ -86,8 +86,9 @@ class Reference:
             pipeline.scheduler = getattr(diffusers, name).from_config(own.config, **overrides)
         shown = given[0] if count == 1 else given
         asked = {"guidance_scale": 7.5, "num_inference_steps": 6} | more
+        asked = {"generator": [torch.Generator("cpu").manual_seed(5)]} | asked
         asked |= {"control_image": shown} if step else {"image": shown}
-        made = pipeline([PROMPT], generator=[torch.Generator("cpu").manual_seed(5)], **asked)
+        made = pipeline([PROMPT], **asked)
         return np.array(made.images[0])
 
 
@@ -168,6 +169,22 @@ def test_without_guidance_and_from_a_picture(pair: Any, maps: list[Path], tmp_pa
     assert psnr(made, expected) >= SAME_AS_DIFFUSERS
 
 
+@pytest.mark.parametrize("pair", ["xl"], indirect=True)
+def test_a_refiner_goes_on_without_them(pair: Any, maps: list[Path], tiny_refiner: Path) -> None:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    studio, folders, reference = pair
+    asked = {"enable_refiner": True, "refiner_model": tiny_refiner, "image_strength": 0.5}
+    made = draw(studio, folders[:1], maps, engine="torch", **asked)
+    generator = [torch.Generator("cpu").manual_seed(5)]
+    latents = torch.from_numpy(reference.draw(1, maps, generator=generator, output_type="latent"))
+    refiner = DiffusionPipeline.from_pretrained(tiny_refiner)
+    refined = {"image": latents[None], "strength": 0.5, "guidance_scale": 7.5, "num_inference_steps": 6}
+    expected = refiner([PROMPT], generator=generator, **refined).images[0]
+    assert psnr(made, np.array(expected)) >= SAME_AS_DIFFUSERS
+
+
 def original(folder: Path, prefix: str, file: Path) -> Path:
     """The ControlNet of a folder under the names of the original, which are those that diffusers reads."""
     from diffusers import ControlNetModel
@@ -214,6 +231,14 @@ class TestControlNets:
         assert_refused(studio.here(*rest, *where), "--control-image")
         other = [*rest[:-1], str(folders[1]), "--control-image", str(maps[0])]
         assert_refused(studio.here(*other, *where), "other weights")
+
+    def test_a_model_that_has_some_already_needs_them_named(self, pair: Any, maps: list[Path], tmp_path: Path) -> None:
+        studio, folders, _ = pair
+        model = tmp_path / "model"
+        changed_copy(studio.model, model, lambda folder: shutil.copytree(folders[0], folder / "controlnet"))
+        edit_json(model / "model_index.json", controlnet=["diffusers", "ControlNetModel"])
+        ended = studio.here(PROMPT, f"--model={model}", "--engine=torch", *studio.folders())
+        assert_refused(ended, "1 ControlNets", "--controlnet")
 
     def test_edges_are_drawn_for_the_type_canny(self, pair: Any, maps: list[Path], tmp_path: Path) -> None:
         from darkroom.cli.controls import Controls

@@ -104,7 +104,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
             return
     models = models_of(script, settings, runtime, vae, console, controls.sources)
     base = models.preparer(version, config=flags.config)
-    refiner = models.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
+    of_refiner = replace(models, controlnets=())
+    refiner = of_refiner.preparer(second, settings.onnx_refiner_dir, settings.engine_refiner_dir) if second else None
     if refiner is not None:
         _check_same_latents(base, refiner)
     refuse_inpainting(base, script)

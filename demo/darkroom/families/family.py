@@ -69,8 +69,8 @@ class Traits:
     along each side. `embeds_guidance`: the denoiser is called once, and given the guidance scale.
     `zeros_for_empty_prompt`: it was trained with zeros, not an empty prompt's embeddings, for guidance to lead away
     from. `inpaints`: the denoiser is given a mask and what it leaves of a picture. `controls` counts the ControlNets
-    that it is computed with. `rows` name text encoders and
-    denoiser in the timing table. `facts` are what only the family itself reads.
+    that it is computed with. `rows` name text encoders and denoiser in the timing table. `facts` are what only the
+    family itself reads.
     """
 
     family: str
@@ -85,7 +85,7 @@ class Traits:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def check(self, request: Request) -> None:
-        """Raises `InvalidRequest` for texts that this model has no use for."""
+        """Raises `InvalidRequest` for texts that this model has no use for, and where ControlNets lack maps."""
         for name in request.negative_prompts if self.embeds_guidance else ():
             raise InvalidRequest(
                 f"{option(name)} has no effect: this model is called once, with the guidance scale as an input."
@@ -93,6 +93,11 @@ class Traits:
         for name in ("prompt_2", "negative_prompt_2") if len(self.texts) < 2 else ():
             if getattr(request, name) is not None:
                 raise InvalidRequest(f"{option(name)} has no effect: this model has one text encoder.")
+        if len(request.controls) != self.controls:
+            raise InvalidRequest(
+                f"this model is computed with {self.controls} ControlNets, and there are maps for "
+                f"{len(request.controls)}: name them all with --controlnet."
+            )
 
     def guided(self, request: Request) -> bool:
         """Whether the request takes a denoiser with classifier-free guidance in its graph."""
