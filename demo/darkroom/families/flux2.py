@@ -16,6 +16,7 @@ WORDS = 512
 """Tokens that are read of a prompt, and of what is put around it."""
 
 LAYERS_READ = 27
+"""Of the text encoder; that it has more is needed, as what transformers returns of its last is normalised."""
 
 LONG = 4300
 """Tokens of a picture from which on the shift does not depend on the number of steps."""
@@ -53,7 +54,7 @@ class Flux2Klein(Family):
             raise ValueError("its transformer is given a guidance scale, which klein is not")
         if text["num_hidden_layers"] <= LAYERS_READ:
             raise ValueError(
-                f"its text encoder has {text['num_hidden_layers']} layers, of which the 27th cannot be read"
+                f"its text encoder has {text['num_hidden_layers']} layers, where more than {LAYERS_READ} are needed"
             )
         if self._padding(model) is None:
             raise ValueError("its text encoder's configuration names no token that prompts are filled up with")
