@@ -30,8 +30,9 @@ from darkroom.engines.runtime import Options  # noqa: E402
 from darkroom.errors import DarkroomError  # noqa: E402
 from darkroom.files import written  # noqa: E402
 from darkroom.noise import NoiseStream  # noqa: E402
+from darkroom.pipeline.timing import StageClock  # noqa: E402
 from darkroom.prepare import Preparer  # noqa: E402
-from darkroom.request import Request  # noqa: E402
+from darkroom.request import Batch, Request  # noqa: E402
 from darkroom.schedule import SCHEDULERS  # noqa: E402
 from darkroom.store.store import Store  # noqa: E402
 
@@ -151,8 +152,8 @@ def references(model: Path, folder: Path) -> tuple[Drawn, dict[str, Drawn]]:
     return right, dict(zip(CONTROLS, wrong, strict=True))
 
 
-def by_engine(model: Path, folder: Path, engine: str, precision: str, options: Options) -> Drawn:
-    """What an engine draws of the probe, in the last of its runs."""
+def by_engine(model: Path, folder: Path, engine: str, precision: str, options: Options, size: int = 128) -> Drawn:
+    """What an engine draws of the probe, in the last of its runs. `size` is the model's, in pixels."""
     graphs, engines = Store(folder / "onnx"), Store(folder / "engines")
     checkpoint = open_checkpoint(model, engines.fingerprints)
     preparer = Preparer(checkpoint, find_runtime(engine, options), graphs, engines, name=model.name)
@@ -166,14 +167,16 @@ def by_engine(model: Path, folder: Path, engine: str, precision: str, options: O
         guidance_scale=PROBE.guidance_scale,
         denoising_steps=PROBE.denoising_steps,
         seed=PROBE.seed,
-        height=128,
-        width=128,
+        height=size,
+        width=size,
     )
     pipeline = preparer.prepare(request).pipeline
+    seeds = tuple(range(PROBE.seed, PROBE.seed + len(PROBE.prompts)))
+    batch = Batch(0, PROBE.prompts, seeds)
     for _ in range(RUNS):
         pipeline.forget()
-        streams = [NoiseStream(PROBE.seed + index) for index in range(len(PROBE.prompts))]
-        *_, latents = pipeline.denoise(streams, pipeline.condition(PROBE.prompts))
+        streams = [NoiseStream(seed) for seed in batch.seeds]
+        *_, latents = pipeline.denoise(streams, pipeline.begin(batch, streams, None, StageClock()))
         pictures = pipeline.decode(latents)
     return Drawn(latents, pictures)
 

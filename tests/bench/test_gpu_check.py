@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from benchmarks import gpu_check, parity
 from benchmarks.gpu_check import PARITY, TABLE, Job, check, jobs, main, requirements
+from benchmarks.parity import PROBE
 from darkroom.bench.architectures import MODELS
 from darkroom.bench.results import read
 from darkroom.checkpoint.catalog import EMBEDDED
@@ -234,6 +235,11 @@ class TestParity:
         found = self.off(right, decibels, images)
         beaten, told = parity.verdict(right, wrong, found, least)
         assert beaten == good and told.count("(near reaches ") == 2
+
+    def test_latents_and_pictures_are_those_of_diffusers(self, tiny_model: Path, tmp_path: Path) -> None:
+        (expected,) = parity.by_diffusers(tiny_model, [PROBE])
+        found = parity.by_engine(tiny_model, tmp_path, "torch", "fp32", Options(), size=64)
+        assert min(map(min, expected.likeness(found).values())) > parity.LEAST["fp32"]
 
     @pytest.mark.slow
     def test_the_probe_tells_wrong_ones_from_rounded_ones(self, tmp_path: Path) -> None:
