@@ -139,6 +139,18 @@ def test_without_t5_there_are_zeros(named: bool, sd3: Studio, diffusers: Diffuse
     assert psnr(expected, diffusers.draw(PROMPT, max_sequence_length=32)[0]) < VISIBLE
 
 
+def test_a_tiny_autoencoder_takes_the_place_of_its_own(sd3: Studio, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(3)
+    sizes = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    tiny = AutoencoderTiny(latent_channels=16, scaling_factor=1.0, shift_factor=0.0, **sizes)
+    tiny.save_pretrained(tmp_path / "tiny")
+    drawn = sd3.draw(PROMPT, vae=tmp_path / "tiny", engine="torch", guidance_scale=7.5)
+    (expected,) = Diffusers(sd3.model, vae=tiny.eval()).draw(PROMPT)
+    assert psnr(drawn.pictures[0], expected) >= SAME_AS_DIFFUSERS
+
+
 def test_the_shift_follows_the_size_where_the_scheduler_says_so(sd3: Studio, tmp_path: Path) -> None:
     def change(folder: Path) -> None:
         edit_json(folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True, base_shift=-0.5)

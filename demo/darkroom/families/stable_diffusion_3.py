@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from darkroom.contract import DENOISER, Stage, Tensor
-from darkroom.families.family import Family, Model, Part, Traits, denoiser_inputs
+from darkroom.families.family import TINY_VAE, Family, Model, Part, Traits, denoiser_inputs
 from darkroom.families.stable_diffusion import VAE, StableDiffusion
 from darkroom.families.stable_diffusion_xl import StableDiffusionXl
 from darkroom.schedule import Chosen, shift_mu
@@ -82,7 +82,7 @@ class StableDiffusion3(Family):
             raise ValueError(f"its transformer makes {made} channels of {transformer['in_channels']}")
         if self.free_multiple(model) != self.multiple:
             raise ValueError(f"a token of its transformer covers {self.free_multiple(model)} pixels, not 16")
-        if vae.get("latents_mean") is not None or vae.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        if vae.get("latents_mean") is not None or vae.get("_class_name") not in (None, "AutoencoderKL", TINY_VAE):
             raise ValueError("its VAE is of a kind that Darkroom does not support here")
 
     def _word(self, model: Model) -> int:
