@@ -195,7 +195,7 @@ def test_a_run_that_finds_its_engines_makes_the_same_pixels_and_imports_no_torch
 @pytest.mark.parametrize(
     ("asked", "others"),
     [({"shift": 2.0}, {"schedule"}), ({"max_sequence_length": 6}, {"t5", "transformer"})],
-    ids=str,
+    ids=["shift", "length"],
 )
 def test_keys_are_others_where_what_they_stand_for_is(asked: dict[str, Any], others: set[str], sd3: Studio) -> None:
     plain, found = (sd3.draw(PROMPT, **more).result["artefacts"] for more in ({}, asked))
