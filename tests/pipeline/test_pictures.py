@@ -2,6 +2,9 @@
 
 import json
 import re
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +316,35 @@ def test_grey_of_16_bits_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the top of the picture is its right side
     Image.fromarray(WIDE).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_pixels(tmp_path / "a.png", None, None)[..., 0], np.rot90(GREY, -1))
+
+
+def test_nothing_that_pillow_says_reaches_the_user(tmp_path: Path) -> None:
+    """Neither warnings nor what it logs, nor its names for what is wrong."""
+    picture = Image.new("RGB", (64, 64))
+    picture.save(tmp_path / "exif.jpg", exif=b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 0x0112, 2, 99999, 5))
+    picture.convert("P").save(tmp_path / "palette.png", transparency=bytes(256))
+    Image.new("1", (11000, 9000)).save(tmp_path / "large.png")
+    Image.new("1", (20000, 10000)).save(tmp_path / "larger.png")
+    (tmp_path / "text.png").write_text("a red apple")
+    picture.save(tmp_path / "samples.tif")
+    tags = bytearray((tmp_path / "samples.tif").read_bytes())
+    at = tags.index(struct.pack("<HHI", 277, 3, 1)) + 8  # samples per pixel
+    tags[at : at + 2] = struct.pack("<H", 2048)
+    (tmp_path / "samples.tif").write_bytes(tags)
+    program = """
+import sys
+from pathlib import Path
+from darkroom.errors import InvalidRequest
+from darkroom.pipeline.pictures import read_pixels
+for path in sorted(Path().iterdir()):
+    try:
+        read_pixels(path, 64, 64)
+    except InvalidRequest as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    refused = done.stdout.splitlines()
+    assert "larger.png cannot be read as a picture: it has too many pixels." in refused
+    assert "text.png cannot be read as a picture: it has no format that is known here." in refused
+    assert [line.split()[0] for line in refused] == ["larger.png", "samples.tif", "text.png"]

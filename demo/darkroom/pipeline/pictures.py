@@ -3,16 +3,18 @@
 import contextlib
 import io
 import json
+import logging
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from darkroom.contract import precisions_by_stage
-from darkroom.errors import Failed, InvalidRequest
+from darkroom.errors import Failed, InvalidRequest, gist
 from darkroom.files import written
 from darkroom.flags import PIXEL_MULTIPLE
 from darkroom.request import DENOISED_BY
@@ -23,6 +25,10 @@ Image.preinit()  # the formats of which one is PNG; or else the first picture th
 RECIPE_CHUNK = "darkroom"
 GALLERY_CHUNK = "parameters"
 """The text chunk, and its form, that gallery tools and web interfaces read settings from."""
+
+# What Pillow warns of and logs (many pixels, odd EXIF, too many samples) helps nobody: what cannot be read is refused.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is not a whole picture."""
@@ -77,7 +83,7 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as file:
             return np.array(_of_8_bits(upright(file)).convert("RGB"))
     except UNREADABLE as error:
-        raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
+        raise InvalidRequest(f"{path} cannot be read as a picture: {_why(error)}.") from None
 
 
 def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -93,7 +99,7 @@ def read_mask(path: Path, height: int, width: int) -> np.ndarray:
         with Image.open(path) as file:
             grey = _of_8_bits(upright(file)).convert("L")
     except UNREADABLE as error:
-        raise InvalidRequest(f"{path} cannot be read as a picture: {error}.") from None
+        raise InvalidRequest(f"{path} cannot be read as a picture: {_why(error)}.") from None
     return np.array(grey.resize((width, height), Image.Resampling.LANCZOS))
 
 
@@ -126,6 +132,15 @@ def upright(image: Image.Image) -> Image.Image:
     from PIL import ImageOps  # not above: those who make pictures wait for it, and have no use for it
 
     return ImageOps.exif_transpose(image)
+
+
+def _why(error: Exception) -> str:
+    """Half a sentence for what Pillow raises of a file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it has no format that is known here"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has too many pixels"
+    return (isinstance(error, OSError) and error.strerror) or gist(error)
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
@@ -216,7 +231,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InvalidRequest(f"--recipe {path}: there is no such file.") from None
     except UNREADABLE as error:
-        raise InvalidRequest(f"--recipe {path} is not a PNG that can be read: {error}.") from None
+        raise InvalidRequest(f"--recipe {path} is not a PNG that can be read: {_why(error)}.") from None
     if text is None:
         raise InvalidRequest(f"--recipe {path}: this picture carries no Darkroom recipe.")
     try:
