@@ -1,36 +1,46 @@
 #!/usr/bin/env python3
-"""A batch that requests join between steps, against a window of whole requests: same engines, same slots, same run.
+"""A batch that requests join between steps, against windows of requests: same engines, same slots, same run.
 
-    python benchmarks/serving.py [--version emoji] [--slots 8] [--clients 8] [--requests 32] [--rounds 5]
+    python benchmarks/serving.py --output benchmarks/results/serving.jsonl [--version emoji] [--slots 8] [--clients 8]
 
-The window batcher is what Triton's `dynamic_batching` makes of requests: it takes those that wait, up to the slots, and
-runs them together until the longest ends, and then takes the next. Arrivals are Poisson, near what the engines can do,
-by as many clients as there are, each with one request at a time. Both kinds take turns, the median of the rounds
-counts.
+A window takes those that wait, up to the slots, and none joins it. Everything else is as good as for the batch that is
+joined: an image that has had its steps leaves the UNet's calls, which go on with smaller engines; it is decoded and
+handed out while others are in the UNet; and the next window begins when the last image of one leaves the UNet, its
+texts encoded by then, not when that image is decoded. A window of equal steps holds the oldest request and those that
+are like it, so that nobody in it waits for longer ones; one of any steps is what Triton's `dynamic_batching` makes of
+requests.
+
+Arrivals are Poisson, near what the engines can do, by as many clients as there are, each with one request at a time.
+The batchers take turns, in another order each round, and the median of the rounds counts. Every round is a line of the
+output; medians are printed. It ends within --minutes, with fewer rounds on a slow machine.
 """
 
 import argparse
 import itertools
 import json
-import queue
 import random
 import statistics
 import sys
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
-
+from darkroom import __version__
+from darkroom.bench.machine import machine
+from darkroom.bench.results import append
 from darkroom.checkpoint.folder import open_checkpoint
 from darkroom.cli.prebuild import versions
 from darkroom.cli.settings import home
 from darkroom.engines import find_runtime
 from darkroom.prepare import Preparer
 from darkroom.request import Request
+from darkroom.schedule.bundle import Schedule
+from darkroom.schedule.table import Trajectory
+from darkroom.serving.batching import StepBatcher
 from darkroom.serving.planning import planned
 from darkroom.serving.service import Limits, Service
 from darkroom.store.store import Store
@@ -39,27 +49,48 @@ PROMPTS = ("a red apple", "a cat", "a rocket, noto style", "a slice of pizza, bl
 
 
 class WindowBatcher:
-    """Whole requests at a time: none joins before all of the last window are done, which are handed out together."""
+    """Images that begin together, on the engines of a batcher that has no others: see above."""
 
-    def __init__(self, batcher: Any, slots: int) -> None:
-        self._batcher, self._slots = batcher, slots
-        self._waiting: queue.Queue = queue.Queue()
+    def __init__(self, service: Service, batcher: StepBatcher, alike: bool) -> None:
+        self._service, self._batcher, self._alike = service, batcher, alike
+        self._waiting: list[tuple[Request, Future]] = []
+        self._changed = threading.Condition()
+        self._inside = 0
+        """Images that have steps to go."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def submit(self, requests: list[Request]) -> list[Future]:
-        futures = [Future() for _ in requests]
-        for request, future in zip(requests, futures, strict=True):
-            self._waiting.put((request, future))
+        futures: list[Future] = [Future() for _ in requests]
+        with self._changed:
+            self._waiting += zip(requests, futures, strict=True)
+            self._changed.notify()
         return futures
 
     def _run(self) -> None:
         while True:
-            window = [self._waiting.get()]
-            while len(window) < self._slots and not self._waiting.empty():
-                window.append(self._waiting.get())
-            made = [each.result() for each in self._batcher.submit([request for request, _ in window])]
-            for (_, future), picture in zip(window, made, strict=True):
-                future.set_result(picture)
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting and not self._inside)
+                steps = self._waiting[0][0].denoising_steps
+                fitting = [each for each in self._waiting if not self._alike or each[0].denoising_steps == steps]
+                window = fitting[: self._batcher.slots]
+                self._waiting = [each for each in self._waiting if each not in window]
+                self._inside = len(window)
+            requests = [request for request, _ in window]
+            watches = [partial(self._watch, len(self._service.table_of(request))) for request in requests]
+            made = self._batcher.submit(requests, watches=watches)
+            for inner, (_, future) in zip(made, window, strict=True):
+                inner.add_done_callback(partial(self._hand_out, future))
+
+    def _watch(self, steps: int, _: Trajectory, calls: int) -> None:
+        # A step before the end: the texts of the next window are encoded while the last step of this one is made.
+        if calls == max(1, steps - 1):
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify()
+
+    @staticmethod
+    def _hand_out(future: Future, inner: Future) -> None:
+        future.set_result(inner.result())
 
 
 def load(batcher: object, service: Service, steps: list[int], gaps: list[float], clients: int) -> dict[str, float]:
@@ -100,12 +131,15 @@ def load(batcher: object, service: Service, steps: list[int], gaps: list[float],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="a line is added for each round")
     parser.add_argument("--version", default="emoji")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each batcher and work, at most")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no round begins")
     flags = parser.parse_args()
+    end = time.monotonic() + 60 * flags.minutes
 
     version = versions()[flags.version]
     graphs, engines = Store(home() / "onnx"), Store(home() / "engines")
@@ -116,34 +150,47 @@ def main() -> None:
                       engine="openvino", **size)  # fmt: skip
     batches = sorted({*(2**power for power in range(flags.slots.bit_length())), flags.slots} - {0})
     batches = [batch for batch in batches if batch <= flags.slots]
-    schedules = [(None, steps) for steps in range(1, 31)]
+    schedules = [Schedule(None, steps) for steps in range(1, 31)]
     guided = (preparer.traits.guided(request),)
     plan = planned(preparer, request, "demo_txt2img.py", [(request.height, request.width)], batches, guided, schedules,
                    Limits())  # fmt: skip
     service = Service(plan)
-    joining = service.batcher(flags.slots, 10**6)
-    window = WindowBatcher(service.batcher(flags.slots, 10**6), flags.slots)
+    inner = [service.batcher(flags.slots, 10**6) for _ in range(3)]
+    batchers = {
+        "joined between steps": inner[0],
+        "windows of equal steps": WindowBatcher(service, inner[1], alike=True),
+        "windows of any steps": WindowBatcher(service, inner[2], alike=False),
+    }
     chance = random.Random(0)
     works = {
         "steps from 4 to 30": [chance.randint(4, 30) for _ in range(flags.requests)],
+        "steps of 10, 20 or 30": [chance.choice([10, 20, 30]) for _ in range(flags.requests)],
         "all alike, 17 steps": [17] * flags.requests,
     }
+    settings = {name: value for name, value in vars(flags).items() if name not in ("output", "minutes")}
+    facts = {"settings": settings | {"engine": "openvino"}, "machine": machine(), "darkroom": __version__}
+    # Near saturation: requests come as fast as they are done when nobody has to wait for them.
+    rates = {}
     for name, steps in works.items():
-        # Near saturation: requests come as fast as they are done when nobody has to wait for them.
-        waiting = [load(joining, service, steps, [0.0] * len(steps), flags.clients) for _ in range(3)]
-        rate = statistics.median(each["images_per_second"] for each in waiting)
-        found: dict[str, list[dict[str, float]]] = {"joining": [], "window": []}
-        for turn in range(flags.rounds):
+        waiting = [load(inner[0], service, steps, [0.0] * len(steps), flags.clients) for _ in range(2)]
+        rates[name] = max(each["images_per_second"] for each in waiting)
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for turn in range(flags.rounds):
+        for name, steps in works.items():
+            if time.monotonic() > end:
+                break
             chance = random.Random(turn)
-            gaps = [chance.expovariate(rate) for _ in steps]
-            for kind, batcher in (("joining", joining), ("window", window)):
-                found[kind].append(load(batcher, service, steps, gaps, flags.clients))
-        medians = {
-            kind: {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
-            for kind, rounds in found.items()
-        }
-        print(json.dumps({"work": name, "arrivals_per_second": round(rate, 3), "rounds": flags.rounds, **medians}))
-    joining.close()
+            gaps = [chance.expovariate(rates[name]) for _ in steps]
+            for kind in chance.sample(list(batchers), len(batchers)):
+                measured = load(batchers[kind], service, steps, gaps, flags.clients)
+                found.setdefault((name, kind), []).append(measured)
+                line = {"work": name, "batcher": kind, "round": turn, "arrivals_per_second": rates[name], **measured}
+                append(flags.output, line | facts)
+    for (name, kind), rounds in found.items():
+        medians = {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
+        print(json.dumps({"work": name, "batcher": kind, "rounds": len(rounds), **medians}))
+    for batcher in inner:
+        batcher.close()
 
 
 if __name__ == "__main__":
