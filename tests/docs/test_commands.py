@@ -39,7 +39,7 @@ LEFT_OUT = {
 }
 """What a command line holds, or ends with, that is not run, and why."""
 
-FROM_THE_HUB = re.compile(r"--version (1\.5|xl-1\.0|sd-turbo)\b|_flux\.py|_sd35?\.py")
+FROM_THE_HUB = re.compile(r"--version (1\.5|xl-1\.0|sd-turbo)\b|_flux\.py|_sd35?\.py|--controlnet-type")
 SLOW = ("benchmark.py run ", "--engine jax", "--prompts", "--grid")
 SCRIPT = ".venv/bin/python "
 
@@ -73,8 +73,9 @@ def shell(command: str, root: Path, *more: str) -> Ended:
 
 def set_the_scene(root: Path, command: str) -> None:
     """The files that a command takes for granted."""
-    if "--input-image" in command:
-        Image.new("RGB", (128, 128), "teal").save(root / "sketch.png")
+    for name in ("sketch.png", "mask.png", "map.png"):
+        if name in command:
+            Image.new("RGB", (128, 128), "aqua").save(root / name)
     if "prompts.txt" in command:
         (root / "prompts.txt").write_text("a red apple, noto style\npizza\n")
     if "prompts.jsonl" in command:

@@ -28,20 +28,19 @@ class Part:
 
     `cls` is its class as "library:Class", and `defaults` are what that takes for the keys that are read here, where a
     configuration leaves them out. `stem` begins the names of its weight files. `tokenizer` is the folder of the ids
-    that a text encoder reads. `lora` begins the names of the tensors that LoRA files hold for it, in whatever layout;
-    `inversion` is what files of textual inversions call the vectors for it.
+    that a text encoder reads. `lora` begins the names of the tensors that LoRA files hold for it, in whatever layout.
     `original` has what begins its tensors' names in a file in the original layout, and which of `checkpoint.original`'s
-    layouts they are in. Without one that is `optional` a model makes pictures too: where its index names none, and
-    where its folder is not there. A `chat` model is given a prompt in its tokenizer's template, as its user's words.
-    """
+    layouts they are in. `inversion` is what files of textual inversions call the vectors for it. Without one that is
+    `optional` a model makes pictures too: where its index names none, and where its folder is not there. A `chat` model
+    is given a prompt in its tokenizer's template, as its user's words."""
 
     cls: str
     defaults: dict[str, Any] = field(default_factory=dict)
     stem: str = "diffusion_pytorch_model"
     tokenizer: str | None = None
     lora: tuple[str, ...] = ()
-    inversion: str = ""
     original: tuple[tuple[str, str], ...] = ()
+    inversion: str = ""
     optional: bool = False
     chat: bool = False
 
