@@ -22,7 +22,13 @@ GB = 10**9
 def request_of(pixels: int, batch: int = 1) -> Request:
     sizes: dict[str, Any] = {"height": pixels, "width": pixels, "batch_size": batch}
     return Request(
-        model="a model", prompts=("an apple",), denoising_steps=2, guidance_scale=7.5, engine="openvino", **sizes
+        model="a model",
+        prompts=("an apple",),
+        denoising_steps=2,
+        guidance_scale=7.5,
+        engine="openvino",
+        precision="fp32",
+        **sizes,
     )
 
 

@@ -71,7 +71,7 @@ def test_large_weights_are_half_and_what_is_computed_is_not(half_model: Path) ->
     kept = {weight.dtype: weight.numel() for weight in module.parameters()}
     assert kept.keys() == {torch.float16, torch.float32}
     assert all(weight.dtype == torch.float16 for weight in module.parameters() if weight.numel() >= 500)
-    inputs = example_inputs(stage, {"B": 1, "h": 8, "w": 8})
+    inputs = example_inputs(stage, {"B": 1, "h": 8, "w": 8, "T": 77})
     with torch.inference_mode():
         made, expected = (
             module(*inputs.values()),

@@ -57,7 +57,8 @@ class Page:
         until(lambda: browser.find_elements(By.CSS_SELECTOR, "#model option"))
 
     def one(self, selector: str):
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
+        until(lambda: self.all(selector))
+        return self.all(selector)[0]
 
     def all(self, selector: str) -> list:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
