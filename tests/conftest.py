@@ -22,6 +22,11 @@ from tests.support import Diffusers, Studio, on_shelf, write_tiny_model, write_t
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What interrupts a test is for that test, whatever one before it has left."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests stay on the CPU, where their references are computed, unless those that take a GPU are asked for."""
     if config.option.markexpr != "gpu":
