@@ -170,7 +170,8 @@ def _run(script: Script, flags: argparse.Namespace) -> None:
     console.say(table(clocks, request.batch_size))
     told = _timings(clocks, request.batch_size)
     if quantization := runtime.options.quantization:
-        told["quantization_psnr"] = _loss(pictures_of_first, base, refiner, request, start, controls, first, console)
+        computed = Request.from_json(facts["request"])  # `auto` could choose another precision without it
+        told["quantization_psnr"] = _loss(pictures_of_first, base, refiner, computed, start, controls, first, console)
         console.say(f"{quantization}: PSNR {told['quantization_psnr']:.1f} dB against the same pictures without it")
     if flags.json:
         console.result(json.dumps(facts | {"images": made} | told))

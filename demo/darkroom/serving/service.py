@@ -297,13 +297,13 @@ class Service:
     def _table(self, request: Request) -> tuple[str, Table]:
         """The key and the schedule of a request that starts from a picture, whichever that is."""
         alike = replace(request, prompts=("a",), seed=0, input_image="", mask=request.mask and MaskChoice(""))
-        if alike not in self._from_pictures:
+        if (found := self._from_pictures.get(alike)) is None:
             if self._compiled is None:
                 raise InvalidRequest("input_image: pictures that start from others are not made here.")
-            self._from_pictures[alike] = self._compiled(request)
-            while len(self._from_pictures) > SCHEDULES_KEPT:
-                self._from_pictures.pop(next(iter(self._from_pictures)))
-        return self._from_pictures[alike]
+            found = self._compiled(request)
+            kept = [*self._from_pictures.items(), (alike, found)]
+            self._from_pictures = dict(kept[-SCHEDULES_KEPT:])  # at once: other threads read what there was
+        return found
 
     def lane_of(self, request: Request) -> Lane:
         """The engines for a request: see `Plan.lane_for`."""
